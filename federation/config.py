@@ -1,0 +1,234 @@
+"""The run configuration: typed, frozen, validated once at the edge.
+
+A run is described by one TOML file (see `configs/`). Flower carries it as a flat mapping
+(`"training.local_steps" -> 30`), so this module reads both forms. Server and SuperNodes parse the same
+mapping with the same code, hence a value that is refused is refused everywhere, before anything starts.
+What belongs to one machine (paths, devices) is not here: it is in that machine's node configuration or
+environment.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from federation.errors import ConfigError
+
+__all__ = [
+    "CheckpointConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "PolicyConfig",
+    "RunConfig",
+    "RunSection",
+    "TrainingConfig",
+    "flatten",
+    "load_run_config",
+    "parse_run_config",
+]
+
+Scalar = bool | int | float | str
+
+
+def _setting(
+    default: Scalar,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    one_of: tuple[str, ...] | None = None,
+) -> Any:
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "one_of": one_of}
+    return field(default=default, metadata={k: v for k, v in limits.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Identity and length of a run."""
+
+    name: str = _setting("")  # outputs/<name>; empty: a name is made from the date and time
+    seed: int = _setting(0, at_least=0)
+    num_rounds: int = _setting(20, at_least=1)
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Who takes part in a round and how long it may take."""
+
+    fraction_fit: float = _setting(1.0, above=0, at_most=1)  # share of the online nodes sampled each round
+    min_nodes: int = _setting(2, at_least=1)  # nodes that must be online before a round starts
+    round_deadline_seconds: float = _setting(1800.0, above=0)
+    join_timeout_seconds: float = _setting(300.0, above=0)  # how long to wait for min_nodes
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which SmolVLA is trained."""
+
+    size: str = _setting("pretrained", one_of=("tiny", "smolvla", "pretrained"))
+    pretrained: str = _setting("lerobot/smolvla_base")  # Hub id or folder, for size "pretrained"
+    vlm: str = _setting("")  # folder or Hub id that overrides the pretrained policy's own vlm_model_name
+    cameras: str = _setting("top,wrist")  # every data set must have observation.images.<each of these>
+    chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The configured cameras in order, e.g. `("top", "wrist")`."""
+        return tuple(name.strip() for name in self.cameras.split(","))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a SuperNode does in one round. Defaults follow LeRobot's SmolVLA presets."""
+
+    local_steps: int = _setting(200, at_least=1)
+    batch_size: int = _setting(16, at_least=1)
+    proximal_mu: float = _setting(0.001, at_least=0)  # FedProx mu; 0 is FedAvg
+    learning_rate: float = _setting(1e-4, above=0)
+    min_learning_rate: float = _setting(2.5e-6, at_least=0)  # where the cosine ends
+    schedule: str = _setting("cosine", one_of=("cosine", "warm_restarts", "constant"))
+    restart_rounds: int = _setting(10, at_least=1)  # length of a cycle of "warm_restarts"
+    warmup_steps: int = _setting(100, at_least=0)  # counted over the whole run, not each round
+    weight_decay: float = _setting(1e-10, at_least=0)
+    grad_clip_norm: float = _setting(10.0, above=0)
+    num_workers: int = _setting(2, at_least=0)  # data loading processes on a SuperNode
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Server-side evaluation on held-out data sets."""
+
+    eval_frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
+    eval_mode: str = _setting("quick", one_of=("quick", "full"))
+    quick_episodes: int = _setting(4, at_least=1)  # first N episodes of each data set in "quick"
+    frame_stride: int = _setting(15, at_least=1)  # evaluate every n-th frame: neighbours are near copies
+    batch_size: int = _setting(16, at_least=1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of the global weights."""
+
+    frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
+    keep: int = _setting(3, at_least=1)  # newest N are kept, and the best one besides
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One federated run."""
+
+    run: RunSection = field(default_factory=RunSection)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+_SECTIONS = {section.name: section.default_factory for section in dataclasses.fields(RunConfig)}
+_FIELDS = {
+    f"{section}.{setting.name}": setting
+    for section, cls in _SECTIONS.items()
+    for setting in dataclasses.fields(cls)  # type: ignore[arg-type]
+}
+
+
+def flatten(config: RunConfig) -> dict[str, Scalar]:
+    """Every setting of `config` under its dotted key, as Flower's run configuration wants it."""
+    return {
+        f"{section}.{key}": value
+        for section, settings in dataclasses.asdict(config).items()
+        for key, value in settings.items()
+    }
+
+
+def parse_run_config(settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Build a `RunConfig` from dotted keys; keys left out take their defaults.
+
+    Args:
+        settings: e.g. `{"training.local_steps": 30}`.
+        source: where the settings come from, named in errors: a file, or "the run configuration".
+
+    Raises:
+        ConfigError: unknown key, wrong type or value out of range.
+    """
+    by_section: dict[str, dict[str, Scalar]] = {section: {} for section in _SECTIONS}
+    for key, value in settings.items():
+        if key not in _FIELDS:
+            close = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known sections: {', '.join(_SECTIONS)}"
+            raise ConfigError(f"{source}: unknown key {key!r}: {hint}")
+        section, name = key.split(".")
+        by_section[section][name] = _checked(key, value, source)
+    config = RunConfig(**{s: _SECTIONS[s](**values) for s, values in by_section.items()})  # type: ignore
+    _check_together(config, source)
+    return config
+
+
+def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a TOML run configuration such as `configs/demo.toml`.
+
+    Args:
+        overrides: dotted keys that win over the file.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or holds something `parse_run_config` refuses.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; choose one of configs/*.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    flat: dict[str, Any] = {}
+    for section, settings in tree.items():
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: {section} stands outside a section; put it under [run] or another")
+        flat.update({f"{section}.{key}": value for key, value in settings.items()})
+    return parse_run_config(flat | dict(overrides or {}), str(path))
+
+
+def _checked(key: str, value: Any, source: str) -> Scalar:
+    setting = _FIELDS[key]
+    kind = type(setting.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{source}: {key} = {value!r}: must be of type {kind.__name__}")
+    limits = setting.metadata
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{source}: {key} = {value}: must be a finite number")
+    if "at_least" in limits and value < limits["at_least"]:
+        raise ConfigError(f"{source}: {key} = {value}: must be at least {limits['at_least']}")
+    if "above" in limits and value <= limits["above"]:
+        raise ConfigError(f"{source}: {key} = {value}: must be greater than {limits['above']}")
+    if "at_most" in limits and value > limits["at_most"]:
+        raise ConfigError(f"{source}: {key} = {value}: must be at most {limits['at_most']}")
+    if "one_of" in limits and value not in limits["one_of"]:
+        raise ConfigError(f"{source}: {key} = {value!r}: must be one of {', '.join(limits['one_of'])}")
+    return value
+
+
+def _check_together(config: RunConfig, source: str) -> None:
+    cameras = config.policy.camera_names
+    if not all(name.isidentifier() for name in cameras) or len(set(cameras)) != len(cameras):
+        raise ConfigError(
+            f"{source}: policy.cameras = {config.policy.cameras!r}: "
+            "must be different names separated by commas, e.g. 'top,wrist'"
+        )
+    if config.training.min_learning_rate > config.training.learning_rate:
+        raise ConfigError(
+            f"{source}: training.min_learning_rate = {config.training.min_learning_rate}: "
+            f"must not exceed training.learning_rate = {config.training.learning_rate}"
+        )
+    if not config.run.name.replace("-", "").replace("_", "").replace(".", "").isalnum() and config.run.name:
+        raise ConfigError(
+            f"{source}: run.name = {config.run.name!r}: use letters, digits, '-', '_' and '.', "
+            "it becomes a folder name"
+        )
+    if config.run.name.startswith("."):
+        raise ConfigError(f"{source}: run.name = {config.run.name!r}: must not start with a dot")

@@ -1,0 +1,55 @@
+"""Opening a LeRobot data set for a policy, and the errors its frames can raise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.video_utils import FrameTimestampError
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from federation.errors import DatasetError
+
+__all__ = ["DECODE_ERRORS", "open_dataset", "policy_inputs"]
+
+DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegError, OSError)
+"""What LeRobot raises for a frame whose video is truncated, damaged or out of step with its timestamps."""
+
+
+def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | None = None) -> LeRobotDataset:
+    """Open the data set in `root` so that each item is one training sample of `policy`.
+
+    An item has `observation.state` (1, 6), `observation.images.<camera>` (1, 3, H, W) in [0, 1],
+    `action` (chunk_size, 6), `action_is_pad` (chunk_size,) bool and `task` str; floats are fp32, in the
+    data set's own units. Call `describe_dataset` first: LeRobot would look for missing files on the Hub.
+
+    Args:
+        episodes: indices of the episodes to open; all of them if None.
+
+    Raises:
+        DatasetError: LeRobot cannot open it.
+    """
+    name = f"local/{root.name}"
+    try:
+        metadata = LeRobotDatasetMetadata(name, root=root)
+        return LeRobotDataset(
+            name,
+            root=root,
+            episodes=None if episodes is None else list(episodes),
+            delta_timestamps=resolve_delta_timestamps(policy, metadata),
+            video_backend="pyav",
+        )
+    except Exception as error:  # parquet, JSON and version errors of three libraries
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatasetError(
+            f"data set {root}: LeRobot cannot open it ({first_line}); copy it again"
+        ) from error
+
+
+def policy_inputs(item: dict[str, Any], policy: SmolVLAConfig) -> dict[str, Any]:
+    """The entries of a data set item that `policy` learns from; the rest only costs collation."""
+    return {key: item[key] for key in (OBS_STATE, *policy.image_features, ACTION, "action_is_pad", "task")}

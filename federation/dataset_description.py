@@ -1,0 +1,187 @@
+"""What a LeRobot data set says of itself, read from its files without torch or LeRobot.
+
+Both sides look here first: a SuperNode answers the handshake with it, the server checks its evaluation sets
+with it, and `make demo` and `make doctor` name what is wrong before a single process starts. LeRobot itself
+would try to download a missing file from the Hub; so every file is looked for here, before LeRobot opens
+anything.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from federation.errors import DatasetError
+
+__all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
+
+ARM_DIM = 6  # an SO-100/SO-101 arm: five joints and the gripper, in state and in action
+STATISTICS_FEATURES = ("observation.state", "action")  # images are not normalised by SmolVLA
+STATISTICS_NAMES = ("mean", "std", "min", "max", "count")
+_IMAGE_PREFIX = "observation.images."
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """The facts of one data set that matter to a federation; no frame, no path."""
+
+    fps: int
+    episodes: int
+    frames: int
+    cameras: tuple[str, ...]
+    state_dim: int
+    action_dim: int
+    statistics: dict[str, dict[str, np.ndarray]]
+    """feature -> {"mean", "std", "min", "max": (6,), "count": (1,)} -> float64"""
+
+
+def describe_dataset(root: Path) -> DatasetDescription:
+    """Read the description of the LeRobot v3 data set in the folder `root` and check that its files exist.
+
+    Raises:
+        DatasetError: `root` is no data set, is of another format version, or a file is missing or damaged.
+    """
+    if not (root / "meta" / "info.json").is_file():
+        raise DatasetError(
+            f"data set {root}: no meta/info.json there; give the folder of a LeRobot v3 data set "
+            "(it holds data/, meta/ and videos/)"
+        )
+    info = _read_json(root, "meta/info.json")
+    version = str(info.get("codebase_version", "none"))
+    if not version.startswith("v3."):
+        raise DatasetError(
+            f"data set {root}: format version is {version}, must be v3.x; convert it with "
+            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root={root}"
+        )
+    try:
+        features = info["features"]
+        cameras = tuple(
+            key.removeprefix(_IMAGE_PREFIX)
+            for key, feature in features.items()
+            if key.startswith(_IMAGE_PREFIX) and feature["dtype"] in ("video", "image")
+        )
+        dims = [int(np.prod(features[key]["shape"])) for key in STATISTICS_FEATURES]
+        fps, episodes, frames = int(info["fps"]), int(info["total_episodes"]), int(info["total_frames"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"data set {root}: meta/info.json lacks or garbles {error}") from None
+    if episodes < 1 or frames < 1:
+        raise DatasetError(f"data set {root}: holds {episodes} episodes and {frames} frames; record some")
+    _check_files(root, info)
+    return DatasetDescription(
+        fps=fps,
+        episodes=episodes,
+        frames=frames,
+        cameras=cameras,
+        state_dim=dims[0],
+        action_dim=dims[1],
+        statistics=_read_statistics(root),
+    )
+
+
+def check_fits(description: DatasetDescription, cameras: Sequence[str], name: str) -> None:
+    """Raise a `DatasetError` that names the data set `name` if it lacks what the policy needs.
+
+    Args:
+        cameras: names without the `observation.images.` prefix; the data set may have more.
+    """
+    missing = [camera for camera in cameras if camera not in description.cameras]
+    if missing:
+        has = ", ".join(description.cameras) or "none"
+        raise DatasetError(
+            f"data set {name}: lacks the camera {', '.join(missing)} (it has {has}); "
+            "record it, or change policy.cameras in the run configuration"
+        )
+    for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
+        if dim != ARM_DIM:
+            raise DatasetError(
+                f"data set {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
+                "use a data set of that arm"
+            )
+
+
+def find_datasets(folder: Path) -> dict[str, Path]:
+    """The data sets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if (folder / "meta").is_dir():
+        return {folder.name: folder}
+    if folder.is_dir():
+        found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / "meta").is_dir()}
+        if found:
+            return found
+    raise DatasetError(f"no data set in {folder}: make it, or name a folder that holds LeRobot v3 data sets")
+
+
+def _read_json(root: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((root / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"data set {root}: {name} is missing; copy the data set again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DatasetError(f"data set {root}: {name} cannot be read ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"data set {root}: {name} must hold a JSON object")
+    return content
+
+
+def _read_statistics(root: Path) -> dict[str, dict[str, np.ndarray]]:
+    content = _read_json(root, "meta/stats.json")
+    statistics: dict[str, dict[str, np.ndarray]] = {}
+    for feature in STATISTICS_FEATURES:
+        try:
+            statistics[feature] = {
+                name: np.asarray(content[feature][name], dtype=np.float64).reshape(-1)
+                for name in STATISTICS_NAMES
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"data set {root}: meta/stats.json lacks or garbles {feature} {error}; "
+                "recompute the statistics with LeRobot"
+            ) from None
+        if not all(np.isfinite(values).all() for values in statistics[feature].values()):
+            raise DatasetError(f"data set {root}: meta/stats.json holds NaN or infinity for {feature}")
+    return statistics
+
+
+def _check_files(root: Path, info: dict[str, Any]) -> None:
+    """Every parquet and video file the episodes name must be there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not (root / "meta" / "tasks.parquet").is_file():
+        raise DatasetError(f"data set {root}: meta/tasks.parquet is missing; copy the data set again")
+    tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not tables:
+        raise DatasetError(f"data set {root}: no file in meta/episodes; copy the data set again")
+    video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    needed: set[str] = set()
+    for table in tables:
+        try:
+            rows = pq.read_table(table).to_pylist()
+            for row in rows:
+                needed.add(
+                    info["data_path"].format(
+                        chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+                    )
+                )
+                needed.update(
+                    info["video_path"].format(
+                        video_key=key,
+                        chunk_index=row[f"videos/{key}/chunk_index"],
+                        file_index=row[f"videos/{key}/file_index"],
+                    )
+                    for key in video_keys
+                )
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            name = table.relative_to(root)
+            raise DatasetError(f"data set {root}: {name} cannot be read ({error}); copy it again") from None
+    missing = sorted(name for name in needed if not (root / name).is_file())
+    if missing:
+        raise DatasetError(
+            f"data set {root}: {len(missing)} files are missing, the first is {missing[0]}; copy it again"
+        )

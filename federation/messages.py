@@ -1,0 +1,16 @@
+"""Names of the messages and of the records in them; both sides spell them from here."""
+
+__all__ = ["ANSWER", "CONFIG", "METRICS", "QUERY_JOIN", "STATISTICS", "TRAIN", "UPDATE", "WEIGHTS"]
+
+QUERY_JOIN = "query.join"  # server -> node: who are you, what data do you hold?
+TRAIN = "train"  # server -> node: train from these weights
+
+# Records of a TRAIN message
+WEIGHTS = "weights"  # ArrayRecord: the global trainable weights
+STATISTICS = "statistics"  # ArrayRecord: the normalisation of the federation; also in the join answer
+CONFIG = "config"  # ConfigRecord: run name, round, fingerprint of the frozen weights
+
+# Records of the answers
+ANSWER = "answer"  # ConfigRecord: what a node says of itself when it joins
+UPDATE = "update"  # ArrayRecord: trained weights minus received weights
+METRICS = "metrics"  # MetricRecord: examples, losses, times
