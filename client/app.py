@@ -1,0 +1,155 @@
+"""The ClientApp: what a SuperNode answers. The table of contents of a site's part in a run.
+
+Flower starts a new process for every message. So `join` reads files only and stays quick, and torch and
+LeRobot are imported when there is something to train. Whatever goes wrong is answered with one line, in
+which no path of this site stands; the whole story is in this site's own log.
+"""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from federation import logs
+from federation.config import RunConfig, parse_run_config
+from federation.dataset_description import check_fits, describe_dataset
+from federation.errors import ConfigError, FederationError
+from federation.messages import ANSWER, CONFIG, METRICS, QUERY_JOIN, STATISTICS, UPDATE, WEIGHTS
+from federation.wire import arrays_to_record, record_to_arrays, record_to_tensors, tensors_to_record
+
+app = ClientApp()
+_log = logs.get_logger("client.app")
+
+
+@dataclass(frozen=True)
+class Site:
+    """This site's own settings, from `--node-config`; none of them leaves it but the name."""
+
+    name: str
+    dataset: Path
+    scratch: Path
+
+
+@app.query(QUERY_JOIN.partition(".")[2])
+def join(message: Message, context: Context) -> Message:
+    """Say what data this site holds, without showing any of it."""
+    return _answer(message, context, _join)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train `local_steps` steps from the received weights and reply with the update."""
+    return _answer(message, context, _train)
+
+
+def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    description = describe_dataset(site.dataset)
+    check_fits(description, config.policy.camera_names, str(site.dataset))
+    _log.info("joins with %d episodes, %d frames", description.episodes, description.frames)
+    facts = {
+        "name": site.name,
+        "fps": description.fps,
+        "episodes": description.episodes,
+        "frames": description.frames,
+        "cameras": list(description.cameras),
+        "python": platform.python_version(),
+    }
+    return RecordDict(
+        {ANSWER: ConfigRecord(facts), STATISTICS: arrays_to_record(description.statistics)}  # type: ignore
+    )
+
+
+def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    started = time.monotonic()
+    # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
+    os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.progress import ProgressFile
+    from client.training import run_training_loop, setup_training_components
+    from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
+
+    order = message.content[CONFIG]
+    round_, num_rounds = int(order["round"]), config.run.num_rounds  # type: ignore[arg-type]
+    logs.speak_as(round_=round_)
+    describe_dataset(site.dataset)
+    device = select_device()
+    policy = build_policy(config.policy, seed=config.run.seed, device=device, cache=site.scratch)
+    if frozen_fingerprint(policy) != order["fingerprint"]:
+        raise FederationError(
+            "frozen weights differ from the server's: install the same versions of torch, transformers and "
+            "lerobot, and the same policy.pretrained"
+        )
+    shapes = {name: p.shape for name, p in trainable_parameters(policy).items()}
+    components = setup_training_components(
+        config,
+        policy,
+        record_to_tensors(message.content[WEIGHTS], shapes),
+        record_to_arrays(message.content[STATISTICS]),
+        site.dataset,
+        seed=_seed(config.run.seed, site.name, round_),
+    )
+    setup_seconds = time.monotonic() - started
+    progress = ProgressFile(site.scratch, round_, config.training.local_steps)
+    result = run_training_loop(
+        components, round_, num_rounds, lambda step, metrics: progress.update(step, metrics.policy_loss)
+    )
+    _log.info(
+        "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
+        config.training.local_steps,
+        device.type,
+        result.train_seconds,
+        setup_seconds,
+        result.policy_loss,
+        result.skipped_frames,
+    )
+    metrics = {k: v for k, v in asdict(result).items() if k != "update"} | {"setup_seconds": setup_seconds}
+    return RecordDict({UPDATE: tensors_to_record(result.update), METRICS: MetricRecord(metrics)})
+
+
+def _answer(
+    message: Message, context: Context, work: Callable[[Message, RunConfig, Site], RecordDict]
+) -> Message:
+    """Do `work`; turn any failure into an error reply, so that the server hears of it at once."""
+    logs.configure()
+    private = ""
+    try:
+        site = _read_site(context)
+        private = str(site.dataset)
+        logs.speak_as(node=site.name)
+        config = parse_run_config(context.run_config, "the run configuration")
+        return Message(work(message, config, site), reply_to=message)
+    except FederationError as error:
+        _log.error("%s", error)
+        reason = str(error).replace(private, Path(private).name) if private else str(error)
+    except Exception as error:  # anything else would end the process with paths in its message
+        _log.exception("failed")
+        reason = f"{type(error).__name__}; the log of this SuperNode says more"
+    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+
+
+def _read_site(context: Context) -> Site:
+    settings = context.node_config
+    for key in ("name", "dataset", "scratch"):
+        if not isinstance(settings.get(key), str) or not settings[key]:
+            raise ConfigError(
+                f"node configuration: {key} is missing; start the SuperNode with "
+                '--node-config \'name="site-a" dataset="/data" scratch="/scratch"\''
+            )
+    scratch = Path(str(settings["scratch"]))
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"node configuration: scratch = {scratch}: cannot be written ({error})") from None
+    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch)
+
+
+def _seed(run_seed: int, site: str, round_: int) -> int:
+    """A seed of its own for each site and round, the same whenever the run is repeated."""
+    digest = hashlib.sha256(f"{run_seed}/{site}/{round_}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,32 @@
+"""The learning rate over the whole federated run.
+
+A schedule that began anew in each round would never leave its warm-up. So the step counted here is the
+global one: `(round - 1) * local_steps + step in the round`.
+"""
+
+import math
+
+from federation.config import TrainingConfig
+
+__all__ = ["learning_rate"]
+
+
+def learning_rate(step: int, config: TrainingConfig, num_rounds: int) -> float:
+    """Learning rate of global step `step` (from 0).
+
+    `cosine` falls from `learning_rate` to `min_learning_rate` at the last step of the run (Loshchilov and
+    Hutter, ICLR 2017, eq. 5); `warm_restarts` does so every `restart_rounds` rounds; `constant` stays. The
+    first `warmup_steps` of the run rise linearly.
+    """
+    peak, low = config.learning_rate, config.min_learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "warm_restarts":
+        length = config.restart_rounds * config.local_steps
+        position = step % length / length
+    else:
+        length = num_rounds * config.local_steps - config.warmup_steps
+        position = min(1.0, (step - config.warmup_steps) / max(1, length - 1))
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * position))

@@ -1,0 +1,209 @@
+"""One round of local training: FedProx on this site's data, from the weights the server sent.
+
+Read it downwards: `setup_training_components` builds everything from the run configuration,
+`run_training_loop` takes `local_steps` times `run_training_step`. A step is LeRobot's own training step
+with the proximal gradient added; with `proximal_mu = 0` the two give the same weights bit for bit.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from client.fedprox import add_proximal_gradient
+from client.frames import SKIPPED_FRAMES, FrameStream
+from client.schedule import learning_rate
+from federation.config import RunConfig, TrainingConfig
+from federation.dataset import open_dataset
+from federation.errors import FederationError
+from federation.policy import (
+    Statistics,
+    autocast,
+    build_processors,
+    load_trainable,
+    trainable_parameters,
+)
+
+__all__ = [
+    "StepMetrics",
+    "TrainingComponents",
+    "TrainingError",
+    "TrainingResult",
+    "run_training_loop",
+    "run_training_step",
+    "setup_training_components",
+]
+
+
+class TrainingError(FederationError):
+    """Local training went wrong in a way that must not reach the global weights."""
+
+
+@dataclass
+class TrainingComponents:
+    """Everything a round of local training works on."""
+
+    policy: SmolVLAPolicy
+    preprocessor: Any
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[dict[str, Any]]
+    parameters: dict[str, torch.nn.Parameter]  # the trainable ones
+    received: list[Tensor]  # w_t: their values at the start of the round, in the same order
+    config: TrainingConfig
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Losses of one step; `grad_norm` is the norm of the whole gradient before clipping."""
+
+    policy_loss: float
+    proximal_loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a round of local training leaves behind. Losses and norms are means over its steps."""
+
+    update: dict[str, Tensor]  # trained minus received weights, fp32
+    num_examples: int  # frames trained on
+    policy_loss: float
+    proximal_loss: float
+    grad_norm: float
+    update_norm: float
+    learning_rate: float  # of the last step
+    skipped_frames: int
+    train_seconds: float
+
+
+def setup_training_components(
+    config: RunConfig,
+    policy: SmolVLAPolicy,
+    weights: Mapping[str, Tensor],
+    statistics: Statistics,
+    dataset_root: Path,
+    seed: int,
+) -> TrainingComponents:
+    """Load `weights` into `policy` and build data loader, processor and optimizer around it.
+
+    Args:
+        weights: the global trainable weights `w_t`, fp32 on the CPU.
+        statistics: the federation's normalisation.
+        seed: draws the order of the frames and, through torch's global generator, noise and time samples.
+
+    Raises:
+        DatasetError: the data set cannot be opened.
+        PolicyError: `weights` do not fit.
+    """
+    torch.manual_seed(seed)
+    device = next(policy.parameters()).device
+    load_trainable(policy, weights)
+    parameters = trainable_parameters(policy)
+    preprocessor, _ = build_processors(policy, statistics)
+    stream = FrameStream(
+        open_dataset(dataset_root, policy.config), policy.config, seed=seed, name=str(dataset_root)
+    )
+    settings = config.training
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        stream,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    return TrainingComponents(
+        policy=policy,
+        preprocessor=preprocessor,
+        optimizer=torch.optim.AdamW(
+            parameters.values(),
+            lr=settings.learning_rate,
+            betas=policy.config.optimizer_betas,
+            eps=policy.config.optimizer_eps,
+            weight_decay=settings.weight_decay,
+        ),
+        batches=iter(loader),
+        parameters=parameters,
+        received=[p.detach().clone() for p in parameters.values()],
+        config=settings,
+        device=device,
+    )
+
+
+def run_training_step(components: TrainingComponents, batch: dict[str, Any]) -> StepMetrics:
+    """One optimizer step on a preprocessed batch.
+
+    Raises:
+        TrainingError: the policy loss is NaN or infinite.
+    """
+    components.policy.train()
+    with autocast(components.device):
+        loss, _ = components.policy.forward(batch)
+    loss.backward()
+    parameters = list(components.parameters.values())
+    proximal_loss = add_proximal_gradient(parameters, components.received, components.config.proximal_mu)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, components.config.grad_clip_norm)
+    metrics = StepMetrics(loss.item(), proximal_loss.item(), grad_norm.item())
+    if not math.isfinite(metrics.policy_loss) or not math.isfinite(metrics.grad_norm):
+        raise TrainingError(
+            f"policy loss is {metrics.policy_loss}, gradient norm {metrics.grad_norm}: "
+            "lower training.learning_rate or look for extreme values in the data set"
+        )
+    components.optimizer.step()
+    components.optimizer.zero_grad()
+    return metrics
+
+
+def run_training_loop(
+    components: TrainingComponents,
+    round_: int,
+    num_rounds: int,
+    on_step: Callable[[int, StepMetrics], None],
+) -> TrainingResult:
+    """Train `local_steps` steps of round `round_` (from 1) and return the update.
+
+    Args:
+        on_step: called after each step with the number of steps done and its metrics.
+
+    Raises:
+        DatasetError: too many frames in a row cannot be decoded.
+        TrainingError: the loss is NaN or infinite.
+    """
+    config = components.config
+    started = time.monotonic()
+    history: list[StepMetrics] = []
+    num_examples = skipped_frames = 0
+    rate = config.learning_rate
+    for step in range(config.local_steps):
+        batch = next(components.batches)
+        skipped_frames += int(batch.pop(SKIPPED_FRAMES).sum())
+        num_examples += len(batch["action"])
+        rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
+        for group in components.optimizer.param_groups:
+            group["lr"] = rate
+        history.append(run_training_step(components, components.preprocessor(batch)))
+        on_step(step + 1, history[-1])
+    update = {
+        name: (parameter.detach() - received).cpu()
+        for (name, parameter), received in zip(
+            components.parameters.items(), components.received, strict=True
+        )
+    }
+    steps = len(history)
+    return TrainingResult(
+        update=update,
+        num_examples=num_examples,
+        policy_loss=sum(m.policy_loss for m in history) / steps,
+        proximal_loss=sum(m.proximal_loss for m in history) / steps,
+        grad_norm=sum(m.grad_norm for m in history) / steps,
+        update_norm=math.sqrt(sum(u.double().square().sum().item() for u in update.values())),
+        learning_rate=rate,
+        skipped_frames=skipped_frames,
+        train_seconds=time.monotonic() - started,
+    )
