@@ -1,0 +1,128 @@
+"""The ServerApp: the table of contents of a run.
+
+Flower's SuperExec starts this in a process of its own for each run. What belongs to the machine comes from
+its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVALUATION` (held-out data
+sets), `FEDERATION_SCRATCH` (caches).
+"""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from federation import logs
+from federation.config import RunConfig, parse_run_config
+from federation.dataset_description import check_fits, describe_dataset, find_datasets
+from federation.errors import ConfigError, FederationError
+from server.nodes import NodeTable, sample_nodes
+from server.records import RunRecord, new_run_name
+
+if TYPE_CHECKING:
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+app = ServerApp()
+_log = logs.get_logger("server.app")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federated fine-tuning from its configuration to its report."""
+    config = parse_run_config(context.run_config, "the run configuration")
+    record = RunRecord(_folder("FEDERATION_OUTPUTS"), config.run.name or new_run_name("run"), config)
+    logs.configure(record.folder / "server.log")
+    logs.speak_as(node="server", round_=0)
+    record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
+    try:
+        _run(grid, config, record)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, FederationError) else repr(error)
+        _log.error("the run failed: %s", reason)
+        record.close("failed", reason)
+        raise
+    record.close("finished")
+    from server.report import write_report
+
+    write_report(record.folder)
+
+
+def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
+    datasets = _evaluation_datasets(config)
+    nodes = NodeTable(grid, config, record)
+    with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
+        building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
+        online = nodes.wait_for_nodes()
+        policy = building.result()
+
+    from federation.policy import frozen_fingerprint, trainable_parameters
+    from server.checkpoints import Checkpoints
+    from server.evaluation import Evaluator
+    from server.export import export_policy
+    from server.rounds import GlobalModel, run_round
+    from server.statistics import merge_statistics
+
+    model = GlobalModel(
+        weights={name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()},
+        statistics=merge_statistics([node.statistics for node in online.values()]),
+        fingerprint=frozen_fingerprint(policy),
+    )
+    evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
+    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, model.fingerprint)
+    evaluation = evaluator.evaluate(model.weights)
+    record.evaluated(0, evaluation)
+    _log.info("policy loss %.4f before training", evaluation["policy_loss"])
+
+    for round_ in range(1, config.run.num_rounds + 1):
+        logs.speak_as(round_=round_)
+        online = nodes.wait_for_nodes()
+        sampled = sample_nodes(online, config.federation, config.run.seed, round_)
+        entry = run_round(grid, model, sampled, round_, config.federation.round_deadline_seconds, record)
+        last = round_ == config.run.num_rounds
+        policy_loss = None
+        if last or round_ % config.evaluation.eval_frequency == 0:
+            evaluation = evaluator.evaluate(model.weights)
+            policy_loss = evaluation["policy_loss"]
+            record.evaluated(round_, evaluation)
+            entry["evaluation"] = evaluation
+            entry["seconds"]["evaluate"] = evaluation["seconds"]
+        if last or round_ % config.checkpoint.frequency == 0:
+            started = time.monotonic()
+            checkpoints.save(round_, model.weights, policy_loss)
+            entry["seconds"]["checkpoint"] = time.monotonic() - started
+        record.round_finished(entry)
+        _log.info("%s", _summary(entry))
+    export_policy(record.folder / "pretrained_model", policy, model)
+
+
+def _evaluation_datasets(config: RunConfig) -> dict[str, Path]:
+    datasets = find_datasets(_folder("FEDERATION_EVALUATION"))
+    for root in datasets.values():
+        check_fits(describe_dataset(root), config.policy.camera_names, str(root))
+    return datasets
+
+
+def _build_policy(config: RunConfig) -> "SmolVLAPolicy":
+    from federation.policy import build_policy, select_device
+
+    cache = _folder("FEDERATION_SCRATCH")
+    return build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=cache)
+
+
+def _folder(variable: str) -> Path:
+    if not os.environ.get(variable):
+        raise ConfigError(f"environment variable {variable} is not set: give it a folder")
+    return Path(os.environ[variable])
+
+
+def _summary(entry: dict[str, Any]) -> str:
+    parts = [f"{len(entry['clients'])} updates"]
+    if entry["policy_loss"]:
+        parts.append(f"client policy loss {entry['policy_loss']['mean']:.4f}")
+    if "evaluation" in entry:
+        parts.append(f"held-out policy loss {entry['evaluation']['policy_loss']:.4f}")
+    if entry["missing"] or entry["refused"]:
+        parts.append(f"{len(entry['missing'])} missing, {len(entry['refused'])} refused")
+    return ", ".join(parts)

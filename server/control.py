@@ -1,0 +1,103 @@
+"""Talking to SuperLink's Control API through Flower's own command line: register nodes, submit a run, look.
+
+Whoever reaches the Control API runs code on the server and on every node, so it is used on the operator's
+machine only. Each function takes `flwr_home`, a folder whose `config.toml` (see `write_connection`) says
+where SuperLink is.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from federation.config import RunConfig
+from federation.errors import FederationError
+
+__all__ = ["PROJECT", "ControlError", "register_supernode", "run_status", "submit_run", "write_connection"]
+
+PROJECT = Path(__file__).resolve().parents[1]  # the folder of pyproject.toml: the Flower app
+_CONNECTION = "federation"  # the connection's name in config.toml
+_ALREADY_REGISTERED = "already in use"
+_TIMEOUT_SECONDS = 120
+
+
+class ControlError(FederationError):
+    """SuperLink refused, or could not be reached."""
+
+
+def write_connection(flwr_home: Path, address: str, ca_certificate: Path) -> None:
+    """Make `flwr_home/config.toml` point to the SuperLink at `address` ("host:port"), verified over TLS."""
+    flwr_home.mkdir(parents=True, exist_ok=True)
+    (flwr_home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
+        f"address = {json.dumps(address)}\nroot-certificates = {json.dumps(str(ca_certificate.resolve()))}\n",
+        encoding="utf-8",
+    )
+
+
+def register_supernode(flwr_home: Path, public_key: Path, name: str) -> None:
+    """Allow the SuperNode that holds the private half of `public_key` to connect. Repeatable.
+
+    Raises:
+        ControlError: SuperLink refuses the key or cannot be reached.
+    """
+    try:
+        _flwr(flwr_home, "supernode", "register", str(public_key), _CONNECTION, "--name", name)
+    except ControlError as error:
+        if _ALREADY_REGISTERED not in str(error):
+            raise
+
+
+def submit_run(flwr_home: Path, config: RunConfig) -> str:
+    """Submit a run with `config` and return Flower's run id.
+
+    Raises:
+        ControlError: SuperLink refuses the run or cannot be reached.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        for section, settings in asdict(config).items():
+            file.write(f"[{section}]\n")
+            # A JSON scalar is a TOML scalar too.
+            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        file.flush()
+        answer = _flwr(flwr_home, "run", str(PROJECT), _CONNECTION, "--run-config", file.name)
+    return str(answer["run-id"])
+
+
+def run_status(flwr_home: Path, run_id: str) -> str:
+    """Flower's status of a run, e.g. `running` or `finished:failed`.
+
+    Raises:
+        ControlError: SuperLink cannot be reached or knows no such run.
+    """
+    answer = _flwr(flwr_home, "ls", _CONNECTION, "--run-id", run_id)
+    return str(answer["runs"][0]["status"])
+
+
+def _flwr(flwr_home: Path, *arguments: str) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
+    environment = os.environ | {"FLWR_HOME": str(flwr_home)}
+    try:
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ControlError(f"flwr {arguments[0]}: no answer from SuperLink in {_TIMEOUT_SECONDS} s") from None
+    answer = _last_json(result.stdout)
+    if result.returncode != 0 or not answer.get("success"):
+        reason = answer.get("error-message") or (result.stderr or result.stdout).strip()
+        raise ControlError(f"flwr {arguments[0]}: {' '.join(str(reason).split())}")
+    return answer
+
+
+def _last_json(output: str) -> dict[str, Any]:
+    """The JSON object in `output`; the command line may print notes before it."""
+    start = output.find("{")
+    try:
+        return dict(json.loads(output[start:])) if start >= 0 else {}
+    except json.JSONDecodeError:
+        return {}

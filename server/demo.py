@@ -1,0 +1,224 @@
+"""`make demo`: a whole federated run on this machine, and a display of it.
+
+    python -m server.demo --config configs/demo.toml --data data/sample
+
+Starts SuperLink, SuperExec and a SuperNode for each `site-*` data set in `--data` over TLS, submits the run,
+follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from federation.config import RunConfig, load_run_config
+from federation.dataset_description import check_fits, describe_dataset, find_datasets
+from federation.errors import DatasetError, FederationError
+from server.cluster import LocalCluster
+from server.control import run_status, submit_run
+from server.records import EVENTS_FILE, METRICS_FILE, new_run_name
+
+__all__ = ["main", "run_demo"]
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_STATUS_CHECKS = 15.0
+
+
+def main() -> int:
+    """Run the demo; exit code 0 if the run finished, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Run a whole federation on this machine.")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
+    parser.add_argument("--data", type=Path, default=Path("data/sample"), help="site-* and holdout data sets")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
+    parser.add_argument("--port", type=int, default=8443)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
+    console = Console()
+    try:
+        name = new_run_name(arguments.config.stem)
+        config = load_run_config(arguments.config, {"run.name": name})
+        return run_demo(config, arguments.data, arguments.outputs, arguments.certs, arguments.port, console)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing is left running", file=sys.stderr)
+        return 130
+
+
+def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: int, console: Console) -> int:
+    """Run `config` on local processes and show it; return 0 if it finished, 1 if it failed.
+
+    Raises:
+        FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
+    """
+    sites, evaluation = _check_data(config, data)
+    started = time.monotonic()
+    folder = outputs / config.run.name
+    cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch=outputs / ".scratch")
+    try:
+        with cluster:
+            console.print(
+                f"SuperLink on https://127.0.0.1:{port} (TLS, SuperNode keys), {len(sites)} SuperNodes"
+            )
+            with _logs_kept(cluster, folder):
+                run_id = submit_run(cluster.flwr_home, config)
+                console.print(f"run [bold]{config.run.name}[/] submitted")
+                failure = _show(cluster, run_id, folder, sites, config, console, started)
+    finally:
+        console.show_cursor(True)
+    if failure:
+        console.print(f"[red]the run failed: {failure}[/]\nlogs: {folder / 'logs'}", soft_wrap=True)
+        return 1
+    _print_summary(folder, console)
+    return 0
+
+
+def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
+    """The training sites and the evaluation folder in `data`, each checked."""
+    try:
+        found = find_datasets(data)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; make sample-data records the demo's") from None
+    sites = {name: root for name, root in found.items() if name.startswith("site-")}
+    if not sites or "holdout" not in found:
+        raise DatasetError(f"{data}: needs data sets site-* and holdout; make sample-data records them")
+    for root in [*sites.values(), found["holdout"]]:
+        check_fits(describe_dataset(root), config.policy.camera_names, str(root))
+    return sites, found["holdout"]
+
+
+@contextmanager
+def _logs_kept(cluster: LocalCluster, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.copytree(cluster.logs, folder / "logs", dirs_exist_ok=True)
+
+
+def _show(
+    cluster: LocalCluster,
+    run_id: str,
+    folder: Path,
+    sites: dict[str, Path],
+    config: RunConfig,
+    console: Console,
+    started: float,
+) -> str:
+    """Follow the run to its end; return why it failed, or an empty string."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        rounds = progress.add_task("round", total=config.run.num_rounds, note="waiting for nodes")
+        steps = {site: progress.add_task(site, total=config.training.local_steps, note="") for site in sites}
+        baseline = None
+        for event in _follow(folder / EVENTS_FILE, cluster, run_id):
+            kind = event["event"] if event else "tick"
+            if kind == "tick":
+                for site, task in steps.items():
+                    _show_local_progress(cluster.progress_file(site), progress, task)
+            elif kind == "node_joined":
+                console.print(
+                    f"{event['node']} joined: {event['episodes']} episodes, {event['frames']} frames"
+                )
+            elif kind == "node_refused":
+                console.print(f"[red]a node was refused: {event['reason']}[/]", soft_wrap=True)
+            elif kind == "round_started":
+                if event["round"] == 1:
+                    console.print(f"first round begins after {time.monotonic() - started:.0f} s")
+                progress.update(rounds, note=f"round {event['round']} training")
+            elif kind == "update_received":
+                progress.update(rounds, note=f"update of {event['node']}")
+            elif kind in ("update_refused", "update_missing"):
+                reason = event.get("reason", "no reply before the deadline")
+                console.print(f"[yellow]round {event['round']}: {event['node']}: {reason}[/]", soft_wrap=True)
+            elif kind == "evaluated":
+                baseline = baseline or event["policy_loss"]
+                change = 100 * (event["policy_loss"] / baseline - 1)
+                console.print(
+                    f"round {event['round']}: held-out policy loss [bold]{event['policy_loss']:.4f}[/] "
+                    f"({change:+.1f} %), action MSE {event['action_mse']:.1f}"
+                )
+            elif kind == "round_finished":
+                progress.update(rounds, completed=event["round"], note="")
+            elif kind == "run_finished":
+                return ""
+            elif kind == "run_failed":
+                return str(event["reason"])
+    raise AssertionError("the events of a run end with its end")
+
+
+def _show_local_progress(file: Path, progress: Progress, task: Any) -> None:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    progress.update(
+        task, completed=state["step"], note=f"round {state['round']}, policy loss {state['policy_loss']:.3f}"
+    )
+
+
+def _follow(events: Path, cluster: LocalCluster, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the run's events as they are written, and `{}` whenever there is nothing new."""
+    check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+    position = 0
+    while True:
+        lines: list[str] = []
+        if events.exists():
+            with events.open(encoding="utf-8") as file:
+                file.seek(position)
+                lines = [line for line in file if line.endswith("\n")]
+            position += sum(len(line.encode()) for line in lines)
+        yield from (json.loads(line) for line in lines)
+        if lines:
+            continue
+        yield {}
+        cluster.check_processes()
+        if time.monotonic() > check_at:
+            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+            status = run_status(cluster.flwr_home, run_id)
+            if status.startswith("finished"):
+                # Its last events may have come since we looked; without them it died before it could say.
+                if events.exists() and events.stat().st_size > position:
+                    continue
+                yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _print_summary(folder: Path, console: Console) -> None:
+    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    table = Table(title=f"{metrics['run']}: policy loss by round")
+    for column in ("round", "held-out", "action MSE", *(f"{name} (training)" for name in metrics["nodes"])):
+        table.add_column(column, justify="right")
+    baseline = metrics["baseline"]
+    table.add_row("0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}")
+    for entry in metrics["rounds"]:
+        evaluation, clients = entry.get("evaluation"), entry["clients"]
+        table.add_row(
+            str(entry["round"]),
+            f"{evaluation['policy_loss']:.4f}" if evaluation else "",
+            f"{evaluation['action_mse']:.1f}" if evaluation else "",
+            *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in metrics["nodes"]),
+        )
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

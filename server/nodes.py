@@ -1,0 +1,151 @@
+"""Who takes part: the join handshake, waiting for nodes, and sampling a round's participants."""
+
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from federation.config import FederationConfig, RunConfig
+from federation.errors import FederationError
+from federation.logs import get_logger
+from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
+from federation.wire import record_to_arrays
+from server.exchange import receive, send
+from server.records import RunRecord
+
+__all__ = ["Node", "NodeTable", "NotEnoughNodesError", "sample_nodes"]
+
+_JOIN_DEADLINE_SECONDS = 120.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_REMINDERS = 30.0
+_log = get_logger("server.nodes")
+
+
+class NotEnoughNodesError(FederationError):
+    """Fewer than `min_nodes` nodes came, or stayed."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that joined, as it described itself."""
+
+    node_id: int
+    name: str
+    fps: int
+    episodes: int
+    frames: int
+    cameras: tuple[str, ...]
+    statistics: dict[str, dict[str, np.ndarray]]
+
+
+class NodeTable:
+    """The nodes of one run: every online node is asked once who it is, then known or refused."""
+
+    def __init__(self, grid: Grid, config: RunConfig, record: RunRecord) -> None:
+        self._grid, self._config, self._record = grid, config, record
+        self._known: dict[int, Node] = {}
+        self._refused: set[int] = set()
+
+    def wait_for_nodes(self) -> dict[int, Node]:
+        """The joined nodes that are online now, as soon as there are `min_nodes` of them.
+
+        Nodes that came since the last call are asked to join first: late ones are welcome in any round.
+
+        Raises:
+            NotEnoughNodesError: `join_timeout_seconds` passed.
+        """
+        settings = self._config.federation
+        give_up_at = time.monotonic() + settings.join_timeout_seconds
+        remind_at = time.monotonic() + _SECONDS_BETWEEN_REMINDERS
+        while True:
+            online = set(self._grid.get_node_ids())
+            self._ask_to_join(online)
+            joined = {id_: node for id_, node in self._known.items() if id_ in online}
+            if len(joined) >= settings.min_nodes:
+                return joined
+            now = time.monotonic()
+            if now >= give_up_at:
+                raise NotEnoughNodesError(
+                    f"{len(joined)} of {settings.min_nodes} nodes joined within "
+                    f"{settings.join_timeout_seconds:.0f} s ({len(self._refused)} refused): start the other "
+                    "SuperNodes, or lower federation.min_nodes"
+                )
+            if now >= remind_at:
+                _log.info("waiting for nodes: %d of %d", len(joined), settings.min_nodes)
+                remind_at = now + _SECONDS_BETWEEN_REMINDERS
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _ask_to_join(self, online: set[int]) -> None:
+        strangers = sorted(online - self._known.keys() - self._refused)
+        if not strangers:
+            return
+        contents = {node_id: RecordDict() for node_id in strangers}
+        for reply in receive(
+            self._grid, send(self._grid, contents, QUERY_JOIN, "join", _JOIN_DEADLINE_SECONDS)
+        ):
+            if reply.missing:
+                continue  # asked again at the next look
+            try:
+                if reply.content is None:
+                    raise FederationError(reply.error)
+                node = _read_answer(reply.node_id, reply.content)
+                self._check_name(node, online)
+            except FederationError as error:
+                self._refused.add(reply.node_id)
+                _log.warning("node %d refused: %s", reply.node_id, error)
+                self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
+                continue
+            self._known[node.node_id] = node
+            _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
+            self._record.node_joined(node.name, _facts(node))
+
+    def _check_name(self, node: Node, online: set[int]) -> None:
+        for other in list(self._known.values()):
+            if other.name != node.name:
+                continue
+            if other.node_id in online:
+                raise FederationError(f"the name {node.name} is taken by another node; give each its own")
+            del self._known[other.node_id]  # the same site, back under a new key
+
+
+def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int, round_: int) -> list[Node]:
+    """This round's participants: `fraction_fit` of `nodes`, rounded up, in order of their names.
+
+    Depends on the seed, the round and the nodes' names only, so a repeated run samples the same.
+    """
+    by_name = sorted(nodes.values(), key=lambda node: node.name)
+    count = math.ceil(config.fraction_fit * len(by_name))
+    chosen = random.Random(f"{seed}/{round_}").sample(by_name, count)
+    return sorted(chosen, key=lambda node: node.name)
+
+
+def _read_answer(node_id: int, content: RecordDict) -> Node:
+    try:
+        answer: Any = content[ANSWER]
+        return Node(
+            node_id=node_id,
+            name=str(answer["name"]),
+            fps=int(answer["fps"]),
+            episodes=int(answer["episodes"]),
+            frames=int(answer["frames"]),
+            cameras=tuple(str(camera) for camera in answer["cameras"]),
+            statistics=record_to_arrays(content.array_records[STATISTICS]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None
+
+
+def _facts(node: Node) -> dict[str, Any]:
+    return {
+        "node_id": str(node.node_id),  # 64 bits: more than a JSON number holds
+        "fps": node.fps,
+        "episodes": node.episodes,
+        "frames": node.frames,
+        "cameras": list(node.cameras),
+    }
