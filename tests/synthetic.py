@@ -1,0 +1,70 @@
+"""Small LeRobot data sets with the shape of SO-100 recordings, for tests: seconds, not minutes.
+
+A coloured square follows a sine; the joints follow it too, so there is something to learn.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+EDGE_PIXELS = 64
+FPS = 30
+
+
+def record_dataset(
+    root: Path,
+    *,
+    episodes: int = 3,
+    frames: int = 40,
+    cameras: tuple[str, ...] = ("top", "wrist"),
+    seed: int = 0,
+    dim: int = 6,
+) -> Path:
+    """Record a data set of `episodes` x `frames` frames in `root` and return `root`."""
+    names = [f"{joint}.pos" for joint in JOINTS][:dim]
+    vector = {"dtype": "float32", "shape": (dim,), "names": names}
+    image = {
+        "dtype": "video",
+        "shape": (EDGE_PIXELS, EDGE_PIXELS, 3),
+        "names": ["height", "width", "channels"],
+    }
+    dataset = LeRobotDataset.create(
+        repo_id=f"local/{root.name}",
+        root=root,
+        fps=FPS,
+        robot_type="so100_follower",
+        features={
+            "observation.state": vector,
+            "action": vector,
+            **{f"observation.images.{camera}": image for camera in cameras},
+        },
+        rgb_encoder=RGBEncoderConfig(vcodec="h264"),
+    )
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:EDGE_PIXELS, :EDGE_PIXELS]
+    for _ in range(episodes):
+        phases = random.uniform(0, 2 * np.pi, dim)
+        colour = random.integers(60, 255, 3)
+        for t in range(frames):
+            pose = _pose(t, frames, phases)
+            picture = np.full((EDGE_PIXELS, EDGE_PIXELS, 3), 90, np.uint8)
+            centre = EDGE_PIXELS / 2 * (1 + 0.6 * pose[:2] / 60)
+            picture[(abs(rows - centre[0]) < 8) & (abs(columns - centre[1]) < 8)] = colour
+            dataset.add_frame(
+                {
+                    "observation.state": pose,
+                    "action": _pose(t + 1, frames, phases),
+                    **{f"observation.images.{camera}": picture for camera in cameras},
+                    "task": "follow the square",
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+def _pose(t: int, frames: int, phases: np.ndarray) -> np.ndarray:
+    return (60 * np.sin(2 * np.pi * t / frames + phases)).astype(np.float32)

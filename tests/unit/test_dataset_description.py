@@ -1,0 +1,91 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from federation.dataset_description import check_fits, describe_dataset, find_datasets
+from federation.errors import DatasetError
+from tests.synthetic import record_dataset
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    """A copy of site-a to damage."""
+    return Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+
+
+def _change_info(root: Path, **changes: object) -> None:
+    file = root / "meta" / "info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_it_tells_what_lerobot_recorded(data: Path) -> None:
+    description = describe_dataset(data / "site-a")
+    assert (description.episodes, description.frames, description.fps) == (3, 120, 30)
+    assert description.cameras == ("top", "wrist")
+    assert (description.state_dim, description.action_dim) == (6, 6)
+    assert description.statistics["action"]["mean"].shape == (6,)
+    assert description.statistics["action"]["count"].tolist() == [120.0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: shutil.rmtree(d), "no meta/info.json"),
+        (lambda d: (d / "meta/info.json").write_text("{"), "meta/info.json cannot be read"),
+        (lambda d: (d / "meta/info.json").write_text("[]"), "must hold a JSON object"),
+        (lambda d: _change_info(d, codebase_version="v2.1"), "format version is v2.1, must be v3.x; convert it"),
+        (lambda d: _change_info(d, features={}), "lacks or garbles 'observation.state'"),
+        (lambda d: _change_info(d, total_episodes=0), "holds 0 episodes"),
+        (lambda d: (d / "meta/stats.json").unlink(), "meta/stats.json is missing"),
+        (lambda d: (d / "meta/stats.json").write_text("{}"), "lacks or garbles observation.state"),
+        (lambda d: (d / "meta/tasks.parquet").unlink(), "meta/tasks.parquet is missing"),
+        (lambda d: shutil.rmtree(d / "meta/episodes"), "no file in meta/episodes"),
+        (
+            lambda d: next((d / "meta/episodes").rglob("*.parquet")).write_bytes(b"x" * 100),
+            "cannot be read",
+        ),
+        (lambda d: next((d / "data").rglob("*.parquet")).unlink(), "1 files are missing, the first is data/"),
+        (lambda d: shutil.rmtree(d / "videos"), "2 files are missing, the first is videos/"),
+    ],
+)
+def test_damage_is_named_before_lerobot_asks_the_hub(
+    copy: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(copy)
+    with pytest.raises(DatasetError) as caught:
+        describe_dataset(copy)
+    assert message in str(caught.value)
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_a_number_in_the_statistics_is_refused(copy: Path) -> None:
+    stats = json.loads((copy / "meta/stats.json").read_text())
+    stats["action"]["mean"][0] = float("nan")
+    (copy / "meta/stats.json").write_text(json.dumps(stats))
+    with pytest.raises(DatasetError, match="NaN or infinity for action"):
+        describe_dataset(copy)
+
+
+def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
+    with pytest.raises(DatasetError, match=r"site-a: lacks the camera front \(it has top, wrist\)"):
+        check_fits(describe_dataset(data / "site-a"), ("top", "front"), "site-a")
+
+
+def test_another_robot_is_refused(tmp_path: Path) -> None:
+    root = record_dataset(tmp_path / "four-joints", episodes=1, frames=5, dim=4)
+    with pytest.raises(DatasetError, match=r"observation.state has 4 values, an SO-100/SO-101 arm has 6"):
+        check_fits(describe_dataset(root), ("top",), "four-joints")
+
+
+def test_data_sets_are_found_by_name(data: Path) -> None:
+    assert list(find_datasets(data)) == ["holdout", "site-a", "site-b"]
+    assert find_datasets(data / "holdout") == {"holdout": data / "holdout"}
+
+
+def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no data set in"):
+        find_datasets(tmp_path / "nowhere")

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from federation.config import EvaluationConfig
+from federation.errors import DatasetError
+from server.evaluation import Evaluator, _fixed_draw
+
+
+def _evaluator(policy, statistics, data, **settings) -> Evaluator:
+    config = EvaluationConfig(**{"frame_stride": 20, "batch_size": 4, **settings})
+    return Evaluator(policy, statistics, {"holdout": data / "holdout"}, config)
+
+
+def test_the_same_weights_always_give_the_same_figures(policy, weights, statistics, data) -> None:
+    evaluator = _evaluator(policy, statistics, data)
+    torch.manual_seed(1)
+    first = evaluator.evaluate(weights)
+    torch.manual_seed(2)
+    evaluator.evaluate({name: w + 0.1 for name, w in weights.items()})
+    second = evaluator.evaluate(weights)
+    assert first | {"seconds": 0} == second | {"seconds": 0}
+
+
+def test_other_weights_give_other_figures(policy, weights, statistics, data) -> None:
+    evaluator = _evaluator(policy, statistics, data)
+    other = evaluator.evaluate({name: w * 1.5 for name, w in weights.items()})
+    first = evaluator.evaluate(weights)
+    assert other["policy_loss"] != first["policy_loss"]
+    assert other["action_mse"] != first["action_mse"]
+
+
+def test_the_batch_size_does_not_change_the_figures(policy, weights, statistics, data) -> None:
+    one = _evaluator(policy, statistics, data, batch_size=1).evaluate(weights)
+    five = _evaluator(policy, statistics, data, batch_size=5).evaluate(weights)
+    assert one["frames"] == five["frames"]
+    assert one["policy_loss"] == pytest.approx(five["policy_loss"], rel=1e-4)
+    assert one["action_mse"] == pytest.approx(five["action_mse"], rel=1e-4)
+
+
+def test_quick_takes_the_first_episodes_and_full_all(policy, weights, statistics, data) -> None:
+    quick = _evaluator(policy, statistics, data, eval_mode="quick", quick_episodes=1).evaluate(weights)
+    full = _evaluator(policy, statistics, data, eval_mode="full", quick_episodes=1).evaluate(weights)
+    assert (quick["frames"], full["frames"]) == (2, 6)
+
+
+def test_action_mse_is_in_the_units_of_the_data_set(policy, weights, statistics, data) -> None:
+    """An untrained policy is off by about the spread of the actions: degrees, not normalised units."""
+    mse = _evaluator(policy, statistics, data).evaluate(weights)["action_mse"]
+    variance = float((statistics["action"]["std"] ** 2).mean())
+    assert variance / 2 < mse < variance * 10
+
+
+def test_totals_are_weighted_by_frames(policy, weights, statistics, data) -> None:
+    roots = {"holdout": data / "holdout", "site-b": data / "site-b"}
+    config = EvaluationConfig(frame_stride=50, batch_size=4, eval_mode="full")
+    result = Evaluator(policy, statistics, roots, config).evaluate(weights)
+    parts = result["datasets"].values()
+    expected = sum(p["policy_loss"] * p["frames"] for p in parts) / sum(p["frames"] for p in parts)
+    assert result["policy_loss"] == pytest.approx(expected)
+
+
+def test_fixed_draws_are_distributed_as_in_training() -> None:
+    draws = [_fixed_draw("x", frame, 2, 32) for frame in range(3000)]
+    times = torch.stack([time for _, time in draws]).double()
+    noise = torch.stack([noise for noise, _ in draws])
+    assert times.min() >= 0.001
+    assert times.max() <= 1.0
+    assert times.mean().item() == pytest.approx(0.001 + 0.999 * 1.5 / 2.5, abs=0.01)  # Beta(1.5, 1)
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_data_set_without_a_readable_frame_is_named(policy, weights, statistics, data, tmp_path) -> None:
+    import shutil
+
+    shutil.copytree(data / "holdout", tmp_path / "holdout")
+    for video in (tmp_path / "holdout").rglob("*.mp4"):
+        video.write_bytes(b"")
+    with pytest.raises(DatasetError, match="evaluation data set holdout: no frame can be decoded"):
+        _evaluator(policy, statistics, tmp_path).evaluate(weights)

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from client.fedprox import add_proximal_gradient
+
+
+def _parameters(seed: int) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(3, 4), (5,), ()]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+@pytest.mark.parametrize("mu", [0.001, 0.1, 2.0])
+def test_the_gradient_is_that_of_the_objective_of_the_paper(mu: float) -> None:
+    received = [p.detach().clone() for p in _parameters(seed=1)]
+    ours, reference = _parameters(seed=2), _parameters(seed=2)
+    sum(p.sin().sum() for p in ours).backward()
+    proximal_loss = add_proximal_gradient(ours, received, mu)
+
+    squared_norm = sum((p - w).square().sum() for p, w in zip(reference, received, strict=True))
+    (sum(p.sin().sum() for p in reference) + mu / 2 * squared_norm).backward()
+
+    for p, q in zip(ours, reference, strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    torch.testing.assert_close(proximal_loss, (mu / 2 * squared_norm).detach())
+
+
+def test_it_vanishes_where_the_weights_have_not_moved() -> None:
+    parameters = _parameters(seed=1)
+    sum(p.sum() for p in parameters).backward()
+    before = [p.grad.clone() for p in parameters]
+    assert add_proximal_gradient(parameters, [p.detach().clone() for p in parameters], 0.5).item() == 0
+    assert all(torch.equal(p.grad, g) for p, g in zip(parameters, before, strict=True))
+
+
+def test_mu_zero_touches_nothing() -> None:
+    parameters, received = _parameters(seed=1), _parameters(seed=2)
+    sum(p.sum() for p in parameters).backward()
+    before = [p.grad.clone() for p in parameters]
+    assert add_proximal_gradient(parameters, received, 0.0).item() == 0
+    assert all(torch.equal(p.grad, g) for p, g in zip(parameters, before, strict=True))
+
+
+def test_a_parameter_without_a_gradient_is_left_alone() -> None:
+    parameters, received = _parameters(seed=1), _parameters(seed=2)
+    parameters[0].sum().backward()
+    add_proximal_gradient(parameters, received, 0.5)
+    assert parameters[1].grad is None

@@ -1,0 +1,167 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from lerobot.scripts.lerobot_train import update_policy
+from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
+
+from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
+from client.training import (
+    TrainingError,
+    run_training_loop,
+    run_training_step,
+    setup_training_components,
+)
+from federation.config import RunConfig, flatten, parse_run_config
+from federation.dataset import open_dataset
+from federation.errors import DatasetError
+from federation.policy import trainable_parameters
+
+
+def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
+    changes = {f"training.{key}": value for key, value in training.items()}
+    return parse_run_config(flatten(tiny_config) | changes, "test")
+
+
+def _components(config, policy, weights, statistics, data: Path):
+    return setup_training_components(config, policy, weights, statistics, data / "site-a", seed=5)
+
+
+def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
+    tiny_config, make_policy, weights, statistics, data
+) -> None:
+    config = _configure(tiny_config, proximal_mu=0.0)
+    ours, reference = make_policy(), make_policy()
+    components = _components(config, ours, weights, statistics, data)
+    batches = [components.preprocessor(_without_count(next(components.batches))) for _ in range(3)]
+
+    torch.manual_seed(11)
+    for batch in batches:
+        run_training_step(components, dict(batch))
+
+    optimizer = torch.optim.AdamW(
+        [p for p in reference.parameters() if p.requires_grad],
+        lr=config.training.learning_rate,
+        betas=reference.config.optimizer_betas,
+        eps=reference.config.optimizer_eps,
+        weight_decay=config.training.weight_decay,
+    )
+    meters = {key: AverageMeter(key) for key in ("loss", "grad_norm", "lr", "update_s")}
+    torch.manual_seed(11)
+    for batch in batches:
+        update_policy(
+            MetricsTracker(4, 120, 3, meters, initial_step=0),
+            reference,
+            dict(batch),
+            optimizer,
+            config.training.grad_clip_norm,
+            Accelerator(cpu=True),
+        )
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), reference.parameters(), strict=True))
+
+
+def test_the_proximal_term_keeps_the_weights_closer(tiny_config, make_policy, weights, statistics, data) -> None:
+    norms = []
+    for mu in (0.0, 50.0):
+        config = _configure(tiny_config, proximal_mu=mu, local_steps=6)
+        components = _components(config, make_policy(), weights, statistics, data)
+        norms.append(run_training_loop(components, 1, 1, lambda *_: None).update_norm)
+    assert norms[1] < norms[0]
+
+
+def test_a_round_returns_the_update_and_its_figures(tiny_config, policy, weights, statistics, data) -> None:
+    components = _components(tiny_config, policy, weights, statistics, data)
+    steps = []
+    result = run_training_loop(components, 1, 2, lambda step, metrics: steps.append((step, metrics)))
+    assert [step for step, _ in steps] == [1, 2, 3]
+    assert result.num_examples == 3 * tiny_config.training.batch_size
+    assert result.policy_loss == pytest.approx(sum(m.policy_loss for _, m in steps) / 3)
+    assert result.skipped_frames == 0
+    for name, parameter in trainable_parameters(policy).items():
+        torch.testing.assert_close(weights[name] + result.update[name], parameter.detach())
+    squared = sum(u.double().square().sum().item() for u in result.update.values())
+    assert result.update_norm == pytest.approx(squared**0.5)
+    assert result.update_norm > 0
+
+
+def test_the_same_seed_gives_the_same_update(tiny_config, make_policy, weights, statistics, data) -> None:
+    first, second = (
+        run_training_loop(
+            _components(tiny_config, make_policy(), weights, statistics, data), 1, 2, lambda *_: None
+        ).update
+        for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_round(tiny_config, policy, weights, statistics, data) -> None:
+    components = _components(tiny_config, policy, weights, statistics, data)
+    batch = components.preprocessor(_without_count(next(components.batches)))
+    batch["action"] = batch["action"] * float("nan")
+    with pytest.raises(TrainingError, match="policy loss is nan"):
+        run_training_step(components, batch)
+
+
+def _without_count(batch: dict) -> dict:
+    return {key: value for key, value in batch.items() if key != SKIPPED_FRAMES}
+
+
+class _Damaged(torch.utils.data.Dataset):
+    """The data set of a fault that cannot be provoked frame by frame: `bad` frames raise, as LeRobot does."""
+
+    def __init__(self, dataset, bad: set[int]) -> None:
+        self.dataset, self.bad = dataset, bad
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, frame: int):
+        if frame in self.bad:
+            raise OSError(f"frame {frame} is damaged")
+        return self.dataset[frame]
+
+
+def _stream(policy, data: Path, bad: set[int]) -> FrameStream:
+    dataset = _Damaged(open_dataset(data / "site-a", policy.config), bad)
+    return FrameStream(dataset, policy.config, seed=1, name="site-a")
+
+
+def test_damaged_frames_are_left_out_and_counted(policy, data) -> None:
+    bad = set(range(0, 120, 3))
+    epoch = list(itertools.islice(_stream(policy, data, bad), 80))
+    assert sum(item[SKIPPED_FRAMES] for item in epoch) == pytest.approx(len(bad), abs=2)
+
+
+def test_a_stream_of_good_frames_visits_each_once_an_epoch(policy, data) -> None:
+    stream = _stream(policy, data, set())
+    states = [tuple(item["observation.state"].flatten().tolist()) for item in itertools.islice(stream, 120)]
+    every = {
+        tuple(stream.dataset[i]["observation.state"].flatten().tolist()) for i in range(len(stream.dataset))
+    }
+    assert set(states) == every
+
+
+def test_too_many_damaged_frames_in_a_row_name_the_data_set_and_the_frame(policy, data) -> None:
+    stream = _stream(policy, data, set(range(120)))
+    with pytest.raises(DatasetError, match=rf"site-a: {MAX_SKIPPED_IN_A_ROW} frames in a row .* frame \d+"):
+        next(iter(stream))
+
+
+def test_a_video_cut_short_costs_frames_not_the_round(
+    tiny_config, policy, weights, statistics, data, tmp_path
+) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+    video = next((root / "videos" / "observation.images.wrist").rglob("*.mp4"))
+    content = bytearray(video.read_bytes())
+    start = len(content) // 2
+    content[start : start + len(content) // 8] = bytes(len(content) // 8)
+    video.write_bytes(content)
+    config = _configure(tiny_config, local_steps=20)
+    components = setup_training_components(config, policy, weights, statistics, root, seed=5)
+    result = run_training_loop(components, 1, 1, lambda *_: None)
+    assert result.skipped_frames > 0
+    assert result.num_examples == 80
