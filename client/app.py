@@ -22,7 +22,7 @@ from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset
 from federation.errors import ConfigError, FederationError
 from federation.messages import ANSWER, CONFIG, METRICS, QUERY_JOIN, STATISTICS, UPDATE, WEIGHTS
-from federation.wire import arrays_to_record, record_to_arrays, record_to_tensors, tensors_to_record
+from federation.wire import record_to_statistics, record_to_tensors, statistics_to_record, tensors_to_record
 
 app = ClientApp()
 _log = logs.get_logger("client.app")
@@ -62,7 +62,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "python": platform.python_version(),
     }
     return RecordDict(
-        {ANSWER: ConfigRecord(facts), STATISTICS: arrays_to_record(description.statistics)}  # type: ignore
+        {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
     )
 
 
@@ -74,7 +74,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
 
-    order = message.content[CONFIG]
+    order = message.content.config_records[CONFIG]
     round_, num_rounds = int(order["round"]), config.run.num_rounds  # type: ignore[arg-type]
     logs.speak_as(round_=round_)
     describe_dataset(site.dataset)
@@ -89,8 +89,8 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     components = setup_training_components(
         config,
         policy,
-        record_to_tensors(message.content[WEIGHTS], shapes),
-        record_to_arrays(message.content[STATISTICS]),
+        record_to_tensors(message.content.array_records[WEIGHTS], shapes),
+        record_to_statistics(message.content.array_records[STATISTICS]),
         site.dataset,
         seed=_seed(config.run.seed, site.name, round_),
     )

@@ -31,8 +31,10 @@ def add_proximal_gradient(
     """
     if proximal_mu == 0:
         return torch.zeros((), device=parameters[0].device)
-    pairs = [(p, anchor) for p, anchor in zip(parameters, received, strict=True) if p.grad is not None]
-    drift = torch._foreach_sub([p for p, _ in pairs], [anchor for _, anchor in pairs])
-    torch._foreach_add_([p.grad for p, _ in pairs], drift, alpha=proximal_mu)
+    taking_part = [
+        (p, p.grad, anchor) for p, anchor in zip(parameters, received, strict=True) if p.grad is not None
+    ]
+    drift = torch._foreach_sub([p for p, _, _ in taking_part], [anchor for _, _, anchor in taking_part])
+    torch._foreach_add_([gradient for _, gradient, _ in taking_part], drift, alpha=proximal_mu)
     squared_norm = torch.stack(torch._foreach_norm(drift)).square().sum()
     return 0.5 * proximal_mu * squared_norm

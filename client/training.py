@@ -24,12 +24,12 @@ from federation.config import RunConfig, TrainingConfig
 from federation.dataset import open_dataset
 from federation.errors import FederationError
 from federation.policy import (
-    Statistics,
     autocast,
     build_processors,
     load_trainable,
     trainable_parameters,
 )
+from federation.statistics import Statistics
 
 __all__ = [
     "StepMetrics",

@@ -192,15 +192,15 @@ def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> R
     return parse_run_config(flat | dict(overrides or {}), str(path))
 
 
-def _checked(key: str, value: Any, source: str) -> Scalar:
+def _checked(key: str, value: Any, source: str) -> Any:
     setting = _FIELDS[key]
-    kind = type(setting.default)
+    kind: type = type(setting.default)
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if value.bit_length() < 64 else math.inf
     if type(value) is not kind:
         raise ConfigError(f"{source}: {key} = {value!r}: must be of type {kind.__name__}")
     limits = setting.metadata
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{source}: {key} = {value}: must be a finite number")
     if "at_least" in limits and value < limits["at_least"]:
         raise ConfigError(f"{source}: {key} = {value}: must be at least {limits['at_least']}")

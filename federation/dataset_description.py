@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from federation.errors import DatasetError
+from federation.statistics import FEATURES, NAMES, Statistics
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 
 ARM_DIM = 6  # an SO-100/SO-101 arm: five joints and the gripper, in state and in action
-STATISTICS_FEATURES = ("observation.state", "action")  # images are not normalised by SmolVLA
-STATISTICS_NAMES = ("mean", "std", "min", "max", "count")
 _IMAGE_PREFIX = "observation.images."
 
 
@@ -34,8 +33,7 @@ class DatasetDescription:
     cameras: tuple[str, ...]
     state_dim: int
     action_dim: int
-    statistics: dict[str, dict[str, np.ndarray]]
-    """feature -> {"mean", "std", "min", "max": (6,), "count": (1,)} -> float64"""
+    statistics: Statistics
 
 
 def describe_dataset(root: Path) -> DatasetDescription:
@@ -63,7 +61,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
             for key, feature in features.items()
             if key.startswith(_IMAGE_PREFIX) and feature["dtype"] in ("video", "image")
         )
-        dims = [int(np.prod(features[key]["shape"])) for key in STATISTICS_FEATURES]
+        dims = [int(np.prod(features[key]["shape"])) for key in FEATURES]
         fps, episodes, frames = int(info["fps"]), int(info["total_episodes"]), int(info["total_frames"])
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"data set {root}: meta/info.json lacks or garbles {error}") from None
@@ -129,14 +127,13 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_statistics(root: Path) -> dict[str, dict[str, np.ndarray]]:
+def _read_statistics(root: Path) -> Statistics:
     content = _read_json(root, "meta/stats.json")
-    statistics: dict[str, dict[str, np.ndarray]] = {}
-    for feature in STATISTICS_FEATURES:
+    statistics: Statistics = {}
+    for feature in FEATURES:
         try:
             statistics[feature] = {
-                name: np.asarray(content[feature][name], dtype=np.float64).reshape(-1)
-                for name in STATISTICS_NAMES
+                name: np.asarray(content[feature][name], dtype=np.float64).reshape(-1) for name in NAMES
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(

@@ -25,11 +25,11 @@ from torch import Tensor
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import PolicyError
+from federation.statistics import Statistics
 from federation.vlm_folder import vlm_folder
 
 __all__ = [
     "Processors",
-    "Statistics",
     "autocast",
     "build_policy",
     "build_processors",
@@ -41,9 +41,6 @@ __all__ = [
 
 _TINY_IMAGE_PIXELS = 64
 _TINY_MAX_TOKENS = 96  # bytes, since the stand-in tokenizer has one token for each
-
-Statistics = dict[str, dict[str, np.ndarray]]
-"""Feature name -> {"mean", "std", "min", "max", "count", ...} -> float64 array, as LeRobot's stats.json."""
 
 Processors = tuple[Any, Any]
 """LeRobot's (preprocessor, postprocessor) pipelines."""

@@ -9,6 +9,7 @@ Pretrained policies use the real folder and never come here.
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 __all__ = ["vlm_folder"]
 
@@ -24,7 +25,7 @@ _SPECIAL_TOKENS = (
     "<end_of_utterance>",
 )
 # `smolvla` has the shape of SmolVLM2-500M-Video-Instruct, `tiny` the same architecture at toy width.
-_SHAPES = {
+_SHAPES: dict[str, Any] = {
     "tiny": {
         "text": {
             "hidden_size": 64,
@@ -84,7 +85,7 @@ def vlm_folder(size: str, cache: Path) -> Path:
 
 def _write(folder: Path, size: str) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
+    from transformers import (  # type: ignore[attr-defined]
         PreTrainedTokenizerFast,
         SmolVLMConfig,
         SmolVLMImageProcessor,
@@ -114,22 +115,22 @@ def _write(folder: Path, size: str) -> None:
         padding_side="right",
     )
     image_size, scale = shape["image_size"], shape["scale_factor"]
-    config = SmolVLMConfig(
-        text_config={"model_type": "llama", "rms_norm_eps": 1e-5, **shape["text"]},
-        vision_config={
+    settings: dict[str, Any] = {
+        "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5, **shape["text"]},
+        "vision_config": {
             "model_type": "smolvlm_vision",
             "image_size": image_size,
             "patch_size": _PATCH_SIZE_PIXELS,
             "num_attention_heads": shape["vision_heads"],
             **shape["vision"],
         },
-        scale_factor=scale,
-        image_token_id=vocabulary["<image>"],
-        pad_token_id=vocabulary["<|im_end|>"],
-        tie_word_embeddings=False,
-        architectures=["SmolVLMForConditionalGeneration"],
-    )
-    config.save_pretrained(folder)
+        "scale_factor": scale,
+        "image_token_id": vocabulary["<image>"],
+        "pad_token_id": vocabulary["<|im_end|>"],
+        "tie_word_embeddings": False,
+        "architectures": ["SmolVLMForConditionalGeneration"],
+    }
+    SmolVLMConfig(**settings).save_pretrained(folder)
     edge = {"longest_edge": image_size}
     SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(size={"longest_edge": image_size * 4}, max_image_size=edge),

@@ -3,33 +3,37 @@
 Only trainable parameters travel. Down: the global weights. Up: the update, i.e. the difference from what
 was received. Both as fp32 arrays, one for each parameter, in a Flower `ArrayRecord` (NumPy's own format,
 nothing pickled). Whatever arrives is checked against what is expected before it is used.
+torch is imported where tensors are made: the answer to a join needs none and stays quick.
 """
 
 import io
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord
-from torch import Tensor
 
 from federation.errors import WireError
+from federation.statistics import Statistics
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor
 
 __all__ = [
-    "arrays_to_record",
-    "record_to_arrays",
+    "record_to_statistics",
     "record_to_tensors",
+    "statistics_to_record",
     "tensors_to_record",
 ]
 
 
-def tensors_to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+def tensors_to_record(tensors: "Mapping[str, Tensor]") -> ArrayRecord:
     """Encode fp32 tensors of any shape, by parameter name."""
     return ArrayRecord({name: Array(t.detach().cpu().float().numpy()) for name, t in tensors.items()})
 
 
-def record_to_tensors(record: ArrayRecord, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def record_to_tensors(record: ArrayRecord, expected: "Mapping[str, Size]") -> "dict[str, Tensor]":
     """Decode fp32 tensors on the CPU, in the order of `expected`.
 
     Args:
@@ -41,6 +45,8 @@ def record_to_tensors(record: ArrayRecord, expected: Mapping[str, torch.Size]) -
     if record.keys() != expected.keys():
         odd = sorted(record.keys() ^ expected.keys())
         raise WireError(f"{len(odd)} array names do not fit the policy, the first is {odd[0]!r}")
+    import torch
+
     tensors: dict[str, Tensor] = {}
     for name, shape in expected.items():
         array = record[name]
@@ -55,24 +61,24 @@ def record_to_tensors(record: ArrayRecord, expected: Mapping[str, torch.Size]) -
     return tensors
 
 
-def arrays_to_record(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> ArrayRecord:
-    """Encode statistics: feature -> name -> float64 array."""
+def statistics_to_record(statistics: Statistics) -> ArrayRecord:
+    """Encode statistics in float64."""
     return ArrayRecord(
         {
             f"{feature}/{name}": Array(np.asarray(values, dtype=np.float64))
-            for feature, named in arrays.items()
+            for feature, named in statistics.items()
             for name, values in named.items()
         }
     )
 
 
-def record_to_arrays(record: ArrayRecord) -> dict[str, dict[str, np.ndarray]]:
-    """Decode what `arrays_to_record` encoded.
+def record_to_statistics(record: ArrayRecord) -> Statistics:
+    """Decode what `statistics_to_record` encoded.
 
     Raises:
         WireError: a name has no feature, or an array is not finite float64.
     """
-    arrays: dict[str, dict[str, np.ndarray]] = {}
+    statistics: Statistics = {}
     for key, array in record.items():
         feature, slash, name = key.rpartition("/")
         if not slash or not feature:
@@ -80,8 +86,8 @@ def record_to_arrays(record: ArrayRecord) -> dict[str, dict[str, np.ndarray]]:
         values = _decode(key, array)
         if values.dtype != np.float64 or not np.isfinite(values).all():
             raise WireError(f"statistics {key!r} must be finite float64")
-        arrays.setdefault(feature, {})[name] = values
-    return arrays
+        statistics.setdefault(feature, {})[name] = values
+    return statistics
 
 
 def _decode(name: str, array: Array) -> np.ndarray:

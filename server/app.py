@@ -38,15 +38,17 @@ def main(grid: Grid, context: Context) -> None:
     record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
     try:
         _run(grid, config, record)
+        record.close("finished")
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         _log.error("the run failed: %s", reason)
         record.close("failed", reason)
         raise
-    record.close("finished")
-    from server.report import write_report
+    finally:
+        from server.report import write_report
 
-    write_report(record.folder)
+        write_report(record.folder)
+        record.announce_end()
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
@@ -61,8 +63,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
     from server.checkpoints import Checkpoints
     from server.evaluation import Evaluator
     from server.export import export_policy
+    from server.normalisation import merge_statistics
     from server.rounds import GlobalModel, run_round
-    from server.statistics import merge_statistics
 
     model = GlobalModel(
         weights={name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()},

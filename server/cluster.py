@@ -4,6 +4,7 @@ What `docker compose up` does with containers, this does for a laptop and for th
 the same TLS, keys and secret. It is a context manager; leaving it stops everything it started.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -92,8 +93,8 @@ class LocalCluster:
             self._start_superexec()
             with ThreadPoolExecutor(len(self._sites)) as pool:
                 list(pool.map(self._register, self._sites))
-            for index, site in enumerate(self._sites):
-                self._start_supernode(site, self._port + 1 + index)
+            for site, dataset in self._sites.items():
+                self.start_supernode(site, dataset)
         except BaseException:
             self._stop()
             raise
@@ -125,10 +126,13 @@ class LocalCluster:
         tls = self._certs / "superlink"
         self._start(
             "superlink",
-            ["flower-superlink", "--host", _HOST, "--port", str(self._port)]
-            + self._tls_server_arguments()
-            + ["--enable-supernode-auth", "--isolation", "process"]
-            + ["--superexec-auth-secret-file", str(tls / "superexec.secret")],
+            [
+                "flower-superlink",
+                *("--host", _HOST, "--port", str(self._port)),
+                *self._tls_server_arguments(),
+                *("--enable-supernode-auth", "--isolation", "process"),
+                *("--superexec-auth-secret-file", str(tls / "superexec.secret")),
+            ],
         )
         context = ssl.create_default_context(cafile=str(tls / "ca.crt"))
         give_up_at = time.monotonic() + _START_SECONDS
@@ -147,9 +151,12 @@ class LocalCluster:
         tls = self._certs / "superlink"
         self._start(
             "superexec",
-            ["flower-superexec", "--runtime-api-address", f"{_HOST}:{self._port}"]
-            + ["--root-certificates", str(tls / "ca.crt")]
-            + ["--superexec-auth-secret-file", str(tls / "superexec.secret")],
+            [
+                "flower-superexec",
+                *("--runtime-api-address", f"{_HOST}:{self._port}"),
+                *("--root-certificates", str(tls / "ca.crt")),
+                *("--superexec-auth-secret-file", str(tls / "superexec.secret")),
+            ],
             {
                 "FEDERATION_OUTPUTS": str(self._outputs.resolve()),
                 "FEDERATION_EVALUATION": str(self._evaluation.resolve()),
@@ -161,20 +168,26 @@ class LocalCluster:
     def _register(self, site: str) -> None:
         register_supernode(self.flwr_home, self._certs / "sites" / site / "node.key.pub", site)
 
-    def _start_supernode(self, site: str, runtime_port: int) -> None:
+    def start_supernode(self, site: str, dataset: Path) -> None:
+        """Start one more SuperNode; it is let in only if its key has been registered."""
         keys = self._certs / "sites" / site
         scratch = self._scratch / site
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "progress.json").unlink(missing_ok=True)
-        node_config = f'name="{site}" dataset="{self._sites[site].resolve()}" scratch="{scratch}"'
+        node_config = f'name="{site}" dataset="{dataset.resolve()}" scratch="{scratch}"'
+        runtime_port = self._port + len(self._processes)
         threads = max(1, (os.cpu_count() or 1) // len(self._sites))
         self._start(
             site,
-            ["flower-supernode", "--superlink", f"{_HOST}:{self._port}"]
-            + ["--root-certificates", str(keys / "ca.crt")]
-            + ["--auth-supernode-private-key", str(keys / "node.key")]
-            + ["--node-config", node_config, "--host", _HOST, "--port", str(runtime_port)]
-            + self._tls_server_arguments(),
+            [
+                "flower-supernode",
+                *("--superlink", f"{_HOST}:{self._port}"),
+                *("--root-certificates", str(keys / "ca.crt")),
+                *("--auth-supernode-private-key", str(keys / "node.key")),
+                *("--node-config", node_config),
+                *("--host", _HOST, "--port", str(runtime_port)),
+                *self._tls_server_arguments(),
+            ],
             {"OMP_NUM_THREADS": str(threads)},
         )
 
@@ -215,20 +228,16 @@ class LocalCluster:
             _signal_group(process, signal.SIGTERM)
         give_up_at = time.monotonic() + _STOP_SECONDS
         for process in self._processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, give_up_at - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             _signal_group(process, signal.SIGKILL)  # also whatever of its children is left
             process.wait()
         shutil.rmtree(self._state, ignore_errors=True)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _last_line(log: Path) -> str:

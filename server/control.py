@@ -7,6 +7,7 @@ where SuperLink is.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,13 +59,16 @@ def submit_run(flwr_home: Path, config: RunConfig) -> str:
     Raises:
         ControlError: SuperLink refuses the run or cannot be reached.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        for section, settings in asdict(config).items():
-            file.write(f"[{section}]\n")
-            # A JSON scalar is a TOML scalar too.
-            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        file.flush()
-        answer = _flwr(flwr_home, "run", str(PROJECT), _CONNECTION, "--run-config", file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "app"
+        _stage_app(app)
+        settings_file = Path(folder) / "run.toml"
+        with settings_file.open("w", encoding="utf-8") as file:
+            for section, settings in asdict(config).items():
+                file.write(f"[{section}]\n")
+                # A JSON scalar is a TOML scalar too.
+                file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        answer = _flwr(flwr_home, "run", str(app), _CONNECTION, "--run-config", str(settings_file))
     return str(answer["run-id"])
 
 
@@ -76,6 +80,14 @@ def run_status(flwr_home: Path, run_id: str) -> str:
     """
     answer = _flwr(flwr_home, "ls", _CONNECTION, "--run-id", run_id)
     return str(answer["runs"][0]["status"])
+
+
+def _stage_app(app: Path) -> None:
+    """Copy the app's files to `app`: `flwr run` looks at every file below its folder, `.venv` included."""
+    app.mkdir()
+    shutil.copy(PROJECT / "pyproject.toml", app)
+    for package in ("server", "client", "federation"):
+        shutil.copytree(PROJECT / package, app / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _flwr(flwr_home: Path, *arguments: str) -> dict[str, Any]:

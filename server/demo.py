@@ -204,7 +204,8 @@ def _follow(events: Path, cluster: LocalCluster, run_id: str) -> Iterator[dict[s
 def _print_summary(folder: Path, console: Console) -> None:
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     table = Table(title=f"{metrics['run']}: policy loss by round")
-    for column in ("round", "held-out", "action MSE", *(f"{name} (training)" for name in metrics["nodes"])):
+    nodes = sorted(metrics["nodes"])
+    for column in ("round", "held-out", "action MSE", *(f"{name} (training)" for name in nodes)):
         table.add_column(column, justify="right")
     baseline = metrics["baseline"]
     table.add_row("0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}")
@@ -214,7 +215,7 @@ def _print_summary(folder: Path, console: Console) -> None:
             str(entry["round"]),
             f"{evaluation['policy_loss']:.4f}" if evaluation else "",
             f"{evaluation['action_mse']:.1f}" if evaluation else "",
-            *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in metrics["nodes"]),
+            *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in nodes),
         )
     console.print(table)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -24,7 +24,8 @@ from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs
 from federation.dataset_description import describe_dataset
 from federation.errors import DatasetError
 from federation.logs import get_logger
-from federation.policy import Statistics, autocast, build_processors, load_trainable
+from federation.policy import autocast, build_processors, load_trainable
+from federation.statistics import Statistics
 
 __all__ = ["Evaluator"]
 

@@ -51,7 +51,7 @@ def send(
         Message(content, node_id, message_type, ttl=deadline_seconds, group_id=group_id)
         for node_id, content in contents.items()
     ]
-    ids = list(grid.push_messages(messages)) or [None] * len(messages)
+    ids: list[str | None] = list(grid.push_messages(messages)) or [None] * len(messages)
     node_ids = {id_: node_id for id_, node_id in zip(ids, contents, strict=True) if id_ is not None}
     not_sent = [node_id for id_, node_id in zip(ids, contents, strict=True) if id_ is None]
     return Pending(node_ids, not_sent, sent_at, deadline_seconds)

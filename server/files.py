@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["write_atomically", "write_json"]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, flush it to disk, then move it into place.
 
     A crash at any point leaves the old file, or none; a failed write leaves no litter behind.
@@ -27,4 +27,4 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. NaN and infinity are refused with `ValueError`."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
@@ -15,7 +14,8 @@ from federation.config import FederationConfig, RunConfig
 from federation.errors import FederationError
 from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
-from federation.wire import record_to_arrays
+from federation.statistics import Statistics
+from federation.wire import record_to_statistics
 from server.exchange import receive, send
 from server.records import RunRecord
 
@@ -41,7 +41,7 @@ class Node:
     episodes: int
     frames: int
     cameras: tuple[str, ...]
-    statistics: dict[str, dict[str, np.ndarray]]
+    statistics: Statistics
 
 
 class NodeTable:
@@ -135,7 +135,7 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             episodes=int(answer["episodes"]),
             frames=int(answer["frames"]),
             cameras=tuple(str(camera) for camera in answer["cameras"]),
-            statistics=record_to_arrays(content.array_records[STATISTICS]),
+            statistics=record_to_statistics(content.array_records[STATISTICS]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None

@@ -53,6 +53,7 @@ class RunRecord:
         self._metrics: dict[str, Any] = {
             "run": name,
             "status": "running",
+            "reason": "",
             "started": _now(),
             "finished": None,
             "config": flatten(config),
@@ -93,10 +94,13 @@ class RunRecord:
         self.event("round_finished", **round_)
 
     def close(self, status: str, reason: str = "") -> None:
-        """End the run as `finished` or `failed`."""
-        self._metrics |= {"status": status, "finished": _now()}
+        """Save how the run ended: `finished`, or `failed` for `reason`."""
+        self._metrics |= {"status": status, "reason": reason, "finished": _now()}
         self._save()
-        self.event("run_" + status, **({"reason": reason} if reason else {}))
+
+    def announce_end(self) -> None:
+        """Append the last event, `run_finished` or `run_failed`: nothing is written after it."""
+        self.event(f"run_{self._metrics['status']}", reason=self._metrics["reason"])
         self._events.close()
 
     def _save(self) -> None:

@@ -21,7 +21,8 @@ from server.records import METRICS_FILE
 __all__ = ["write_report"]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222;
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
@@ -145,8 +146,9 @@ def _summary(metrics: dict[str, Any]) -> str:
     first, last = metrics["baseline"], evaluated[-1]
     change = 100 * (last["policy_loss"] / first["policy_loss"] - 1)
     return (
-        f"<p>Policy loss on {last['frames']} held-out frames: <b>{first['policy_loss']:.4f}</b> before training, "
-        f"<b>{last['policy_loss']:.4f}</b> after {len(metrics['rounds'])} rounds ({change:+.1f} %). "
+        f"<p>Policy loss on {last['frames']} held-out frames: "
+        f"<b>{first['policy_loss']:.4f}</b> before training, <b>{last['policy_loss']:.4f}</b> "
+        f"after {len(metrics['rounds'])} rounds ({change:+.1f} %). "
         f"Action MSE: {first['action_mse']:.1f} before, {last['action_mse']:.1f} after.</p>"
     )
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from federation.errors import WireError
 from federation.logs import get_logger
 from federation.messages import CONFIG, METRICS, STATISTICS, TRAIN, UPDATE, WEIGHTS
-from federation.policy import Statistics
-from federation.wire import arrays_to_record, record_to_tensors, tensors_to_record
+from federation.statistics import Statistics
+from federation.wire import record_to_tensors, statistics_to_record, tensors_to_record
 from server.aggregation import WeightedMean
 from server.exchange import Reply, receive, send
 from server.nodes import Node
@@ -74,7 +74,7 @@ def run_round(
     order = RecordDict(
         {
             WEIGHTS: tensors_to_record(model.weights),
-            STATISTICS: arrays_to_record(model.statistics),
+            STATISTICS: statistics_to_record(model.statistics),
             CONFIG: ConfigRecord({"round": round_, "fingerprint": model.fingerprint}),
         }
     )

@@ -11,7 +11,8 @@ import torch
 
 from federation.config import PolicyConfig, RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
-from federation.policy import Statistics, build_policy, trainable_parameters
+from federation.policy import build_policy, trainable_parameters
+from federation.statistics import Statistics
 from tests.synthetic import record_dataset
 
 TINY = {

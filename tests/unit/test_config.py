@@ -101,7 +101,12 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(KEYS) | st.text(max_size=12),
-        st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.none() | st.lists(st.integers()),
+        st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=12)
+        | st.none()
+        | st.lists(st.integers()),
         max_size=4,
     )
 )

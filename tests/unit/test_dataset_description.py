@@ -36,7 +36,10 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         (lambda d: shutil.rmtree(d), "no meta/info.json"),
         (lambda d: (d / "meta/info.json").write_text("{"), "meta/info.json cannot be read"),
         (lambda d: (d / "meta/info.json").write_text("[]"), "must hold a JSON object"),
-        (lambda d: _change_info(d, codebase_version="v2.1"), "format version is v2.1, must be v3.x; convert it"),
+        (
+            lambda d: _change_info(d, codebase_version="v2.1"),
+            "format version is v2.1, must be v3.x; convert it",
+        ),
         (lambda d: _change_info(d, features={}), "lacks or garbles 'observation.state'"),
         (lambda d: _change_info(d, total_episodes=0), "holds 0 episodes"),
         (lambda d: (d / "meta/stats.json").unlink(), "meta/stats.json is missing"),

@@ -72,7 +72,9 @@ def test_a_pretrained_policy_is_loaded_from_a_folder_with_the_federations_featur
     policy, statistics, tmp_path: Path, cache: Path
 ) -> None:
     policy.save_pretrained(tmp_path / "base")
-    config = PolicyConfig(size="pretrained", pretrained=str(tmp_path / "base"), cameras="front", chunk_size=20)
+    config = PolicyConfig(
+        size="pretrained", pretrained=str(tmp_path / "base"), cameras="front", chunk_size=20
+    )
     loaded = build_policy(config, seed=99, device=CPU, cache=cache)
     assert frozen_fingerprint(loaded) == frozen_fingerprint(policy)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), policy.parameters(), strict=True))
@@ -98,7 +100,10 @@ def test_pretrained_weights_with_a_missing_tensor_are_refused(policy, tmp_path: 
     save_file(tensors, file)
     with pytest.raises(PolicyError, match="cannot be loaded"):
         build_policy(
-            PolicyConfig(size="pretrained", pretrained=str(tmp_path / "base")), seed=0, device=CPU, cache=cache
+            PolicyConfig(size="pretrained", pretrained=str(tmp_path / "base")),
+            seed=0,
+            device=CPU,
+            cache=cache,
         )
 
 

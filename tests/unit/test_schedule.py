@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from client.schedule import learning_rate
@@ -15,7 +17,7 @@ def test_cosine_warms_up_once_and_ends_at_the_minimum_at_the_last_step_of_the_ru
     rates = _rates(learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4, schedule="cosine")
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
 
 
 def test_it_does_not_restart_at_a_round() -> None:

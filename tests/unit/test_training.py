@@ -62,7 +62,9 @@ def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), reference.parameters(), strict=True))
 
 
-def test_the_proximal_term_keeps_the_weights_closer(tiny_config, make_policy, weights, statistics, data) -> None:
+def test_the_proximal_term_keeps_the_weights_closer(
+    tiny_config, make_policy, weights, statistics, data
+) -> None:
     norms = []
     for mu in (0.0, 50.0):
         config = _configure(tiny_config, proximal_mu=mu, local_steps=6)

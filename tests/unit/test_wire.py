@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from federation.errors import WireError
-from federation.wire import arrays_to_record, record_to_arrays, record_to_tensors, tensors_to_record
+from federation.wire import record_to_statistics, record_to_tensors, statistics_to_record, tensors_to_record
 
 SHAPES = {"a": torch.Size([2, 3]), "b": torch.Size([])}
 
@@ -21,7 +21,9 @@ def _record(**changes: Array) -> ArrayRecord:
 
 @given(
     hnp.arrays(
-        np.float32, hnp.array_shapes(min_dims=0, max_side=5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+        np.float32,
+        hnp.array_shapes(min_dims=0, max_side=5),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
     )
 )
 def test_tensors_survive_the_wire_bit_for_bit(values: np.ndarray) -> None:
@@ -39,7 +41,10 @@ def test_tensors_come_in_the_expected_order() -> None:
     [
         (_record(c=Array(np.zeros(1, np.float32))), "1 array names do not fit the policy, the first is 'c'"),
         (ArrayRecord({}), "2 array names do not fit"),
-        (_record(a=Array(np.zeros((3, 2), np.float32))), r"array 'a' is float32 \(3, 2\), expected float32 \(2, 3\)"),
+        (
+            _record(a=Array(np.zeros((3, 2), np.float32))),
+            r"array 'a' is float32 \(3, 2\), expected float32 \(2, 3\)",
+        ),
         (_record(a=Array(np.zeros((2, 3), np.float64))), "array 'a' is float64"),
         (_record(b=Array(np.array(np.nan, np.float32))), "array 'b' holds NaN or infinity"),
         (_record(b=Array(np.array(np.inf, np.float32))), "array 'b' holds NaN or infinity"),
@@ -78,7 +83,7 @@ def test_a_flipped_byte_never_raises_anything_but_a_wire_error(position: int, va
 
 
 def test_statistics_survive_the_wire(statistics: dict) -> None:
-    received = record_to_arrays(arrays_to_record(statistics))
+    received = record_to_statistics(statistics_to_record(statistics))
     assert received.keys() == statistics.keys()
     for feature, named in statistics.items():
         for name, values in named.items():
@@ -95,4 +100,4 @@ def test_statistics_survive_the_wire(statistics: dict) -> None:
 )
 def test_bad_statistics_are_refused(key: str, values: np.ndarray, message: str) -> None:
     with pytest.raises(WireError, match=message):
-        record_to_arrays(ArrayRecord({key: Array(values)}))
+        record_to_statistics(ArrayRecord({key: Array(values)}))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lerobot.datasets.compute_stats import aggregate_stats
 
-from federation.policy import Statistics
+from federation.statistics import Statistics
 
 __all__ = ["merge_statistics"]
 

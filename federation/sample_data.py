@@ -1,0 +1,340 @@
+"""Record the sample data sets: `python -m federation.sample_data --out data/sample`.
+
+A scripted SO-101 in simulation picks up cubes at two sites that differ as real ones do, in object, wording,
+cameras and light. `site-a` and `site-b` are to train on; `holdout` mixes both with seeds of its own, for the
+server to evaluate on. Each is a LeRobot v3 data set of picks that the simulator calls a success.
+
+A second run with the same parameters returns at once: so nothing heavy is imported before that is known.
+Episodes are simulated by worker processes and written by this one; the result does not depend on how many.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from federation.errors import FederationError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from federation.so101 import SO101Scene
+
+__all__ = ["DATASETS", "MANIFEST_NAME", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
+
+DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
+"""Data set -> the scene variants that its episodes take in turn."""
+MANIFEST_NAME = "manifest.json"
+MANIFEST_KIND = "so100-federation sample data"
+SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
+MAX_ATTEMPTS = 20
+
+
+class SampleDataError(FederationError):
+    """The sample data cannot be recorded, or its folder is not ours to replace."""
+
+
+@dataclass(frozen=True)
+class SampleParameters:
+    """All that decides what is recorded: equal parameters give equal values, and equal frames on one machine.
+
+    Another machine's OpenGL may round a pixel the other way.
+    """
+
+    episodes: int = 10
+    """episodes of each training site"""
+    eval_episodes: int = 4
+    """episodes of the holdout"""
+    seed: int = 0
+    image_size_px: int = 128
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("episodes", 1, 10_000),
+            ("eval_episodes", 1, 10_000),
+            ("seed", 0, 2**31 - 1),
+            ("image_size_px", 16, 1024),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SampleDataError(f"{name} is {value}: give {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded pick of T frames: what was seen, then what was commanded."""
+
+    task: str
+    states: "np.ndarray"
+    """(T, 6) float32, degrees and gripper percent"""
+    actions: "np.ndarray"
+    """(T, 6) float32, same units"""
+    images: dict[str, "np.ndarray"]
+    """feature -> (T, H, W, 3) uint8"""
+    attempts: int
+
+
+def ensure_sample_data(out: Path, parameters: SampleParameters, workers: int = 2) -> dict[str, Any] | None:
+    """Record the data sets into `out`, unless they are there already.
+
+    They appear under `out` all at once or not at all; sample data of other parameters is replaced.
+
+    Returns:
+        data set -> {"episodes", "frames", "attempts"}, or None if nothing had to be done.
+
+    Raises:
+        SampleDataError: `out` holds anything but sample data, or the expert keeps failing.
+        SimulationError: the simulated arm cannot be built or drawn here.
+    """
+    out = out.absolute()
+    manifest = {"kind": MANIFEST_KIND, "schema": SCHEMA_VERSION, "parameters": asdict(parameters)}
+    if _is_complete(out, manifest):
+        return None
+    _refuse_foreign_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.parent / f".{out.name}.recording-{os.getpid()}"
+    try:
+        unfinished.mkdir()
+        manifest["datasets"] = recorded = _record_all(unfinished, parameters, workers)
+        (unfinished / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _refuse_foreign_folder(out)  # minutes have passed
+        if out.exists():
+            out.rename(unfinished / "replaced")
+        unfinished.rename(out)
+        shutil.rmtree(out / "replaced", ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return recorded
+
+
+def _read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest in `out`, or {} if there is none of ours."""
+    try:
+        manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) and manifest.get("kind") == MANIFEST_KIND else {}
+
+
+def _is_complete(out: Path, wanted: dict[str, Any]) -> bool:
+    found = _read_manifest(out)
+    return all(found.get(key) == value for key, value in wanted.items()) and all(
+        (out / name / "meta" / "info.json").is_file() for name in DATASETS
+    )
+
+
+def _refuse_foreign_folder(out: Path) -> None:
+    """Raise SampleDataError if replacing `out` would delete anything that this command did not record."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise SampleDataError(f"--out {out} is not a plain folder; name another one")
+    if not out.exists():
+        return
+    foreign = sorted(entry.name for entry in out.iterdir())
+    if _read_manifest(out):
+        foreign = [name for name in foreign if name not in {MANIFEST_NAME, *DATASETS}]
+    if foreign:
+        raise SampleDataError(
+            f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
+        )
+
+
+def _record_all(root: Path, parameters: SampleParameters, workers: int) -> dict[str, dict[str, int]]:
+    """Record every data set under `root`; data set -> {"episodes", "frames", "attempts"}."""
+    import av
+    from datasets.utils.logging import disable_progress_bar
+    from tqdm import tqdm
+
+    # Else each episode adds a bar of its own and thirty lines of x264's statistics.
+    disable_progress_bar()
+    av.logging.set_libav_level(av.logging.ERROR)
+    jobs = [
+        (dataset, episode)
+        for dataset in DATASETS
+        for episode in range(parameters.eval_episodes if dataset == "holdout" else parameters.episodes)
+    ]
+    counts = {name: {"episodes": 0, "frames": 0, "attempts": 0} for name in DATASETS}
+    writers: dict[str, Any] = {}
+    with (
+        closing(_episodes(jobs, parameters, workers)) as episodes,
+        tqdm(total=len(jobs), unit="ep") as progress,
+    ):
+        for (name, _), episode in zip(jobs, episodes, strict=True):
+            progress.set_description(name)
+            if name not in writers:
+                writers[name] = _create_dataset(root / name, parameters.image_size_px)
+            _write_episode(writers[name], episode)
+            added = {"episodes": 1, "frames": len(episode.states), "attempts": episode.attempts}
+            counts[name] = {key: counts[name][key] + amount for key, amount in added.items()}
+            progress.update()
+    for writer in writers.values():
+        writer.finalize()
+    return counts
+
+
+def _episodes(
+    jobs: Sequence[tuple[str, int]], parameters: SampleParameters, workers: int
+) -> Generator[Episode]:
+    """The recorded episodes in the order of `jobs`, made by `workers` processes, or by this one if 1."""
+    if workers == 1:
+        for job in jobs:
+            yield _record_episode(job, parameters)
+        return
+    # Spawned, not forked: neither torch nor OpenGL survives a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    try:
+        ahead: deque[Future[Episode]] = deque()
+        for job in jobs:
+            ahead.append(pool.submit(_record_episode, job, parameters))
+            if len(ahead) > 2 * workers:  # an episode is 10 MB of pixels: do not let them pile up
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _record_episode(job: tuple[str, int], parameters: SampleParameters) -> Episode:
+    """Simulate episode `job` (data set, index) with one seed after another until the pick succeeds."""
+    import numpy as np
+
+    from federation.so101_expert import plan_pick, play
+
+    dataset, index = job
+    variants = DATASETS[dataset]
+    scene = _scene(variants[index % len(variants)], parameters.image_size_px)
+    for attempt in range(MAX_ATTEMPTS):
+        entropy = (parameters.seed, list(DATASETS).index(dataset), index, attempt)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        scene.reset(seed)
+        plan = plan_pick(scene, seed)
+        if play(scene, plan):
+            return _draw_episode(scene, seed, plan, attempts=attempt + 1)
+    raise SampleDataError(
+        f"{dataset} episode {index}: {MAX_ATTEMPTS} picks failed in a row; try another --seed"
+    )
+
+
+@cache
+def _scene(variant: str, image_size_px: int) -> "SO101Scene":
+    from federation.so101 import VARIANTS, SO101Scene
+
+    return SO101Scene(VARIANTS[variant], image_size_px)
+
+
+def _draw_episode(scene: "SO101Scene", seed: int, plan: "np.ndarray", attempts: int) -> Episode:
+    """Play `plan` (T, 6) again from the same seed, this time with the cameras on."""
+    import numpy as np
+
+    scene.reset(seed)
+    seen = []
+    for targets in plan:
+        seen.append(scene.observe())
+        scene.step(targets)
+    frames = {key: np.stack([observation[key] for observation in seen]) for key in seen[0]}
+    return Episode(scene.variant.task, frames.pop("observation.state"), plan, frames, attempts)
+
+
+def _create_dataset(root: Path, image_size_px: int) -> Any:
+    """An empty LeRobotDataset with an SO-100 follower's features, video in h264."""
+    from lerobot.configs.video import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from federation.so101 import FPS, JOINT_NAMES
+
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"{name}.pos" for name in JOINT_NAMES]}
+    image = {
+        "dtype": "video",
+        "shape": (image_size_px, image_size_px, 3),
+        "names": ["height", "width", "channels"],
+    }
+    return LeRobotDataset.create(
+        repo_id=f"local/{root.name}",
+        root=root,
+        fps=FPS,
+        robot_type="so101_follower",
+        features={
+            "action": joints,
+            "observation.state": joints,
+            "observation.images.top": image,
+            "observation.images.wrist": image,
+        },
+        rgb_encoder=RGBEncoderConfig(vcodec="h264"),
+        video_backend="pyav",
+    )
+
+
+def _write_episode(dataset: Any, episode: Episode) -> None:
+    for index, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+        images = {key: frames[index] for key, frames in episode.images.items()}
+        dataset.add_frame({"observation.state": state, "action": action, **images, "task": episode.task})
+    dataset.save_episode(parallel_encoding=False)  # or LeRobot forks, which a process with threads must not
+
+
+def _stop(signum: int, _frame: object) -> NoReturn:
+    """Leave by an exception, so that the unfinished recording is removed."""
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit code is 0, or 2 with one line on stderr if nothing could be recorded."""
+    defaults = SampleParameters()
+    parser = argparse.ArgumentParser(
+        prog="python -m federation.sample_data", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to record into, such as data/sample")
+    parser.add_argument(
+        "--episodes", type=int, default=defaults.episodes, help="per training site (%(default)s)"
+    )
+    parser.add_argument("--eval-episodes", type=int, default=defaults.eval_episodes, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that simulate (%(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        if not 1 <= arguments.workers <= 64:
+            raise SampleDataError(f"workers is {arguments.workers}: give 1 to 64")
+        parameters = SampleParameters(arguments.episodes, arguments.eval_episodes, arguments.seed)
+        recorded = ensure_sample_data(arguments.out, parameters, arguments.workers)
+    except (FederationError, OSError) as error:
+        print(f"sample data: {error}", file=sys.stderr)
+        return 2
+    if recorded is None:
+        print(f"sample data in {arguments.out} is up to date")
+        return 0
+    for name, count in recorded.items():
+        print(
+            f"{name}: {count['episodes']} episodes, {count['frames']} frames, "
+            f"{count['episodes']} successes in {count['attempts']} attempts"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    sys.exit(main())

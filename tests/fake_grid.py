@@ -1,0 +1,49 @@
+"""A Flower `Grid` that loses, fails and answers messages as Flower 1.41 was measured to do."""
+
+import itertools
+
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class FakeGrid:
+    """Answers what `answers[node_id]` says: content, an `Error`, or None for a lost message."""
+
+    def __init__(self, answers: dict[int, RecordDict | Error | None], not_sent: tuple[int, ...] = ()) -> None:
+        # Flower stamps a message with the run of the process it is made in; a test runs in none.
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self.answers, self.not_sent = answers, not_sent
+        self.sent: dict[str, Message] = {}
+        self.pulled_at_once: list[int] = []
+        self._ids = itertools.count()
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            if message.metadata.dst_node_id in self.not_sent:
+                ids.append(None)
+                continue
+            ids.append(f"message-{next(self._ids)}")
+            self.sent[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids):
+        ids = list(message_ids)
+        self.pulled_at_once.append(len(ids))
+        replies = []
+        for id_ in ids:
+            answer = self.answers[self.sent[id_].metadata.dst_node_id]
+            if answer is not None:
+                # SuperLink answers for a dead node under its own node id, 1.
+                metadata = Metadata(0, "", 1, 0, id_, "", 0.0, 60.0, "train")
+                content = {"error": answer} if isinstance(answer, Error) else {"content": answer}
+                replies.append(_message(metadata, **content))
+        return replies
+
+
+def _message(metadata: Metadata, **content) -> Message:
+    message = Message(RecordDict(), 1, "train")
+    message.__dict__["_metadata"] = metadata
+    message.__dict__["_content"] = content.get("content")
+    message.__dict__["_error"] = content.get("error")
+    return message

@@ -1,0 +1,186 @@
+import math
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+
+from federation.config import FederationConfig, RunConfig
+from federation.messages import ANSWER, METRICS, STATISTICS, UPDATE
+from federation.wire import statistics_to_record, tensors_to_record
+from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
+from server.normalisation import merge_statistics
+from server.records import RunRecord
+from server.rounds import GlobalModel, run_round
+from tests.fake_grid import FakeGrid
+
+METRIC_VALUES = {
+    "num_examples": 10,
+    "skipped_frames": 1,
+    "policy_loss": 1.0,
+    "proximal_loss": 0.1,
+    "grad_norm": 2.0,
+    "update_norm": 3.0,
+    "learning_rate": 1e-3,
+    "train_seconds": 1.0,
+    "setup_seconds": 1.0,
+}
+
+
+def _reply(value: float = 1.0, **changes: object) -> RecordDict:
+    metrics = {key: v for key, v in (METRIC_VALUES | changes).items() if v is not None}
+    update = tensors_to_record({"w": torch.full((2,), value)})
+    return RecordDict({UPDATE: update, METRICS: MetricRecord(metrics)})  # type: ignore[arg-type]
+
+
+def _nodes(*names: str) -> list[Node]:
+    return [Node(i, name, 30, 3, 90, ("top",), {}) for i, name in enumerate(names, start=10)]
+
+
+@pytest.fixture
+def record(tmp_path) -> RunRecord:
+    return RunRecord(tmp_path, "run", RunConfig())
+
+
+def _run(grid: FakeGrid, record: RunRecord, statistics, *names: str) -> tuple[dict, torch.Tensor]:
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    return run_round(grid, model, _nodes(*names), 1, 1.0, record), model.weights["w"]  # type: ignore[arg-type]
+
+
+def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(1.0, num_examples=30), 11: _reply(5.0, num_examples=10)})
+    entry, weights = _run(grid, record, statistics, "a", "b")
+    assert weights.tolist() == [2.0, 2.0]
+    assert entry["update_norm"] == pytest.approx(2 * math.sqrt(2))
+    assert (entry["num_examples"], entry["skipped_frames"], entry["aggregated"]) == (40, 2, True)
+    assert entry["policy_loss"] == {"mean": 1.0, "std": 0.0}
+
+
+BAD_REPLIES = [
+    (_reply(float("nan")), "NaN or infinity"),
+    (_reply(num_examples=0), "nothing was trained on"),
+    (_reply(num_examples=-5), "not negative"),
+    (_reply(num_examples=2.5), "whole number"),
+    (_reply(policy_loss=float("inf")), "policy_loss = inf"),
+    (_reply(policy_loss=None), "policy_loss = None"),
+    (RecordDict(), "lacks 'update' or 'metrics'"),
+    (RecordDict({UPDATE: ConfigRecord({}), METRICS: MetricRecord({})}), "lacks"),
+    (RecordDict({UPDATE: ArrayRecord({}), METRICS: MetricRecord(METRIC_VALUES)}), "names do not fit"),
+    (Error(1, "out of memory"), "out of memory"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_REPLIES, ids=[reason for _, reason in BAD_REPLIES])
+def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistics, bad, reason) -> None:
+    entry, weights = _run(FakeGrid({10: bad, 11: _reply(5.0)}), record, statistics, "a", "b")
+    assert weights.tolist() == [5.0, 5.0]
+    assert list(entry["clients"]) == ["b"]
+    assert reason in entry["refused"]["a"]
+
+
+def test_a_silent_node_is_missing(record, statistics) -> None:
+    entry, weights = _run(FakeGrid({10: None, 11: _reply(5.0)}), record, statistics, "a", "b")
+    assert entry["missing"] == ["a"]
+    assert weights.tolist() == [5.0, 5.0]
+
+
+def test_without_a_good_update_the_weights_stay_and_the_round_says_so(record, statistics) -> None:
+    entry, weights = _run(FakeGrid({10: None, 11: Error(1, "no")}), record, statistics, "a", "b")
+    assert weights.tolist() == [0.0, 0.0]
+    assert (entry["aggregated"], entry["policy_loss"], entry["update_norm"]) == (False, None, 0.0)
+
+
+def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
+    nodes = {node.node_id: node for node in _nodes("d", "a", "c", "b")}
+    half = FederationConfig(fraction_fit=0.5)
+    first = [node.name for node in sample_nodes(nodes, half, seed=1, round_=1)]
+    assert len(first) == 2
+    assert first == sorted(first)
+    assert first == [node.name for node in sample_nodes(nodes, half, seed=1, round_=1)]
+    seen = {node.name for round_ in range(20) for node in sample_nodes(nodes, half, seed=1, round_=round_)}
+    assert seen == {"a", "b", "c", "d"}
+    assert len(sample_nodes(nodes, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
+
+
+class JoiningGrid(FakeGrid):
+    """A grid on which the nodes of `answers` are online."""
+
+    def get_node_ids(self):
+        return list(self.answers)
+
+
+def _answer(name: str, statistics, **changes: object) -> RecordDict:
+    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "python": "3"}
+    answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
+    return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(statistics)})
+
+
+def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0.2) -> NodeTable:
+    settings = FederationConfig(min_nodes=min_nodes, join_timeout_seconds=timeout)
+    return NodeTable(grid, RunConfig(federation=settings), record)  # type: ignore[arg-type]
+
+
+def test_nodes_are_asked_once_and_then_known(record, statistics) -> None:
+    grid = JoiningGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
+    table = _table(grid, record, min_nodes=2)
+    assert {node.name for node in table.wait_for_nodes().values()} == {"a", "b"}
+    table.wait_for_nodes()
+    assert len(grid.sent) == 2
+
+
+def test_a_late_node_joins_and_an_offline_one_is_left_out(record, statistics) -> None:
+    grid = JoiningGrid({10: _answer("a", statistics)})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    grid.answers = {11: _answer("b", statistics)}
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda statistics: Error(1, "data set x: no meta/info.json"),
+        lambda statistics: RecordDict(),
+        lambda statistics: _answer("x", statistics, fps=None),
+        lambda statistics: _answer("x", statistics, frames="many"),
+    ],
+    ids=["error", "empty", "no fps", "frames are no number"],
+)
+def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, statistics, answer) -> None:
+    grid = JoiningGrid({10: answer(statistics), 11: _answer("b", statistics)})
+    table = _table(grid, record, min_nodes=1)
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    assert "node_refused" in (record.folder / "events.jsonl").read_text()
+
+
+def test_two_nodes_of_the_same_name_are_not_both_taken(record, statistics) -> None:
+    grid = JoiningGrid({10: _answer("a", statistics), 11: _answer("a", statistics)})
+    assert len(_table(grid, record, min_nodes=1).wait_for_nodes()) == 1
+    assert "the name a is taken" in (record.folder / "events.jsonl").read_text()
+
+
+def test_too_few_nodes_are_an_error_that_says_what_to_do(record, statistics) -> None:
+    grid = JoiningGrid({10: _answer("a", statistics)})
+    with pytest.raises(NotEnoughNodesError, match=r"1 of 3 nodes joined .* lower federation.min_nodes"):
+        _table(grid, record, min_nodes=3).wait_for_nodes()
+
+
+def test_merged_statistics_are_those_of_the_pooled_values() -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=(n, 6)) * 40 + n for n in (50, 200)]
+
+    def describe(values):
+        return {
+            "action": {
+                "mean": values.mean(0),
+                "std": values.std(0),
+                "min": values.min(0),
+                "max": values.max(0),
+                "count": np.array([len(values)], dtype=np.float64),
+            }
+        }
+
+    merged, pooled = merge_statistics([describe(p) for p in parts]), describe(np.concatenate(parts))
+    for name, values in pooled["action"].items():
+        np.testing.assert_allclose(merged["action"][name], values, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,349 @@
+"""The simulated arm, its expert, and the data sets that they record."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation import sample_data
+from federation.sample_data import SampleDataError, SampleParameters, ensure_sample_data, main
+from federation.so101 import (
+    FPS,
+    HOME_NOISE_DEG,
+    HOME_TARGETS,
+    JOINT_LIMITS,
+    VARIANTS,
+    SimulationError,
+    SO101Scene,
+)
+from federation.so101_expert import plan_pick, play
+
+SEEDS = range(1000, 1020)
+TINY = SampleParameters(episodes=1, eval_episodes=2, seed=3, image_size_px=32)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def scene(request):
+    return SO101Scene(VARIANTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def site_a():
+    return SO101Scene(VARIANTS["site-a"])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recorded") / "sample"
+    return out, ensure_sample_data(out, TINY, workers=1)
+
+
+def open_dataset(root: Path):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return LeRobotDataset(f"local/{root.name}", root=root, video_backend="pyav")
+
+
+def column(dataset, name: str) -> np.ndarray:
+    return np.asarray(dataset.hf_dataset.with_format("numpy")[name])
+
+
+# The arm and the expert
+
+
+def test_the_expert_picks_up_the_cube_in_nine_of_ten_scenes(scene):
+    successes = 0
+    for seed in SEEDS:
+        scene.reset(seed)
+        successes += play(scene, plan_pick(scene, seed))
+    assert successes >= 0.9 * len(SEEDS)
+
+
+def test_an_arm_that_stays_home_does_not_succeed(scene):
+    scene.reset(0)
+    assert not play(scene, np.tile(HOME_TARGETS, (2 * FPS, 1)))
+
+
+def test_a_pick_beside_the_cube_does_not_succeed(scene):
+    scene.reset(5)
+    plan = plan_pick(scene, 5)
+    plan[:, 0] += 25.0
+    assert not play(scene, plan)
+
+
+def test_success_ends_when_the_cube_is_dropped(scene):
+    scene.reset(5)
+    plan = plan_pick(scene, 5)
+    assert play(scene, plan)
+    let_go = plan[-1].copy()
+    let_go[5] = 80.0
+    assert not play(scene, np.tile(let_go, (FPS, 1)))
+
+
+def test_the_same_seed_gives_the_same_episode(site_a):
+    runs = []
+    for _ in range(2):
+        site_a.reset(7)
+        plan = plan_pick(site_a, 7)
+        play(site_a, plan)
+        runs.append((plan, site_a.data.qpos.copy()))
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+
+
+def test_another_seed_gives_another_scene_and_another_pace(site_a):
+    plans = []
+    for seed in (1, 2):
+        site_a.reset(seed)
+        plans.append(plan_pick(site_a, seed))
+    assert len(plans[0]) != len(plans[1])
+    assert np.abs(plans[0][-1] - plans[1][-1]).max() > 1.0
+
+
+def test_planning_leaves_the_scene_as_it_was(site_a):
+    site_a.reset(4)
+    before = site_a.data.qpos.copy()
+    plan_pick(site_a, 4)
+    np.testing.assert_array_equal(site_a.data.qpos, before)
+
+
+def test_state_and_targets_are_degrees_and_gripper_percent(site_a):
+    site_a.reset(0)
+    state = site_a.joint_state()
+    assert state.shape == (6,)
+    assert state.dtype == np.float32
+    assert np.abs(state - HOME_TARGETS).max() <= HOME_NOISE_DEG + 1e-4
+    goal = np.array([20.0, -30.0, 30.0, 50.0, -45.0, 60.0])
+    play(site_a, np.tile(goal, (2 * FPS, 1)))
+    np.testing.assert_allclose(site_a.joint_state(), goal, atol=3.0)  # sag under the arm's own weight
+
+
+def test_a_target_beyond_the_travel_is_held_at_the_limit(site_a):
+    site_a.reset(0)
+    site_a.step(np.array([500.0, 0, 0, 0, 0, 130.0]))
+    ctrl = site_a.from_radians(site_a.data.ctrl)
+    assert ctrl[0] == pytest.approx(JOINT_LIMITS[0, 1])
+    assert ctrl[5] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("targets", [np.zeros(5), np.full(6, np.nan), np.zeros((1, 6))])
+def test_targets_that_are_not_six_finite_numbers_are_refused(site_a, targets):
+    site_a.reset(0)
+    with pytest.raises(ValueError, match="joint_targets"):
+        site_a.step(targets)
+
+
+def test_an_image_size_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="image_size_px is 4"):
+        SO101Scene(VARIANTS["site-a"], image_size_px=4)
+
+
+def test_a_machine_that_cannot_draw_says_which_packages_to_install(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "nothing")
+    scene = SO101Scene(VARIANTS["site-a"])
+    scene.reset(0)
+    with pytest.raises(SimulationError, match=r"MUJOCO_GL='nothing'.*libegl1 libosmesa6"):
+        scene.observe()
+
+
+# The recorded data sets
+
+
+def test_recorded_data_sets_open_in_lerobot_with_an_so100_followers_features(recorded):
+    out, counts = recorded
+    for name, episodes in (("site-a", 1), ("site-b", 1), ("holdout", 2)):
+        dataset = open_dataset(out / name)
+        assert dataset.fps == FPS
+        assert dataset.meta.robot_type == "so101_follower"
+        assert dataset.num_episodes == episodes == counts[name]["episodes"]
+        assert dataset.num_frames == counts[name]["frames"]
+        assert sorted(dataset.meta.camera_keys) == ["observation.images.top", "observation.images.wrist"]
+        for key in ("action", "observation.state"):
+            assert tuple(dataset.features[key]["shape"]) == (6,)
+            assert dataset.features[key]["names"][::5] == ["shoulder_pan.pos", "gripper.pos"]
+        item = dataset[dataset.num_frames // 2]
+        for key in dataset.meta.camera_keys:
+            assert item[key].shape == (3, 32, 32)
+            assert item[key].std() > 0.05  # not one flat colour
+
+
+def test_sites_have_their_own_wording_and_the_holdout_has_both(recorded):
+    out, _ = recorded
+    tasks = {name: set(open_dataset(out / name).meta.tasks.index) for name in sample_data.DATASETS}
+    assert tasks["site-a"] == {VARIANTS["site-a"].task}
+    assert tasks["site-b"] == {VARIANTS["site-b"].task}
+    assert tasks["holdout"] == tasks["site-a"] | tasks["site-b"]
+
+
+def test_an_action_leads_the_state_that_follows_it(recorded):
+    out, _ = recorded
+    dataset = open_dataset(out / "site-a")
+    states, actions = column(dataset, "observation.state"), column(dataset, "action")
+    lag_after = np.abs(actions[:-1, :5] - states[1:, :5]).mean()
+    lag_before = np.abs(actions[:-1, :5] - states[:-1, :5]).mean()
+    assert lag_after < lag_before
+    assert lag_after < 3.0
+    assert (actions >= JOINT_LIMITS[:, 0]).all()
+    assert (actions <= JOINT_LIMITS[:, 1]).all()
+
+
+def test_the_same_parameters_record_the_same_values_and_frames(recorded, tmp_path):
+    out, counts = recorded
+    again = tmp_path / "again"
+    assert ensure_sample_data(again, TINY, workers=1) == counts
+    first, second = open_dataset(out / "site-b"), open_dataset(again / "site-b")
+    for key in ("observation.state", "action"):
+        np.testing.assert_array_equal(column(first, key), column(second, key))
+    for key in first.meta.camera_keys:
+        assert (first[40][key] == second[40][key]).all()
+
+
+def test_two_workers_record_what_one_does(recorded, tmp_path):
+    out, counts = recorded
+    assert ensure_sample_data(tmp_path / "two", TINY, workers=2) == counts
+    for name in sample_data.DATASETS:
+        one, two = open_dataset(out / name), open_dataset(tmp_path / "two" / name)
+        np.testing.assert_array_equal(column(one, "observation.state"), column(two, "observation.state"))
+
+
+# The folder
+
+
+def test_a_second_run_returns_at_once_without_heavy_imports(recorded):
+    out, _ = recorded
+    manifest = out / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert ensure_sample_data(out, TINY) is None
+    assert manifest.stat().st_mtime_ns == before
+    script = (
+        "import sys; from pathlib import Path; from federation.sample_data import *\n"
+        f"assert ensure_sample_data(Path({str(out)!r}), SampleParameters(1, 2, 3, 32)) is None\n"
+        "print([name for name in ('mujoco', 'lerobot', 'torch', 'numpy') if name in sys.modules])"
+    )
+    root = Path(sample_data.__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def fake_recording(monkeypatch, record=None):
+    """Stand in for the minutes of simulation: three data sets of one file each."""
+
+    def write_info_files(root, parameters, workers):
+        for name in sample_data.DATASETS:
+            (root / name / "meta").mkdir(parents=True)
+            (root / name / "meta" / "info.json").write_text(str(parameters.seed))
+        return {name: {"episodes": 1, "frames": 1, "attempts": 1} for name in sample_data.DATASETS}
+
+    monkeypatch.setattr(sample_data, "_record_all", record or write_info_files)
+
+
+def test_other_parameters_replace_our_own_sample_data(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    out = tmp_path / "sample"
+    assert ensure_sample_data(out, SampleParameters(seed=1)) is not None
+    assert ensure_sample_data(out, SampleParameters(seed=2)) is not None
+    assert (out / "site-a" / "meta" / "info.json").read_text() == "2"
+    assert json.loads((out / "manifest.json").read_text())["parameters"]["seed"] == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sample"]
+
+
+def test_sample_data_with_a_data_set_missing_is_recorded_again(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    out = tmp_path / "sample"
+    ensure_sample_data(out, SampleParameters())
+    (out / "holdout" / "meta" / "info.json").unlink()
+    assert ensure_sample_data(out, SampleParameters()) is not None
+    assert ensure_sample_data(out, SampleParameters()) is None
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "[]", "not json", '{"kind": "something else"}'])
+def test_a_folder_that_is_not_ours_is_refused_and_untouched(monkeypatch, tmp_path, capsys, manifest):
+    fake_recording(monkeypatch)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    assert main(["--out", str(tmp_path)]) == 2
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_of_someone_else_inside_our_folder_is_not_deleted(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    out = tmp_path / "sample"
+    ensure_sample_data(out, SampleParameters(seed=1))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(SampleDataError, match=r"notes\.txt"):
+        ensure_sample_data(out, SampleParameters(seed=2))
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "cause", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")]
+)
+def test_an_interrupted_recording_leaves_nothing_that_looks_complete(monkeypatch, tmp_path, cause):
+    def record_half(root, parameters, workers):
+        (root / "site-a" / "meta").mkdir(parents=True)
+        (root / "site-a" / "meta" / "info.json").write_text("{}")
+        raise cause
+
+    fake_recording(monkeypatch, record_half)
+    out = tmp_path / "sample"
+    with pytest.raises(type(cause)):
+        ensure_sample_data(out, SampleParameters())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_leaves_the_old_sample_data_whole(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    out = tmp_path / "sample"
+    ensure_sample_data(out, SampleParameters(seed=1))
+
+    def fail(root, parameters, workers):
+        raise KeyboardInterrupt
+
+    fake_recording(monkeypatch, fail)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_sample_data(out, SampleParameters(seed=2))
+    assert ensure_sample_data(out, SampleParameters(seed=1)) is None
+
+
+def test_an_expert_that_keeps_failing_is_an_error_and_not_an_endless_loop(monkeypatch):
+    monkeypatch.setattr("federation.so101_expert.play", lambda scene, plan: False)
+    with pytest.raises(SampleDataError, match="20 picks failed"):
+        sample_data._record_episode(("site-a", 0), TINY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--episodes", "0"], "episodes is 0"),
+        (["--eval-episodes", "-1"], "eval_episodes is -1"),
+        (["--seed", "-5"], "seed is -5"),
+        (["--workers", "0"], "workers is 0"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value(tmp_path, capsys, arguments, named):
+    assert main(["--out", str(tmp_path / "sample"), *arguments]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_terminated_recording_cleans_up(tmp_path):
+    root = Path(sample_data.__file__).parents[1]
+    command = [sys.executable, "-m", "federation.sample_data", "--out", str(tmp_path / "sample")]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, env=os.environ) as recording:
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(tmp_path.iterdir())
+        recording.terminate()
+        assert recording.wait(timeout=30) == 143
+    assert list(tmp_path.iterdir()) == []
