@@ -1,0 +1,151 @@
+"""One federated round of the full-size SmolVLA (450 M parameters, random weights) on this machine.
+
+    python -m tests.benchmarks.full_size_round [--out tests/benchmarks/full_size_round.json]
+
+Two SuperNodes take two local steps each, over the real TLS SuperLink. Prints and writes the seconds of each
+phase and the peak resident memory of each process. It has no peer to compare with; the JSON names the
+machine, and the figures of two machines do not compare. Needs about 20 GB of memory and `make sample-data`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from federation.config import parse_run_config
+from server import demo
+from server.records import METRICS_FILE
+
+SETTINGS = {
+    "run.name": "full-size",
+    "run.num_rounds": 1,
+    "policy.size": "smolvla",
+    "training.local_steps": 2,
+    "training.batch_size": 1,
+    "training.num_workers": 0,
+    "evaluation.quick_episodes": 1,
+    "evaluation.frame_stride": 60,
+    "evaluation.batch_size": 1,
+    "federation.round_deadline_seconds": 1200,
+}
+_SAMPLE_SECONDS = 0.25
+
+
+class MemoryWatch(threading.Thread):
+    """Peak resident memory of every descendant of this process, by what it is."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes: dict[str, int] = {}
+        self.peak_total_bytes = 0
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        while True:
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    name, resident = _name(process), process.memory_info().rss
+                except psutil.Error:
+                    continue
+                total += resident
+                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), resident)
+            self.peak_total_bytes = max(self.peak_total_bytes, total)
+            time.sleep(_SAMPLE_SECONDS)
+
+
+def _name(process: psutil.Process) -> str:
+    programs = (
+        "flower-superlink",
+        "flower-supernode",
+        "flwr-serverapp",
+        "flwr-clientapp",
+        "flower-superexec",
+    )
+    command = " ".join(process.cmdline())
+    program = next((program for program in programs if program in command), "other")
+    if program == "flwr-clientapp" or (program == "flower-superexec" and "--parent-pid" in command):
+        program += " of " + _site(process.parents())
+    return f"{program} {_site([process])}" if program == "flower-supernode" else program
+
+
+def _site(processes: list[psutil.Process]) -> str:
+    for process in processes:
+        for argument in process.cmdline():
+            if argument.startswith('name="'):
+                return argument.split('"')[1]
+    return "?"
+
+
+def main() -> None:
+    """Run the round, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/full_size_round.json"))
+    parser.add_argument("--data", type=Path, default=Path("data/sample"))
+    parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
+    parser.add_argument("--port", type=int, default=8543)
+    arguments = parser.parse_args()
+    console = Console()
+    watch = MemoryWatch()
+    watch.start()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder)
+        code = demo.run_demo(
+            parse_run_config(SETTINGS, "benchmark"),
+            arguments.data,
+            outputs,
+            arguments.certs,
+            arguments.port,
+            console,
+        )
+        if code:
+            raise SystemExit(code)
+        run = json.loads((outputs / "full-size" / METRICS_FILE).read_text(encoding="utf-8"))
+    result = _result(run, watch, time.monotonic() - started)
+    table = Table("process", "peak resident memory (GB)")
+    for name, peak in result["peak_memory_gb"].items():
+        table.add_row(name, f"{peak:.2f}")
+    console.print(table)
+    console.print(result["seconds"])
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(f"written to {arguments.out}")
+
+
+def _memory_gb() -> float:
+    return psutil.virtual_memory().total / 1e9
+
+
+def _result(run: dict[str, Any], watch: MemoryWatch, seconds: float) -> dict[str, Any]:
+    entry = run["rounds"][0]
+    gigabytes = {name: round(peak / 1e9, 2) for name, peak in sorted(watch.peak_bytes.items())}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} cores, {_memory_gb():.0f} GB, {platform.machine()}",
+        "settings": SETTINGS,
+        "peak_memory_gb": gigabytes,
+        "peak_memory_total_gb": round(watch.peak_total_bytes / 1e9, 2),
+        "seconds": {
+            **{f"round.{phase}": round(s, 1) for phase, s in entry["seconds"].items()},
+            **{
+                f"{name}.{phase}": round(client[f"{phase}_seconds"], 1)
+                for name, client in entry["clients"].items()
+                for phase in ("setup", "train", "reply")
+            },
+            "evaluation.baseline": round(run["baseline"]["seconds"], 1),
+            "whole": round(seconds, 1),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
