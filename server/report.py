@@ -25,11 +25,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222;
        max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% }
 .failed { color: #b00020 }
-details table td { text-align: left }
+summary { cursor: pointer; margin-bottom: .5rem }
 """
 
 
@@ -75,21 +75,24 @@ def _plot_policy_loss(axes: Axes, metrics: dict[str, Any]) -> None:
 
 
 def _plot_client_losses(axes: Axes, metrics: dict[str, Any]) -> None:
-    for name in sorted({name for entry in metrics["rounds"] for name in entry["clients"]}):
-        entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
-        losses = [entry["clients"][name]["policy_loss"] for entry in entries]
-        axes.plot([entry["round"] for entry in entries], losses, "o-", label=name)
+    _plot_clients(axes, metrics, "policy_loss")
     _finish(axes, "Policy loss while training, by node", "policy loss")
 
 
 def _plot_update_norm(axes: Axes, metrics: dict[str, Any]) -> None:
+    _plot_clients(axes, metrics, "update_norm")
     rounds = [entry["round"] for entry in metrics["rounds"]]
-    axes.plot(rounds, [entry["update_norm"] for entry in metrics["rounds"]], "o-", label="global update")
-    for name in sorted({name for entry in metrics["rounds"] for name in entry["clients"]}):
-        entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
-        norms = [entry["clients"][name]["update_norm"] for entry in entries]
-        axes.plot([entry["round"] for entry in entries], norms, "--", lw=1, label=name)
+    norms = [entry["update_norm"] for entry in metrics["rounds"]]
+    axes.plot(rounds, norms, "o-", lw=2, color="black", label="global update")
     _finish(axes, "Norm of the updates", "L2 norm")
+
+
+def _plot_clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
+    """One line a node, in the same colour in every plot."""
+    for name in sorted(metrics["nodes"]):
+        entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
+        values = [entry["clients"][name][figure] for entry in entries]
+        axes.plot([entry["round"] for entry in entries], values, ".-", label=name)
 
 
 _PLOTS = {
@@ -132,7 +135,7 @@ def _page(metrics: dict[str, Any], images: list[Path]) -> str:
                 for node, facts in sorted(metrics["nodes"].items())
             ],
         ),
-        "<h2>Configuration</h2><details open>",
+        "<h2>Configuration</h2><details open><summary>every setting of the run</summary>",
         _table(["setting", "value"], [[key, value] for key, value in metrics["config"].items()]),
         "</details></html>",
     ]
