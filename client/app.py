@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -21,8 +21,17 @@ from federation import logs
 from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset
 from federation.errors import ConfigError, FederationError
-from federation.messages import ANSWER, CONFIG, METRICS, QUERY_JOIN, STATISTICS, UPDATE, WEIGHTS
-from federation.wire import record_to_statistics, record_to_tensors, statistics_to_record, tensors_to_record
+from federation.messages import (
+    ANSWER,
+    CONFIG,
+    HEADER,
+    METRICS,
+    QUERY_JOIN,
+    STATISTICS,
+    UPDATE,
+    WEIGHTS,
+)
+from federation.wire import Header, open_payload, pack_tensors, record_to_statistics, statistics_to_record
 
 app = ClientApp()
 _log = logs.get_logger("client.app")
@@ -70,12 +79,13 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     started = time.monotonic()
     # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
 
     order = message.content.config_records[CONFIG]
-    round_, num_rounds = int(order["round"]), config.run.num_rounds  # type: ignore[arg-type]
+    round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
     logs.speak_as(round_=round_)
     describe_dataset(site.dataset)
     device = select_device()
@@ -85,11 +95,16 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
             "frozen weights differ from the server's: install the same versions of torch, transformers and "
             "lerobot, and the same policy.pretrained"
         )
-    shapes = {name: p.shape for name, p in trainable_parameters(policy).items()}
+    weights = open_payload(
+        message.content.array_records[WEIGHTS],
+        message.content.config_records[HEADER],
+        {name: p.shape for name, p in trainable_parameters(policy).items()},
+        Header(config.wire.download, run, round_, base=""),
+    )
     components = setup_training_components(
         config,
         policy,
-        record_to_tensors(message.content.array_records[WEIGHTS], shapes),
+        dict(weights.tensors()),
         record_to_statistics(message.content.array_records[STATISTICS]),
         site.dataset,
         seed=_seed(config.run.seed, site.name, round_),
@@ -97,7 +112,10 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     setup_seconds = time.monotonic() - started
     progress = ProgressFile(site.scratch, round_, config.training.local_steps)
     result = run_training_loop(
-        components, round_, num_rounds, lambda step, metrics: progress.update(step, metrics.policy_loss)
+        components,
+        round_,
+        config.run.num_rounds,
+        lambda step, metrics: progress.update(step, metrics.policy_loss),
     )
     _log.info(
         "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
@@ -108,8 +126,18 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         result.policy_loss,
         result.skipped_frames,
     )
-    metrics = {k: v for k, v in asdict(result).items() if k != "update"} | {"setup_seconds": setup_seconds}
-    return RecordDict({UPDATE: tensors_to_record(result.update), METRICS: MetricRecord(metrics)})
+    add_residual(site.scratch, run, result.update)
+    header = Header(config.wire.upload, run, round_, base=weights.header.sha256)
+    arrays, header_record, sealed = pack_tensors(result.update.items(), header)
+    sent = open_payload(arrays, header_record, {n: u.shape for n, u in result.update.items()}, sealed)
+    keep_residual(
+        site.scratch, run, {name: result.update[name].sub_(decoded) for name, decoded in sent.tensors()}
+    )
+    metrics = {k: v for k, v in vars(result).items() if k != "update"} | {
+        "setup_seconds": setup_seconds,
+        "download_bytes": weights.size_bytes,
+    }
+    return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
 
 
 def _answer(

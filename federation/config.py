@@ -26,6 +26,7 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "TrainingConfig",
+    "WireConfig",
     "flatten",
     "load_run_config",
     "parse_run_config",
@@ -99,6 +100,14 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class WireConfig:
+    """How what travels is encoded (see `codec.py`)."""
+
+    download: str = _setting("bf16", one_of=("fp32", "bf16"))  # global weights, server to node
+    upload: str = _setting("int8", one_of=("fp32", "bf16", "int8"))  # updates, node to server
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Server-side evaluation on held-out data sets."""
 
@@ -125,6 +134,7 @@ class RunConfig:
     federation: FederationConfig = field(default_factory=FederationConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

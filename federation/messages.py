@@ -1,6 +1,6 @@
 """Names of the messages and of the records in them; both sides spell them from here."""
 
-__all__ = ["ANSWER", "CONFIG", "METRICS", "QUERY_JOIN", "STATISTICS", "TRAIN", "UPDATE", "WEIGHTS"]
+__all__ = ["ANSWER", "CONFIG", "HEADER", "METRICS", "QUERY_JOIN", "STATISTICS", "TRAIN", "UPDATE", "WEIGHTS"]
 
 QUERY_JOIN = "query.join"  # server -> node: who are you, what data do you hold?
 TRAIN = "train"  # server -> node: train from these weights
@@ -9,6 +9,7 @@ TRAIN = "train"  # server -> node: train from these weights
 WEIGHTS = "weights"  # ArrayRecord: the global trainable weights
 STATISTICS = "statistics"  # ArrayRecord: the normalisation of the federation; also in the join answer
 CONFIG = "config"  # ConfigRecord: run name, round, fingerprint of the frozen weights
+HEADER = "header"  # ConfigRecord: what the encoded arrays say of themselves; beside WEIGHTS and UPDATE
 
 # Records of the answers
 ANSWER = "answer"  # ConfigRecord: what a node says of itself when it joins

@@ -1,18 +1,22 @@
 """How weights, updates and statistics travel in Flower records.
 
-Only trainable parameters travel. Down: the global weights. Up: the update, i.e. the difference from what
-was received. Both as fp32 arrays, one for each parameter, in a Flower `ArrayRecord` (NumPy's own format,
-nothing pickled). Whatever arrives is checked against what is expected before it is used.
-torch is imported where tensors are made: the answer to a join needs none and stays quick.
+Only trainable parameters travel, each as one encoded array (see `codec.py`) in Flower's `ArrayRecord`;
+nothing is pickled. Down: the global weights. Up: the update, the difference to the weights received. Beside
+the arrays stands a header: codec, run, round, SHA-256 of all payloads, and, for an update, the SHA-256 of
+the weights it is based on. What does not fit is refused with its name before anything is decoded, and
+decoding goes one parameter at a time. torch is imported where tensors are made: the answer to a join needs
+none and stays quick.
 """
 
+import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from federation.errors import WireError
 from federation.statistics import Statistics
@@ -21,44 +25,103 @@ if TYPE_CHECKING:
     from torch import Size, Tensor
 
 __all__ = [
+    "Header",
+    "Payload",
+    "open_payload",
+    "pack_tensors",
     "record_to_statistics",
-    "record_to_tensors",
     "statistics_to_record",
-    "tensors_to_record",
 ]
 
 
-def tensors_to_record(tensors: "Mapping[str, Tensor]") -> ArrayRecord:
-    """Encode fp32 tensors of any shape, by parameter name."""
-    return ArrayRecord({name: Array(t.detach().cpu().float().numpy()) for name, t in tensors.items()})
+@dataclass(frozen=True)
+class Header:
+    """What a payload says of itself."""
+
+    codec: str
+    run: str
+    round: int
+    base: str  # SHA-256 of the weights an update is based on; empty for weights
+    sha256: str = ""  # of all payloads, filled in by `pack_tensors`
 
 
-def record_to_tensors(record: ArrayRecord, expected: "Mapping[str, Size]") -> "dict[str, Tensor]":
-    """Decode fp32 tensors on the CPU, in the order of `expected`.
+@dataclass(frozen=True)
+class Payload:
+    """Verified, still encoded tensors: decoding them cannot fail."""
 
-    Args:
-        expected: shape of each parameter that must be there; no other may be.
+    header: Header
+    size_bytes: int
+    _arrays: Mapping[str, np.ndarray]
+    _shapes: "Mapping[str, Size]"
+
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """Yield name and fp32 tensor, decoding one at a time, in the order of the expected shapes."""
+        from federation.codec import decode
+
+        for name, shape in self._shapes.items():
+            yield name, decode(self._arrays[name], shape, self.header.codec)
+
+
+def pack_tensors(
+    tensors: "Iterable[tuple[str, Tensor]]", header: Header
+) -> tuple[ArrayRecord, ConfigRecord, Header]:
+    """Encode fp32 tensors of any shape, by parameter name, one at a time.
+
+    Returns:
+        The arrays, the header as a record, and the header with its `sha256` filled in.
 
     Raises:
-        WireError: a name is missing or unknown, a shape or dtype differs, or a value is NaN or infinite.
+        WireError: a tensor holds a value its codec cannot carry.
     """
-    if record.keys() != expected.keys():
-        odd = sorted(record.keys() ^ expected.keys())
-        raise WireError(f"{len(odd)} array names do not fit the policy, the first is {odd[0]!r}")
-    import torch
+    from federation.codec import encode
 
-    tensors: dict[str, Tensor] = {}
-    for name, shape in expected.items():
-        array = record[name]
-        if tuple(array.shape) != tuple(shape) or array.dtype != "float32":
-            raise WireError(
-                f"array {name!r} is {array.dtype} {tuple(array.shape)}, expected float32 {tuple(shape)}"
-            )
-        tensor = torch.from_numpy(_decode(name, array))
-        if not torch.isfinite(tensor).all():
-            raise WireError(f"array {name!r} holds NaN or infinity")
-        tensors[name] = tensor
-    return tensors
+    arrays: dict[str, Array] = {}
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        try:
+            encoded = encode(tensor, header.codec)
+        except WireError as error:
+            raise WireError(f"array {name!r}: {error}") from None
+        _add_to_digest(digest, name, encoded)
+        arrays[name] = Array(encoded)
+    sealed = Header(header.codec, header.run, header.round, header.base, digest.hexdigest())
+    return ArrayRecord(arrays), ConfigRecord(vars(sealed)), sealed
+
+
+def open_payload(
+    record: ArrayRecord, header: ConfigRecord, shapes: "Mapping[str, Size]", expected: Header
+) -> Payload:
+    """Verify what `pack_tensors` made, without decoding it.
+
+    Args:
+        shapes: of each parameter that must be there; no other may be.
+        expected: codec, run, round and base that the payload must have; its `sha256` is ignored.
+
+    Raises:
+        WireError: the header or a name, size or hash does not fit, or a value is NaN or infinite.
+    """
+    from federation.codec import check
+
+    for key in ("codec", "run", "round", "base"):
+        if header.get(key) != getattr(expected, key):
+            raise WireError(f"{key} is {header.get(key)!r}, expected {getattr(expected, key)!r}")
+    if record.keys() != shapes.keys():
+        odd = sorted(record.keys() ^ shapes.keys())
+        raise WireError(f"{len(odd)} array names do not fit the policy, the first is {odd[0]!r}")
+    arrays: dict[str, np.ndarray] = {}
+    digest = hashlib.sha256()
+    for name, shape in shapes.items():
+        array = _unwrap(name, record[name], np.dtype(np.uint8))
+        try:
+            check(array, shape, expected.codec)
+        except WireError as error:
+            raise WireError(f"array {name!r}: {error}") from None
+        arrays[name] = array
+        _add_to_digest(digest, name, array)
+    if header.get("sha256") != digest.hexdigest():
+        raise WireError("the SHA-256 of the arrays is not the one in the header")
+    sealed = Header(expected.codec, expected.run, expected.round, expected.base, digest.hexdigest())
+    return Payload(sealed, sum(array.size for array in arrays.values()), arrays, shapes)
 
 
 def statistics_to_record(statistics: Statistics) -> ArrayRecord:
@@ -83,25 +146,30 @@ def record_to_statistics(record: ArrayRecord) -> Statistics:
         feature, slash, name = key.rpartition("/")
         if not slash or not feature:
             raise WireError(f"statistics name {key!r} must be feature/name")
-        values = _decode(key, array)
-        if values.dtype != np.float64 or not np.isfinite(values).all():
-            raise WireError(f"statistics {key!r} must be finite float64")
+        values = _unwrap(key, array, np.dtype(np.float64))
+        if not np.isfinite(values).all():
+            raise WireError(f"statistics {key!r} hold NaN or infinity")
         statistics.setdefault(feature, {})[name] = values
     return statistics
 
 
-def _decode(name: str, array: Array) -> np.ndarray:
-    """The values of `array`, once its bytes are known to hold just what its own fields say."""
+def _unwrap(name: str, array: Array, dtype: np.dtype) -> np.ndarray:
+    """The values of `array` without a copy, once its bytes are known to hold just what they claim."""
     if array.stype != "numpy.ndarray":
         raise WireError(f"array {name!r} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
     try:
         file = io.BytesIO(array.data)
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another NumPy format version")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        size = math.prod(shape) * dtype.itemsize
+        shape, fortran_order, claimed = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # NumPy's header parser lets the errors of Python's tokenizer through
         raise WireError(f"array {name!r} cannot be decoded ({type(error).__name__})") from None
-    if shape != tuple(array.shape) or str(dtype) != array.dtype or size != len(array.data) - file.tell():
-        raise WireError(f"array {name!r} does not hold the {array.dtype} {tuple(array.shape)} it claims to")
-    return array.numpy()
+    offset = file.tell()
+    if claimed != dtype or fortran_order or math.prod(shape) * dtype.itemsize != len(array.data) - offset:
+        raise WireError(f"array {name!r} does not hold the {dtype} values expected")
+    return np.frombuffer(array.data, dtype, offset=offset).reshape(shape)
+
+
+def _add_to_digest(digest: "hashlib._Hash", name: str, payload: np.ndarray) -> None:
+    digest.update(f"{name}:{payload.size}:".encode())
+    digest.update(payload.data)

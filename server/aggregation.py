@@ -5,7 +5,7 @@ grow with the federation. With two nodes the result does not depend on who answe
 in the last bit of fp32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,12 +24,16 @@ class WeightedMean:
         self._sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
         self._weight = 0
 
-    def add(self, update: Mapping[str, Tensor], num_examples: int) -> None:
-        """Fold in one verified update (fp32, the shapes given above), weighted by the frames trained on."""
-        for name, total in self._sums.items():
+    def add(self, update: Iterable[tuple[str, Tensor]], num_examples: int) -> None:
+        """Fold in one verified update, weighted by the frames trained on.
+
+        Args:
+            update: name and fp32 tensor of every parameter; one at a time is in memory.
+        """
+        for name, tensor in update:
             # Not add_(alpha=...): that fuses the product into the sum, and then even two nodes give
             # other bits in another order of arrival.
-            total.add_(update[name] * num_examples)
+            self._sums[name].add_(tensor * num_examples)
         self._weight += num_examples
 
     def apply_to(self, weights: Mapping[str, Tensor]) -> float:

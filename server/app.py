@@ -81,7 +81,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
         logs.speak_as(round_=round_)
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
-        entry = run_round(grid, model, sampled, round_, config.federation.round_deadline_seconds, record)
+        entry = run_round(grid, model, sampled, round_, config, record)
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:

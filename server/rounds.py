@@ -17,11 +17,12 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from federation.config import RunConfig
 from federation.errors import WireError
 from federation.logs import get_logger
-from federation.messages import CONFIG, METRICS, STATISTICS, TRAIN, UPDATE, WEIGHTS
+from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, TRAIN, UPDATE, WEIGHTS
 from federation.statistics import Statistics
-from federation.wire import record_to_tensors, statistics_to_record, tensors_to_record
+from federation.wire import Header, Payload, open_payload, pack_tensors, statistics_to_record
 from server.aggregation import WeightedMean
 from server.exchange import Reply, receive, send
 from server.nodes import Node
@@ -61,7 +62,7 @@ def run_round(
     model: GlobalModel,
     nodes: Sequence[Node],
     round_: int,
-    deadline_seconds: float,
+    config: RunConfig,
     record: RunRecord,
 ) -> dict[str, Any]:
     """Let `nodes` train from `model`, update `model.weights` in place, and return the round's entry.
@@ -70,17 +71,24 @@ def run_round(
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
+    wire = config.wire
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
+    weights, header, sealed = pack_tensors(
+        model.weights.items(), Header(wire.download, record.name, round_, base="")
+    )
+    facts = ConfigRecord({"run": record.name, "round": round_, "fingerprint": model.fingerprint})
     order = RecordDict(
         {
-            WEIGHTS: tensors_to_record(model.weights),
+            WEIGHTS: weights,
+            HEADER: header,
             STATISTICS: statistics_to_record(model.statistics),
-            CONFIG: ConfigRecord({"round": round_, "fingerprint": model.fingerprint}),
+            CONFIG: facts,
         }
     )
+    expected = Header(wire.upload, record.name, round_, base=sealed.sha256)
     contents = {node.node_id: order for node in nodes}
-    pending = send(grid, contents, TRAIN, str(round_), deadline_seconds)
-    del order, contents
+    pending = send(grid, contents, TRAIN, str(round_), config.federation.round_deadline_seconds)
+    del weights, order, contents
     send_seconds = time.monotonic() - started
 
     names = {node.node_id: node.name for node in nodes}
@@ -98,15 +106,15 @@ def run_round(
             record.event("update_missing", round=round_, node=name)
             continue
         try:
-            update, metrics = _verify(reply, model.shapes)
+            update, metrics = _verify(reply, model.shapes, expected)
+            mean.add(update.tensors(), int(metrics["num_examples"]))
         except WireError as error:
             refused[name] = str(error)
             _log.warning("update of %s refused: %s", name, error)
             record.event("update_refused", round=round_, node=name, reason=str(error))
             continue
-        mean.add(update, int(metrics["num_examples"]))
-        del update
-        clients[name] = {**metrics, "reply_seconds": reply.seconds}
+        clients[name] = {**metrics, "update_bytes": update.size_bytes, "reply_seconds": reply.seconds}
+        del reply, update  # the encoded update, before the next one is fetched
         record.event("update_received", round=round_, node=name, policy_loss=metrics["policy_loss"])
         aggregate_seconds += time.monotonic() - arrived
     update_norm = mean.apply_to(model.weights)
@@ -120,6 +128,10 @@ def run_round(
         "update_norm": update_norm,
         "num_examples": int(sum(metrics["num_examples"] for metrics in clients.values())),
         "skipped_frames": int(sum(metrics["skipped_frames"] for metrics in clients.values())),
+        "bytes": {
+            "down": int(sum(metrics["download_bytes"] for metrics in clients.values())),
+            "up": int(sum(metrics["update_bytes"] for metrics in clients.values())),
+        },
         "seconds": {
             "send": send_seconds,
             "train": time.monotonic() - started - send_seconds - aggregate_seconds,
@@ -129,16 +141,20 @@ def run_round(
 
 
 def _verify(
-    reply: Reply, shapes: Mapping[str, torch.Size]
-) -> tuple[dict[str, Tensor], dict[str, int | float]]:
+    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header
+) -> tuple[Payload, dict[str, int | float]]:
     """The update and the metrics of a reply, or a `WireError` that says why it cannot be used."""
     if reply.content is None:
         raise WireError(reply.error)
-    update, metrics = reply.content.get(UPDATE), reply.content.get(METRICS)
-    if not isinstance(update, ArrayRecord) or not isinstance(metrics, MetricRecord):
-        raise WireError(f"the reply lacks {UPDATE!r} or {METRICS!r}")
+    update, header, metrics = (reply.content.get(name) for name in (UPDATE, HEADER, METRICS))
+    if not (
+        isinstance(update, ArrayRecord)
+        and isinstance(header, ConfigRecord)
+        and isinstance(metrics, MetricRecord)
+    ):
+        raise WireError(f"the reply lacks {UPDATE!r}, {HEADER!r} or {METRICS!r}")
     checked: dict[str, int | float] = {}
-    for name in ("num_examples", "skipped_frames"):
+    for name in ("num_examples", "skipped_frames", "download_bytes"):
         count = metrics.get(name)
         if not isinstance(count, int) or count < 0:
             raise WireError(f"{name} = {count!r} must be a whole number, not negative")
@@ -150,7 +166,7 @@ def _verify(
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise WireError(f"{name} = {value!r} must be a finite number")
         checked[name] = float(value)
-    return record_to_tensors(update, shapes), checked
+    return open_payload(update, header, shapes, expected), checked
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -15,7 +15,7 @@ def _updates(count: int) -> list[dict[str, torch.Tensor]]:
 def _mean(updates: list, examples: list[int]) -> tuple[dict[str, torch.Tensor], float]:
     mean = WeightedMean({name: tensor.shape for name, tensor in updates[0].items()})
     for update, count in zip(updates, examples, strict=True):
-        mean.add(update, count)
+        mean.add(update.items(), count)
     weights = {name: torch.zeros(tensor.shape) for name, tensor in updates[0].items()}
     return weights, mean.apply_to(weights)
 

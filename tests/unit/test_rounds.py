@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
-from federation.config import FederationConfig, RunConfig
-from federation.messages import ANSWER, METRICS, STATISTICS, UPDATE
-from federation.wire import statistics_to_record, tensors_to_record
+from federation.config import FederationConfig, RunConfig, WireConfig
+from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
+from federation.wire import Header, pack_tensors, statistics_to_record
 from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
 from server.normalisation import merge_statistics
 from server.records import RunRecord
@@ -16,6 +17,7 @@ from tests.fake_grid import FakeGrid
 METRIC_VALUES = {
     "num_examples": 10,
     "skipped_frames": 1,
+    "download_bytes": 8,
     "policy_loss": 1.0,
     "proximal_loss": 0.1,
     "grad_norm": 2.0,
@@ -28,8 +30,14 @@ METRIC_VALUES = {
 
 def _reply(value: float = 1.0, **changes: object) -> RecordDict:
     metrics = {key: v for key, v in (METRIC_VALUES | changes).items() if v is not None}
-    update = tensors_to_record({"w": torch.full((2,), value)})
-    return RecordDict({UPDATE: update, METRICS: MetricRecord(metrics)})  # type: ignore[arg-type]
+    arrays, header = _update(value)
+    return RecordDict({UPDATE: arrays, HEADER: header, METRICS: MetricRecord(metrics)})  # type: ignore
+
+
+def _update(value: float, run: str = "run") -> tuple[ArrayRecord, ConfigRecord]:
+    base = pack_tensors([("w", torch.zeros(2))], Header("fp32", run, 1, ""))[2].sha256
+    arrays, header, _ = pack_tensors([("w", torch.full((2,), value))], Header("fp32", run, 1, base))
+    return arrays, header
 
 
 def _nodes(*names: str) -> list[Node]:
@@ -43,7 +51,11 @@ def record(tmp_path) -> RunRecord:
 
 def _run(grid: FakeGrid, record: RunRecord, statistics, *names: str) -> tuple[dict, torch.Tensor]:
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
-    return run_round(grid, model, _nodes(*names), 1, 1.0, record), model.weights["w"]  # type: ignore[arg-type]
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+    )
+    return run_round(grid, model, _nodes(*names), 1, settings, record), model.weights["w"]  # type: ignore
 
 
 def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
@@ -53,18 +65,38 @@ def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
     assert entry["update_norm"] == pytest.approx(2 * math.sqrt(2))
     assert (entry["num_examples"], entry["skipped_frames"], entry["aggregated"]) == (40, 2, True)
     assert entry["policy_loss"] == {"mean": 1.0, "std": 0.0}
+    assert entry["bytes"] == {"down": 16, "up": 16}
+
+
+def _damaged() -> RecordDict:
+    reply = _reply()
+    reply[UPDATE]["w"] = Array(np.array([1.0, np.nan], np.float32).view(np.uint8))
+    return reply
+
+
+def _replayed() -> RecordDict:
+    reply = _reply()
+    reply[UPDATE], reply[HEADER] = _update(1.0, run="another")
+    return reply
+
+
+def _without_arrays() -> RecordDict:
+    reply = _reply()
+    reply[UPDATE] = ArrayRecord({})
+    return reply
 
 
 BAD_REPLIES = [
-    (_reply(float("nan")), "NaN or infinity"),
+    (_damaged(), "NaN or infinity"),
+    (_replayed(), "run is 'another', expected 'run'"),
     (_reply(num_examples=0), "nothing was trained on"),
     (_reply(num_examples=-5), "not negative"),
     (_reply(num_examples=2.5), "whole number"),
     (_reply(policy_loss=float("inf")), "policy_loss = inf"),
     (_reply(policy_loss=None), "policy_loss = None"),
-    (RecordDict(), "lacks 'update' or 'metrics'"),
+    (RecordDict(), "lacks 'update', 'header' or 'metrics'"),
     (RecordDict({UPDATE: ConfigRecord({}), METRICS: MetricRecord({})}), "lacks"),
-    (RecordDict({UPDATE: ArrayRecord({}), METRICS: MetricRecord(METRIC_VALUES)}), "names do not fit"),
+    (_without_arrays(), "names do not fit"),
     (Error(1, "out of memory"), "out of memory"),
 ]
 
@@ -165,8 +197,6 @@ def test_too_few_nodes_are_an_error_that_says_what_to_do(record, statistics) -> 
 
 
 def test_merged_statistics_are_those_of_the_pooled_values() -> None:
-    import numpy as np
-
     random = np.random.default_rng(0)
     parts = [random.normal(size=(n, 6)) * 40 + n for n in (50, 200)]
 
