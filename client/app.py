@@ -7,7 +7,6 @@ which no path of this site stands; the whole story is in this site's own log.
 
 import hashlib
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +67,6 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "episodes": description.episodes,
         "frames": description.frames,
         "cameras": list(description.cameras),
-        "python": platform.python_version(),
     }
     return RecordDict(
         {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
@@ -173,7 +171,8 @@ def _read_site(context: Context) -> Site:
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"node configuration: scratch = {scratch}: cannot be written ({error})") from None
+        _log.error("scratch %s: %s", scratch, error)
+        raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
     return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch)
 
 

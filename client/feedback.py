@@ -5,6 +5,7 @@ Karimireddy et al., ICML 2019). The residual is kept on the site's own disk, for
 it costs accuracy of one round and nothing else.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def add_residual(scratch: Path, run: str, update: Mapping[str, Tensor]) -> None:
 def keep_residual(scratch: Path, run: str, residual: Mapping[str, Tensor]) -> None:
     """Keep `residual` for the next round of `run`; those of other runs are removed."""
     file = _file(scratch, run)
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     for old in file.parent.iterdir():
         if old != file:
             old.unlink()
@@ -49,4 +50,5 @@ def keep_residual(scratch: Path, run: str, residual: Mapping[str, Tensor]) -> No
 
 
 def _file(scratch: Path, run: str) -> Path:
-    return scratch / "feedback" / f"{run}.safetensors"
+    # The server chose the run's name: it must not choose a path on this site.
+    return scratch / "feedback" / f"{hashlib.sha256(run.encode()).hexdigest()[:16]}.safetensors"

@@ -86,6 +86,12 @@ def _run_metrics(run: dict[str, Any]) -> Iterator[Metric]:
     for phase in ("send", "train", "aggregate", "evaluate", "checkpoint"):
         phases.add_metric([phase], sum(entry["seconds"].get(phase, 0.0) for entry in rounds))
     yield phases
+    transferred = CounterMetricFamily(
+        "federation_transferred_bytes", "Bytes of weights (down) and updates (up)", labels=["direction"]
+    )
+    for direction in ("down", "up"):
+        transferred.add_metric([direction], sum(entry["bytes"][direction] for entry in rounds))
+    yield transferred
     if rounds:
         newest = rounds[-1]
         yield GaugeMetricFamily(

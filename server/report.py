@@ -153,7 +153,14 @@ def _summary(metrics: dict[str, Any]) -> str:
         f"<b>{first['policy_loss']:.4f}</b> before training, <b>{last['policy_loss']:.4f}</b> "
         f"after {len(metrics['rounds'])} rounds ({change:+.1f} %). "
         f"Action MSE: {first['action_mse']:.1f} before, {last['action_mse']:.1f} after.</p>"
+        f"<p>On average a round moved {_megabytes(metrics, 'down')} MB down to the nodes "
+        f"and {_megabytes(metrics, 'up')} MB up.</p>"
     )
+
+
+def _megabytes(metrics: dict[str, Any], direction: str) -> str:
+    rounds = metrics["rounds"]
+    return f"{sum(entry['bytes'][direction] for entry in rounds) / len(rounds) / 1e6:.1f}"
 
 
 def _rounds_table(metrics: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ def test_it_shows_where_the_run_is_and_how_good_it_is(record: RunRecord, tmp_pat
     assert values["federation_policy_loss_best"] == 0.5
     assert values['federation_phase_seconds_total{phase="train"}'] == 4.0
     assert values["federation_participants"] == 1
+    assert values['federation_transferred_bytes_total{direction="up"}'] == 2e6
 
 
 def test_it_counts_by_node(record: RunRecord, tmp_path: Path) -> None:

@@ -36,13 +36,19 @@ def test_a_residual_belongs_to_its_run(tmp_path: Path) -> None:
     add_residual(tmp_path, "second", update)
     assert update["w"].tolist() == [0, 0, 0]
     keep_residual(tmp_path, "second", {"w": torch.ones(3)})
-    assert [file.name for file in (tmp_path / "feedback").iterdir()] == ["second.safetensors"]
+    assert len(list((tmp_path / "feedback").iterdir())) == 1
+
+
+def test_the_servers_name_of_a_run_chooses_no_path_on_the_site(tmp_path: Path) -> None:
+    keep_residual(tmp_path / "scratch", "../../escaped", {"w": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["feedback"]
 
 
 def test_a_damaged_or_unfitting_residual_is_dropped(tmp_path: Path) -> None:
     keep_residual(tmp_path, "run", {"w": torch.ones(4)})
     update = {"w": torch.zeros(3)}
     add_residual(tmp_path, "run", update)
-    (tmp_path / "feedback" / "run.safetensors").write_bytes(b"torn")
+    next((tmp_path / "feedback").iterdir()).write_bytes(b"torn")
     add_residual(tmp_path, "run", update)
     assert update["w"].tolist() == [0, 0, 0]

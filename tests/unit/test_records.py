@@ -32,6 +32,7 @@ def _round(number: int, **changes: object) -> dict:
         "update_norm": 0.4,
         "num_examples": 24,
         "skipped_frames": 0,
+        "bytes": {"down": 3_000_000, "up": 1_000_000},
         "seconds": {"train": 2.0},
         "evaluation": _evaluation(1.0 / number),
         **changes,
@@ -124,7 +125,15 @@ def test_the_report_shows_rounds_nodes_and_what_went_wrong(record: RunRecord) ->
     record.round_finished(bad)
     record.close("finished")
     page = write_report(record.folder).read_text()
-    for text in ("2.0000", "1.0000", "-50.0 %", "top, wrist", "training.local_steps", "data:image/png"):
+    for text in (
+        "2.0000",
+        "1.0000",
+        "-50.0 %",
+        "3.0 MB down",
+        "top, wrist",
+        "training.local_steps",
+        "data:image/png",
+    ):
         assert text in page
     assert {file.name for file in (record.folder / "plots").iterdir()} == {
         "policy_loss.png",

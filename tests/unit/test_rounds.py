@@ -141,7 +141,7 @@ class JoiningGrid(FakeGrid):
 
 
 def _answer(name: str, statistics, **changes: object) -> RecordDict:
-    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "python": "3"}
+    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"]}
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(statistics)})
 
