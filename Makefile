@@ -58,6 +58,12 @@ test: $(VENV)/.installed ## the whole test suite with coverage
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
+.PHONY: bench
+bench: $(VENV)/.installed sample-data certs ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
+	$(PY) -m tests.benchmarks.aggregation
+	$(PY) -m tests.benchmarks.full_size_round
+	$(PY) -m tests.benchmarks.codec_accuracy
+
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve requirements.lock anew
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 --all-extras \

@@ -28,7 +28,8 @@ _MAX_CODE = 127
 _LOWEST_CODE = -128  # `encode` never writes it, but a received byte can hold it
 _MAX_MAGNITUDE = 1e37  # above it a scale times 127 could leave fp32; no update comes near
 _SCALE_BYTES = 4
-_CHUNK_BLOCKS = 512  # 256 KiB of fp32: temporaries stay in the cache
+_SMALLEST_SCALE = 2.0**-126  # the smallest normal fp32
+_CHUNK_BLOCKS = 2048  # 1 MiB of fp32, the fastest of 128 to 12800 when measured
 
 
 def encoded_bytes(shape: Sequence[int], codec: str) -> int:
@@ -60,15 +61,19 @@ def encode(tensor: Tensor, codec: str) -> np.ndarray:
     blocks = _in_blocks(flat)
     payload = np.empty(encoded_bytes(flat.shape, codec), np.uint8)
     scales, codes = _scales_and_codes(payload)
+    # New pages are what costs time here, so all chunks share one temporary.
+    temporary = torch.empty(min(len(blocks), _CHUNK_BLOCKS), BLOCK_VALUES)
     for start in range(0, len(blocks), _CHUNK_BLOCKS):
         chunk = slice(start, start + _CHUNK_BLOCKS)
-        largest = blocks[chunk].abs().amax(dim=1, keepdim=True)
+        block, scaled = blocks[chunk], temporary[: len(blocks) - start]
+        largest = torch.abs(block, out=scaled).amax(dim=1, keepdim=True)
         if largest.max() > _MAX_MAGNITUDE:
             raise WireError(f"a value is larger than {_MAX_MAGNITUDE:g} in magnitude")
         scale = largest / _MAX_CODE
         scales[chunk] = scale
-        # A block of zeros, or of magnitudes whose scale underflows, is sent as zeros.
-        codes[chunk] = (blocks[chunk] / scale.where(scale > 0, 1.0)).round_().clamp_(-_MAX_CODE, _MAX_CODE)
+        # A block of zeros, or of magnitudes too small for the inverse to be finite, is sent as zeros.
+        inverse = scale.reciprocal().where(scale >= _SMALLEST_SCALE, 0.0)
+        codes[chunk] = torch.mul(block, inverse, out=scaled).round_()
     return payload
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from federation.errors import ConfigError
 
 __all__ = [
+    "AggregationConfig",
     "CheckpointConfig",
     "EvaluationConfig",
     "FederationConfig",
@@ -100,6 +101,19 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class AggregationConfig:
+    """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
+
+    method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
+    clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
+    trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
+    byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
+    server_optimizer: str = _setting("none", one_of=("none", "momentum", "adam"))  # FedAvgM, FedAdam
+    server_learning_rate: float = _setting(1.0, above=0)
+    server_momentum: float = _setting(0.9, at_least=0, at_most=0.999)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """How what travels is encoded (see `codec.py`)."""
 
@@ -135,6 +149,7 @@ class RunConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     wire: WireConfig = field(default_factory=WireConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

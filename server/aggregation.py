@@ -1,48 +1,135 @@
-"""The weighted mean of the updates, folded in as they arrive.
+"""From the updates of a round to the change of the global weights.
 
-One fp32 accumulator the size of the trainable parameters, whatever the number of nodes: memory does not
-grow with the federation. With two nodes the result does not depend on who answers first; with more it does
-in the last bit of fp32.
+    aggregator = make_aggregator(config, shapes)
+    aggregator.add(update, num_examples)    # as each arrives
+    aggregator.aggregate()                  # (name, aggregated update) for every parameter
+
+and a server optimizer (`make_server_optimizer`) takes the step. The default, `WeightedMean` and no optimizer,
+is FedAvg's and FedProx's: it folds updates in as they arrive, in one fp32 accumulator of the size of the
+trainable parameters, whatever the number of nodes. With two nodes its result does not depend on who answers
+first; with more it does in the last bit of fp32.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["WeightedMean"]
+from federation.config import AggregationConfig
+from federation.wire import Payload
+from server.robust import median, multi_krum, trimmed_mean
+
+__all__ = ["Aggregator", "WeightedMean", "apply_update", "make_aggregator", "make_server_optimizer"]
+
+_FEDADAM_EPS = 1e-3  # Reddi et al., ICLR 2021, section 5: tau
+
+
+class Aggregator(Protocol):
+    """Collects the verified updates of one round."""
+
+    def add(self, update: Payload, num_examples: int) -> None:
+        """Take one update, trained on `num_examples` frames."""
+
+    def aggregate(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the aggregated update of every parameter, fp32; nothing if none was added. Call it once."""
 
 
 class WeightedMean:
-    """`sum(n_k * update_k) / sum(n_k)` over the updates added so far (McMahan et al., AISTATS 2017, alg. 1).
+    """`sum(n_k * update_k) / sum(n_k)` (McMahan et al., AISTATS 2017, alg. 1), streaming.
 
     Args:
         shapes: parameter name -> shape.
+        clip_norm: an update with a larger L2 norm is scaled down to it; 0 for never.
     """
 
-    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, shapes: Mapping[str, torch.Size], clip_norm: float = 0.0) -> None:
         self._sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
         self._weight = 0
+        self._clip_norm = clip_norm
 
-    def add(self, update: Iterable[tuple[str, Tensor]], num_examples: int) -> None:
-        """Fold in one verified update, weighted by the frames trained on.
-
-        Args:
-            update: name and fp32 tensor of every parameter; one at a time is in memory.
-        """
-        for name, tensor in update:
+    def add(self, update: Payload, num_examples: int) -> None:
+        """Fold in one update; one parameter at a time is decoded."""
+        factor = float(num_examples)
+        if self._clip_norm:
+            norm = sum(tensor.double().square().sum().item() for _, tensor in update.tensors()) ** 0.5
+            factor *= min(1.0, self._clip_norm / max(norm, 1e-12))
+        for name, tensor in update.tensors():
             # Not add_(alpha=...): that fuses the product into the sum, and then even two nodes give
             # other bits in another order of arrival.
-            self._sums[name].add_(tensor * num_examples)
+            self._sums[name].add_(tensor.mul_(factor))
         self._weight += num_examples
 
-    def apply_to(self, weights: Mapping[str, Tensor]) -> float:
-        """Add the mean to the global `weights` in place and return its L2 norm; 0.0 if nothing was added."""
-        if self._weight == 0:
-            return 0.0
-        squared_norm = 0.0
-        for name, total in self._sums.items():
-            mean = total.div_(self._weight)
-            squared_norm += mean.double().square().sum().item()
-            weights[name].add_(mean)
-        return squared_norm**0.5
+    def aggregate(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the mean of what was added."""
+        if self._weight:
+            for name, total in self._sums.items():
+                yield name, total.div_(self._weight)
+
+
+class Robust:
+    """Holds the updates of a round, encoded, for a rule that must see all of them."""
+
+    def __init__(self, config: AggregationConfig) -> None:
+        self._config = config
+        self._updates: list[Payload] = []
+
+    def add(self, update: Payload, num_examples: int) -> None:
+        """Keep the update; examples do not weigh in a robust rule."""
+        self._updates.append(update)
+
+    def aggregate(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what the configured rule makes of the updates."""
+        if not self._updates:
+            return iter(())
+        if self._config.method == "median":
+            return median(self._updates)
+        if self._config.method == "trimmed_mean":
+            return trimmed_mean(self._updates, self._config.trim_fraction)
+        return multi_krum(self._updates, self._config.byzantine)
+
+
+def make_aggregator(config: AggregationConfig, shapes: Mapping[str, torch.Size]) -> Aggregator:
+    """The aggregator of one round that `config` names."""
+    if config.method == "mean":
+        return WeightedMean(shapes, config.clip_norm)
+    return Robust(config)
+
+
+def make_server_optimizer(
+    config: AggregationConfig, weights: Mapping[str, Tensor]
+) -> torch.optim.Optimizer | None:
+    """The server's optimizer over the whole run, or None to add the aggregated update as it is.
+
+    FedAvgM and FedAdam (Reddi et al., ICLR 2021) are PyTorch's SGD with momentum and Adam, with the negative
+    update as the gradient.
+    """
+    if config.server_optimizer == "none":
+        return None
+    rate, momentum = config.server_learning_rate, config.server_momentum
+    if config.server_optimizer == "momentum":
+        return torch.optim.SGD(weights.values(), lr=rate, momentum=momentum)
+    return torch.optim.Adam(weights.values(), lr=rate, betas=(momentum, 0.99), eps=_FEDADAM_EPS)
+
+
+def apply_update(
+    aggregator: Aggregator, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None
+) -> float:
+    """Take the step of a round on the global `weights` in place.
+
+    Returns:
+        The L2 norm of the aggregated update; 0.0 if there was none, then nothing is changed.
+    """
+    squared_norm = 0.0
+    updated = False
+    for name, update in aggregator.aggregate():
+        updated = True
+        squared_norm += update.double().square().sum().item()
+        if optimizer is None:
+            weights[name].add_(update)
+        else:
+            weights[name].grad = update.neg_()
+    if optimizer is not None and updated:
+        optimizer.step()
+        optimizer.zero_grad()
+    return squared_norm**0.5

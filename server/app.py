@@ -60,16 +60,19 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
         policy = building.result()
 
     from federation.policy import frozen_fingerprint, trainable_parameters
+    from server.aggregation import make_server_optimizer
     from server.checkpoints import Checkpoints
     from server.evaluation import Evaluator
     from server.export import export_policy
     from server.normalisation import merge_statistics
     from server.rounds import GlobalModel, run_round
 
+    weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
     model = GlobalModel(
-        weights={name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()},
+        weights=weights,
         statistics=merge_statistics([node.statistics for node in online.values()]),
         fingerprint=frozen_fingerprint(policy),
+        optimizer=make_server_optimizer(config.aggregation, weights),
     )
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, model.fingerprint)

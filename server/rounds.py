@@ -23,7 +23,7 @@ from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, TRAIN, UPDATE, WEIGHTS
 from federation.statistics import Statistics
 from federation.wire import Header, Payload, open_payload, pack_tensors, statistics_to_record
-from server.aggregation import WeightedMean
+from server.aggregation import apply_update, make_aggregator
 from server.exchange import Reply, receive, send
 from server.nodes import Node
 from server.records import RunRecord
@@ -50,6 +50,7 @@ class GlobalModel:
     weights: dict[str, Tensor]
     statistics: Statistics
     fingerprint: str  # of the frozen weights
+    optimizer: torch.optim.Optimizer | None = None  # over `weights`; None adds each update as it is
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -92,7 +93,7 @@ def run_round(
     send_seconds = time.monotonic() - started
 
     names = {node.node_id: node.name for node in nodes}
-    mean = WeightedMean(model.shapes)
+    aggregator = make_aggregator(config.aggregation, model.shapes)
     clients: dict[str, dict[str, float]] = {}
     refused: dict[str, str] = {}
     missing: list[str] = []
@@ -107,17 +108,19 @@ def run_round(
             continue
         try:
             update, metrics = _verify(reply, model.shapes, expected)
-            mean.add(update.tensors(), int(metrics["num_examples"]))
         except WireError as error:
             refused[name] = str(error)
             _log.warning("update of %s refused: %s", name, error)
             record.event("update_refused", round=round_, node=name, reason=str(error))
             continue
+        aggregator.add(update, int(metrics["num_examples"]))
         clients[name] = {**metrics, "update_bytes": update.size_bytes, "reply_seconds": reply.seconds}
         del reply, update  # the encoded update, before the next one is fetched
         record.event("update_received", round=round_, node=name, policy_loss=metrics["policy_loss"])
         aggregate_seconds += time.monotonic() - arrived
-    update_norm = mean.apply_to(model.weights)
+    started_step = time.monotonic()
+    update_norm = apply_update(aggregator, model.weights, model.optimizer)
+    aggregate_seconds += time.monotonic() - started_step
     return {
         "round": round_,
         "aggregated": bool(clients),

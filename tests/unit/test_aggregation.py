@@ -1,45 +1,155 @@
 import numpy as np
+import pytest
 import torch
 
-from server.aggregation import WeightedMean
+from federation.config import AggregationConfig
+from federation.wire import Header, Payload, open_payload, pack_tensors
+from server.aggregation import WeightedMean, apply_update, make_aggregator, make_server_optimizer
+from server.robust import krum_choice
+
+SHAPES = {"a": torch.Size([4, 3]), "b": torch.Size([])}
+
+
+def _payload(tensors: dict[str, torch.Tensor]) -> Payload:
+    arrays, record, header = pack_tensors(tensors.items(), Header("fp32", "run", 1, ""))
+    return open_payload(arrays, record, {name: t.shape for name, t in tensors.items()}, header)
 
 
 def _updates(count: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     return [
-        {"a": torch.randn(4, 3, generator=generator), "b": torch.randn((), generator=generator)}
+        {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
         for _ in range(count)
     ]
 
 
-def _mean(updates: list, examples: list[int]) -> tuple[dict[str, torch.Tensor], float]:
-    mean = WeightedMean({name: tensor.shape for name, tensor in updates[0].items()})
-    for update, count in zip(updates, examples, strict=True):
-        mean.add(update.items(), count)
-    weights = {name: torch.zeros(tensor.shape) for name, tensor in updates[0].items()}
-    return weights, mean.apply_to(weights)
+def _aggregate(config: AggregationConfig, updates: list, examples: list[int] | None = None) -> dict:
+    aggregator = make_aggregator(config, SHAPES)
+    for update, count in zip(updates, examples or [1] * len(updates), strict=True):
+        aggregator.add(_payload(update), count)
+    return {name: tensor.clone() for name, tensor in aggregator.aggregate()}
 
 
-def test_it_equals_numpys_weighted_average_in_float64() -> None:
+def _stacked(updates: list, name: str) -> np.ndarray:
+    return np.stack([update[name].double().numpy() for update in updates])
+
+
+def test_the_mean_equals_numpys_weighted_average_in_float64() -> None:
     updates, examples = _updates(5), [1, 10, 100, 7, 3]
-    result, norm = _mean(updates, examples)
-    squared = 0.0
-    for name in result:
-        stacked = np.stack([u[name].double().numpy() for u in updates])
-        expected = np.average(stacked, axis=0, weights=examples)
+    result = _aggregate(AggregationConfig(), updates, examples)
+    for name in SHAPES:
+        expected = np.average(_stacked(updates, name), axis=0, weights=examples)
         np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
-        squared += np.square(expected).sum()
-    np.testing.assert_allclose(norm, np.sqrt(squared), rtol=1e-5)
 
 
 def test_two_updates_give_the_same_bits_in_either_order() -> None:
     updates = _updates(2)
-    forward, _ = _mean(updates, [3, 5])
-    backward, _ = _mean(updates[::-1], [5, 3])
-    assert all(torch.equal(forward[name], backward[name]) for name in forward)
+    forward = _aggregate(AggregationConfig(), updates, [3, 5])
+    backward = _aggregate(AggregationConfig(), updates[::-1], [5, 3])
+    assert all(torch.equal(forward[name], backward[name]) for name in SHAPES)
 
 
-def test_without_updates_the_weights_stay() -> None:
-    weights = {"a": torch.ones(2)}
-    assert WeightedMean({"a": torch.Size([2])}).apply_to(weights) == 0.0
-    assert torch.equal(weights["a"], torch.ones(2))
+def test_many_updates_differ_between_orders_by_rounding_only() -> None:
+    updates = _updates(20)
+    forward = _aggregate(AggregationConfig(), updates)
+    backward = _aggregate(AggregationConfig(), updates[::-1])
+    for name in SHAPES:
+        torch.testing.assert_close(forward[name], backward[name])
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_the_median_is_numpys(count: int) -> None:
+    updates = _updates(count)
+    result = _aggregate(AggregationConfig(method="median"), updates, [1] * count)
+    for name in SHAPES:
+        np.testing.assert_allclose(
+            result[name].numpy(), np.median(_stacked(updates, name), axis=0), rtol=1e-6
+        )
+
+
+def test_the_trimmed_mean_leaves_out_the_extremes() -> None:
+    updates = _updates(5)
+    result = _aggregate(AggregationConfig(method="trimmed_mean", trim_fraction=0.2), updates)
+    for name in SHAPES:
+        expected = np.sort(_stacked(updates, name), axis=0)[1:-1].mean(axis=0)
+        np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def _nearly_the_same(count: int) -> list[dict[str, torch.Tensor]]:
+    return [{name: 1 + 0.01 * tensor for name, tensor in update.items()} for update in _updates(count)]
+
+
+@pytest.mark.parametrize("method", ["median", "trimmed_mean", "krum"])
+@pytest.mark.parametrize("attack", [-1.0, 1000.0, -1e30])
+def test_one_bad_node_of_four_moves_a_robust_rule_little(method: str, attack: float) -> None:
+    bad = {name: torch.full(shape, attack) for name, shape in SHAPES.items()}
+    result = _aggregate(AggregationConfig(method=method, trim_fraction=0.25), [*_nearly_the_same(3), bad])
+    assert all((tensor - 1).abs().max() < 0.1 for tensor in result.values())
+
+
+def test_krum_ranks_the_outlier_last() -> None:
+    bad = {name: torch.full(shape, 5.0) for name, shape in SHAPES.items()}
+    payloads = [_payload(update) for update in [bad, *_nearly_the_same(4)]]
+    assert 0 not in krum_choice(payloads, byzantine=1)
+    assert krum_choice(payloads, byzantine=0)[-1] == 0
+
+
+def test_krum_of_a_single_update_is_that_update() -> None:
+    updates = _updates(1)
+    result = _aggregate(AggregationConfig(method="krum"), updates)
+    assert all(torch.equal(result[name], updates[0][name]) for name in SHAPES)
+
+
+def test_clipping_bounds_what_one_node_can_do() -> None:
+    honest = {"a": torch.zeros(4, 3), "b": torch.zeros(())}
+    huge = {"a": torch.full((4, 3), 1000.0), "b": torch.tensor(0.0)}
+    result = _aggregate(AggregationConfig(clip_norm=2.0), [honest, huge])
+    assert result["a"].norm().item() == pytest.approx(1.0, rel=1e-5)
+    small = {"a": torch.full((4, 3), 0.1), "b": torch.tensor(0.0)}
+    assert torch.equal(_aggregate(AggregationConfig(clip_norm=2.0), [small])["a"], small["a"])
+
+
+def test_without_an_optimizer_the_update_is_added() -> None:
+    weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    aggregator, update = WeightedMean(SHAPES), _updates(1)[0]
+    aggregator.add(_payload(update), 7)
+    norm = apply_update(aggregator, weights, None)
+    for name in SHAPES:
+        torch.testing.assert_close(weights[name], 1 + update[name])
+    assert norm == pytest.approx(sum(u.square().sum().item() for u in update.values()) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mean", "median"])
+def test_without_updates_the_weights_stay(method: str) -> None:
+    config = AggregationConfig(method=method, server_optimizer="momentum")
+    weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    assert (
+        apply_update(make_aggregator(config, SHAPES), weights, make_server_optimizer(config, weights)) == 0.0
+    )
+    assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights.values())
+
+
+def test_momentum_is_that_of_fedavgm() -> None:
+    config = AggregationConfig(server_optimizer="momentum", server_learning_rate=0.5, server_momentum=0.9)
+    weights = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    optimizer = make_server_optimizer(config, weights)
+    velocity = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    expected = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for update in _updates(3):
+        aggregator = WeightedMean(SHAPES)
+        aggregator.add(_payload(update), 1)
+        apply_update(aggregator, weights, optimizer)
+        for name in SHAPES:
+            velocity[name] = 0.9 * velocity[name] + update[name]
+            expected[name] += 0.5 * velocity[name]
+            torch.testing.assert_close(weights[name], expected[name])
+
+
+def test_adam_takes_steps_of_about_its_learning_rate() -> None:
+    config = AggregationConfig(server_optimizer="adam", server_learning_rate=0.01)
+    weights = {"a": torch.zeros(4, 3), "b": torch.zeros(())}
+    aggregator = WeightedMean(SHAPES)
+    aggregator.add(_payload({"a": torch.full((4, 3), 5.0), "b": torch.tensor(-5.0)}), 1)
+    apply_update(aggregator, weights, make_server_optimizer(config, weights))
+    assert weights["a"].mean().item() == pytest.approx(0.01, rel=0.01)
+    assert weights["b"].item() == pytest.approx(-0.01, rel=0.01)
