@@ -41,6 +41,10 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 demo: certs $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
+.PHONY: doctor
+doctor: $(VENV)/.installed ## look at a site's data set, disk and device before it joins (DATA=folder)
+	@$(PY) -m client.doctor --dataset $(DATA)
+
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
 	@$(PY) -m server.report outputs/$(RUN)

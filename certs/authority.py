@@ -1,11 +1,13 @@
 """Making keys and certificates, in memory: nothing here writes a file."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -14,103 +16,178 @@ from federation.errors import FederationError
 
 __all__ = [
     "CertificateError",
+    "canonical_host",
     "issue_ca",
     "issue_server",
     "load_certificate",
     "load_key",
-    "new_site_key",
+    "load_site_key",
+    "new_key",
+    "private_pem",
     "server_names",
+    "site_private_key",
+    "site_public_key",
 ]
 
 _ORGANISATION = "SO-100 Federation"
+_DNS_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 class CertificateError(FederationError):
     """A certificate or key is missing, malformed or cannot be used. The message is one line with the fix."""
 
 
-def issue_ca(days: int, now: datetime) -> tuple[bytes, bytes]:
-    """A new certificate authority: its private key (PKCS 8 PEM) and its self-signed certificate (PEM)."""
-    key = ec.generate_private_key(ec.SECP384R1())
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A new private key (ECDSA P-384), for whatever purpose."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def canonical_host(name: str) -> str:
+    """A DNS name in lower case or an IP address in its shortest form, as `server_names` gives them.
+
+    Raises:
+        CertificateError: `name` is neither.
+    """
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    host = name.lower()
+    labels = host.split(".")
+    # A last label of digits is an address with a mistake in it, never a name.
+    if len(host) > 253 or not all(map(_DNS_LABEL.fullmatch, labels)) or labels[-1].isdigit():
+        raise CertificateError(f"host {name!r}: must be a DNS name or an IP address, without scheme or port")
+    return host
+
+
+def issue_ca(key: ec.EllipticCurvePrivateKey, days: int, now: datetime) -> bytes:
+    """The self-signed certificate (PEM) of a certificate authority whose key is `key`."""
     name = _name("certificate authority")
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     certificate = (
-        _builder(name, name, key.public_key(), days, now)
+        _builder(name, name, key.public_key(), now, now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA384())
     )
-    return _private_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def issue_server(
-    ca_key: Path, ca_certificate: Path, names: Sequence[str], days: int, now: datetime
-) -> tuple[bytes, bytes]:
-    """A new server key (PKCS 8 PEM) and its certificate (PEM), valid for `names`, signed by the CA.
+    key: ec.EllipticCurvePublicKey,
+    ca_key: Path,
+    ca_certificate: Path,
+    names: Sequence[str],
+    days: int,
+    now: datetime,
+) -> bytes:
+    """A server certificate (PEM) for `key`, valid for `names`, signed by the CA and not outliving it.
 
     Args:
-        names: DNS names and IP addresses.
+        names: canonical DNS names and IP addresses, at least one.
 
     Raises:
-        CertificateError: the CA cannot be read, or a name is neither a DNS name nor an address.
+        CertificateError: the CA's files are missing, unreadable, not a pair, or expired.
     """
-    authority, issuer = load_key(ca_key), load_certificate(ca_certificate)
-    key = ec.generate_private_key(ec.SECP384R1())
+    issuer = load_certificate(ca_certificate)
+    authority = load_key(ca_key, fix="bring it back from where it is kept; only it can sign a certificate")
+    if authority.public_key() != issuer.public_key():
+        raise CertificateError(f"{ca_key} is not the key of {ca_certificate}; bring the right one back")
+    if now >= issuer.not_valid_after_utc:
+        raise CertificateError(
+            f"{ca_certificate} expired on {issuer.not_valid_after_utc:%Y-%m-%d}; "
+            f"move {ca_key.parent} and {ca_certificate.parent} away and run make certs"
+        )
+    end = min(now + timedelta(days=days), issuer.not_valid_after_utc)
     issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
     certificate = (
-        _builder(_name(names[0]), issuer.subject, key.public_key(), days, now)
+        _builder(_name(names[0]), issuer.subject, key, now, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(issuer_identifier, critical=False)
         .sign(authority, hashes.SHA384())
     )
-    return _private_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def new_site_key(site: str) -> tuple[bytes, bytes]:
-    """A SuperNode's key pair (ECDSA P-384): private and public half in OpenSSH form, as Flower reads them."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key as unencrypted PKCS 8 PEM, which SuperLink reads."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def site_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key in OpenSSH form, which `flower-supernode --auth-supernode-private-key` reads."""
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return private, public + f" {site}\n".encode()
 
 
-def load_certificate(path: Path) -> x509.Certificate:
+def site_public_key(key: ec.EllipticCurvePrivateKey, site: str) -> bytes:
+    """Its public half as one OpenSSH line, which `flwr supernode register` reads."""
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return line + f" {site}\n".encode()
+
+
+def load_certificate(path: Path, fix: str = "remove it and run make certs") -> x509.Certificate:
     """Read a PEM certificate; a `CertificateError` names the file if it is missing or damaged."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except FileNotFoundError:
-        raise CertificateError(f"{path} is missing; run make certs") from None
-    except (ValueError, OSError) as error:
-        raise CertificateError(f"{path} cannot be read as a certificate ({error})") from None
+        return x509.load_pem_x509_certificate(_read(path))
+    except ValueError:
+        raise CertificateError(f"{path} cannot be read as a certificate; {fix}") from None
 
 
-def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_key(path: Path, fix: str) -> ec.EllipticCurvePrivateKey:
     """Read an unencrypted PEM key on an elliptic curve; errors as `load_certificate`."""
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except FileNotFoundError:
-        raise CertificateError(f"{path} is missing; run make certs") from None
-    except (ValueError, TypeError, OSError):
-        raise CertificateError(f"{path} cannot be read as a private key") from None
+        key = serialization.load_pem_private_key(_read(path, fix), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise CertificateError(f"{path} cannot be read as a private key; {fix}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{path} is not a key on an elliptic curve")
+        raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
+    return key
+
+
+def load_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read an unencrypted OpenSSH key on an elliptic curve; errors as `load_certificate`."""
+    fix = f"remove {path.parent} and make it again"
+    try:
+        key = serialization.load_ssh_private_key(_read(path, fix), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise CertificateError(f"{path} cannot be read as an OpenSSH key; {fix}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
     return key
 
 
 def server_names(certificate: Path) -> list[str]:
-    """The DNS names and IP addresses a certificate is valid for."""
-    extension = load_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    return [str(name.value) for name in extension.value]
+    """The DNS names and IP addresses a certificate is valid for; errors as `load_certificate`."""
+    try:
+        names = load_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return [str(name.value) for name in names.value]
+
+
+def _read(path: Path, fix: str = "run make certs") -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CertificateError(f"{path} is missing; {fix}") from None
+    except OSError as error:
+        raise CertificateError(
+            f"{path} cannot be read ({error.strerror}); check its owner and mode"
+        ) from None
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int, now: datetime
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start: datetime, end: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -118,8 +195,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks of sites lag a little
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(start - timedelta(minutes=5))  # clocks of sites lag a little
+        .not_valid_after(end)
     )
 
 
@@ -136,10 +213,7 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        pass
-    if not name.isascii() or any(c.isspace() or c in "/:@" for c in name):
-        raise CertificateError(f"host {name!r}: must be a DNS name or an IP address, without scheme or port")
-    return x509.DNSName(name)
+        return x509.DNSName(name)
 
 
 def _key_usage(**allowed: bool) -> x509.KeyUsage:
@@ -155,9 +229,3 @@ def _key_usage(**allowed: bool) -> x509.KeyUsage:
         "decipher_only",
     )
     return x509.KeyUsage(**{use: allowed.get(use, False) for use in uses})
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

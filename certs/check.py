@@ -1,33 +1,38 @@
 """Looking at what `make certs` made: who it is for, how long it lasts, and what is wrong with it."""
 
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from cryptography.x509 import Certificate
 
-from certs.authority import CertificateError, load_certificate, load_key, server_names
+from certs.authority import CertificateError, load_certificate, load_key, load_site_key, server_names
 
-__all__ = ["Finding", "check", "days_left", "verify_server_certificate"]
+__all__ = ["WARN_DAYS", "Finding", "check", "days_left", "table", "verify_server_certificate"]
 
 WARN_DAYS = 14
+_ROTATE = "run make certs ROTATE=1"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check: `level` is "ok", "warning" or "error"."""
+    """One row: `level` is "ok", "warning" or "error"; the rest is empty where it says nothing."""
 
     level: str
     file: Path
-    text: str
+    text: str = ""
+    subject: str = ""
+    days: float | None = None
+    names: Sequence[str] = ()
 
 
 def days_left(certificate: Path, now: datetime | None = None) -> float:
     """Days until the certificate expires; negative if it has. Raises `CertificateError` if unreadable."""
-    left = load_certificate(certificate).not_valid_after_utc - (now or datetime.now(UTC))
-    return left.total_seconds() / 86400
+    return _days(load_certificate(certificate), now)
 
 
 def verify_server_certificate(out: Path, now: datetime | None = None) -> None:
@@ -35,60 +40,116 @@ def verify_server_certificate(out: Path, now: datetime | None = None) -> None:
     now = now or datetime.now(UTC)
     folder = out / "superlink"
     authority = load_certificate(folder / "ca.crt")
-    certificate = load_certificate(folder / "server.crt")
-    for path, subject, fix in (
-        (folder / "ca.crt", authority, f"move {out} away and run make certs"),
-        (folder / "server.crt", certificate, "run make certs ROTATE=1"),
-    ):
-        if now > subject.not_valid_after_utc:
-            raise CertificateError(f"{path} expired on {subject.not_valid_after_utc:%Y-%m-%d}; {fix}")
-        if now < subject.not_valid_before_utc:
-            raise CertificateError(
-                f"{path} is not valid before {subject.not_valid_before_utc:%Y-%m-%d %H:%M}; set the clock"
-            )
+    certificate = load_certificate(folder / "server.crt", fix=_ROTATE)
+    _verify_dates(
+        folder / "ca.crt", authority, now, f"move {out / 'ca'} and {folder} away and run make certs"
+    )
+    _verify_dates(folder / "server.crt", certificate, now, _ROTATE)
     if not _is_signed_by(certificate, authority):
+        raise CertificateError(f"{folder / 'server.crt'} is not signed by {folder / 'ca.crt'}; {_ROTATE}")
+    if load_key(folder / "server.key", fix=_ROTATE).public_key() != certificate.public_key():
         raise CertificateError(
-            f"{folder / 'server.crt'} is not signed by {folder / 'ca.crt'}; run make certs ROTATE=1"
+            f"{folder / 'server.key'} is not the key of {folder / 'server.crt'}; {_ROTATE}"
         )
-    if load_key(folder / "server.key").public_key() != certificate.public_key():
-        raise CertificateError(
-            f"{folder / 'server.key'} is not the key of {folder / 'server.crt'}; run make certs ROTATE=1"
-        )
-    if not (folder / "superexec.secret").is_file():
-        raise CertificateError(f"{folder / 'superexec.secret'} is missing; run make certs")
+    secret = folder / "superexec.secret"
+    if not secret.is_file():
+        raise CertificateError(f"{secret} is missing; run make certs")
+    if secret.stat().st_size == 0:
+        raise CertificateError(f"{secret} is empty; remove it and run make certs")
 
 
 def check(out: Path, now: datetime | None = None) -> list[Finding]:
-    """Everything in `out`, one finding each, then what is wrong."""
-    findings: list[Finding] = []
-    for name in ("ca.crt", "server.crt"):
-        path = out / "superlink" / name
-        try:
-            left, certificate = days_left(path, now), load_certificate(path)
-            text = f"{certificate.subject.rfc4514_string()}, {left:.0f} days left"
-            if name == "server.crt":
-                text += f", valid for {', '.join(server_names(path))}"
-            findings.append(Finding("warning" if 0 <= left < WARN_DAYS else "ok", path, text))
-        except CertificateError as error:
-            findings.append(Finding("error", path, str(error)))
-    for site in sorted((out / "sites").glob("*")):
-        complete = all((site / name).is_file() for name in ("ca.crt", "node.key", "node.key.pub"))
-        findings.append(
-            Finding("ok", site, "key pair")
-            if complete
-            else Finding("error", site, "is incomplete; remove it and make it again")
-        )
-    for path in (out, *sorted(out.rglob("*"))):
-        private = path.is_dir() or path.suffix in (".key", ".secret")
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0
-        if private and mode & 0o077:
-            fix = f"chmod {'700' if path.is_dir() else '600'} {path}"
-            findings.append(Finding("error", path, f"mode {mode:o}: others can read it; {fix}"))
+    """What there is in `out` and what is wrong with it, permissions included; raises nothing of its own."""
+    folder = out / "superlink"
+    findings = [
+        _look_at_ca_key(out),
+        _look_at_certificate(folder / "ca.crt", "remove it and run make certs", now),
+        _look_at_certificate(folder / "server.crt", _ROTATE, now),
+    ]
+    findings += [_look_at_site(site, folder / "ca.crt") for site in sorted((out / "sites").glob("*"))]
     try:
         verify_server_certificate(out, now)
     except CertificateError as error:
-        findings.append(Finding("error", out, str(error)))
+        if str(error) not in {finding.text for finding in findings}:
+            findings.append(Finding("error", folder, str(error)))
+    return findings + _open_permissions(out)
+
+
+def table(findings: Sequence[Finding], out: Path) -> str:
+    """The findings as aligned text, files relative to `out`."""
+    rows = [("STATUS", "FILE", "DAYS LEFT", "SUBJECT", "VALID FOR / REMARK")]
+    for finding in findings:
+        file = finding.file.relative_to(out) if finding.file != out else finding.file
+        days = "" if finding.days is None else f"{finding.days:.0f}"
+        remark = ", ".join(finding.names) or finding.text
+        rows.append((finding.level, str(file), days, finding.subject, remark))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ("  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _days(certificate: Certificate, now: datetime | None) -> float:
+    return (certificate.not_valid_after_utc - (now or datetime.now(UTC))).total_seconds() / 86400
+
+
+def _look_at_certificate(path: Path, fix: str, now: datetime | None) -> Finding:
+    try:
+        certificate = load_certificate(path, fix)
+        names = server_names(path)
+    except CertificateError as error:
+        return Finding("error", path, str(error))
+    left = _days(certificate, now)
+    level = "error" if left < 0 else "warning" if left < WARN_DAYS else "ok"
+    return Finding(level, path, subject=certificate.subject.rfc4514_string(), days=left, names=names)
+
+
+def _look_at_ca_key(out: Path) -> Finding:
+    path, authority = out / "ca" / "ca.key", out / "superlink" / "ca.crt"
+    if not path.exists() and authority.exists():
+        return Finding("ok", path, f"is kept elsewhere; to renew the server certificate, bring it to {path}")
+    try:
+        key = load_key(path, fix="run make certs, or bring a copy back")
+        if key.public_key() != load_certificate(authority).public_key():
+            return Finding("error", path, f"is not the key of {authority}; bring the right one back")
+    except CertificateError as error:
+        return Finding("error", path, str(error))
+    return Finding("ok", path, "signs the server certificate; no container needs it")
+
+
+def _look_at_site(site: Path, authority: Path) -> Finding:
+    private, public, ca = site / "node.key", site / "node.key.pub", site / "ca.crt"
+    try:
+        registered = load_ssh_public_key(public.read_bytes())
+        if private.exists() and load_site_key(private).public_key() != registered:
+            return Finding("error", public, f"is not of {private}; remove {public} and run make certs")
+        if not authority.exists() or ca.read_bytes() != authority.read_bytes():
+            return Finding("error", ca, f"differs from {authority}; run make certs, then send it to the site")
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        return Finding("error", site, "lacks a readable node.key.pub or ca.crt; run make certs")
+    except CertificateError as error:
+        return Finding("error", private, str(error))
+    return Finding("ok", site, "key pair" if private.exists() else "public key; the private one is elsewhere")
+
+
+def _open_permissions(out: Path) -> list[Finding]:
+    findings = []
+    for path in (out, *sorted(out.rglob("*"))):
+        # Whatever is not known to be public is private, so that a stray copy of a key is seen too.
+        if not path.exists() or (path.is_file() and path.suffix in (".crt", ".pub")):
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            fix = f"chmod {'700' if path.is_dir() else '600'} {path}"
+            findings.append(Finding("error", path, f"mode {mode:o}: others can open it; {fix}"))
     return findings
+
+
+def _verify_dates(path: Path, certificate: Certificate, now: datetime, fix: str) -> None:
+    if now > certificate.not_valid_after_utc:
+        raise CertificateError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; {fix}")
+    if now < certificate.not_valid_before_utc:
+        start = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
+        raise CertificateError(f"{path} is not valid before {start} UTC; set this machine's clock")
 
 
 def _is_signed_by(certificate: Certificate, authority: Certificate) -> bool:

@@ -1,6 +1,6 @@
 """`make certs`: issues what is missing, and never overwrites a key.
 
-    python -m certs.issue [--site NAME] [--rotate] [--check]
+    python -m certs.issue [--host NAME ...] [--site NAME | --rotate | --check]
 
 What is made is laid out so that each party gets one folder and no more:
 
@@ -12,26 +12,44 @@ Folders are 0700, private files 0600 from their first byte.
 """
 
 import argparse
-import os
-import re
 import secrets
 import sys
-import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from certs.authority import CertificateError, issue_ca, issue_server, new_site_key, server_names
-from certs.check import check, verify_server_certificate
+from certs.authority import (
+    CertificateError,
+    canonical_host,
+    issue_ca,
+    issue_server,
+    load_certificate,
+    load_key,
+    load_site_key,
+    new_key,
+    private_pem,
+    server_names,
+    site_private_key,
+    site_public_key,
+)
+from certs.check import WARN_DAYS, check, days_left, table, verify_server_certificate
+from certs.files import locked, move, replace, write_new
+from certs.settings import CA_DAYS, SERVER_DAYS, check_site_name, load_settings
 
-__all__ = ["CertificateError", "add_site", "issue_all", "main", "rotate", "verify_server_certificate"]
+__all__ = [
+    "CertificateError",
+    "add_site",
+    "check",
+    "days_left",
+    "issue_all",
+    "main",
+    "rotate",
+    "verify_server_certificate",
+]
 
 DEFAULT_OUT = Path("certs/generated")
 DEFAULT_CONFIG = Path("configs/certs.toml")
 SERVICE_HOSTS = ("superlink", "gateway", "server", "localhost", "127.0.0.1", "::1")
-_DEFAULTS: dict[str, Any] = {"hosts": [], "sites": ["site-a", "site-b"], "server_days": 397, "ca_days": 3650}
-_SITE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SECRET_BYTES = 32
 
 
@@ -40,8 +58,8 @@ def issue_all(
     hosts: Sequence[str],
     sites: Sequence[str],
     *,
-    server_days: int = 397,
-    ca_days: int = 3650,
+    server_days: int = SERVER_DAYS,
+    ca_days: int = CA_DAYS,
     now: datetime | None = None,
 ) -> list[Path]:
     """Issue what is missing in `out` and return the files made; an empty list if nothing was.
@@ -52,171 +70,207 @@ def issue_all(
         now: beginning of validity; the present by default.
 
     Raises:
-        CertificateError: a name is malformed, or the existing certificate lacks one of `hosts`.
+        CertificateError: a name is malformed, what is needed cannot be read, or the existing certificate
+            lacks one of `hosts`.
+        OSError: `out` cannot be written.
     """
     now = now or datetime.now(UTC)
     for site in sites:
-        _check_site_name(site)
-    names = list(dict.fromkeys([*SERVICE_HOSTS, *hosts]))
-    made: list[Path] = []
-    _make_folder(out)
-    ca_key, ca_certificate = out / "ca" / "ca.key", out / "superlink" / "ca.crt"
-    server_key, server_certificate = out / "superlink" / "server.key", out / "superlink" / "server.crt"
-    if not ca_key.exists():
-        if ca_certificate.exists():
-            raise CertificateError(
-                f"{ca_key} is missing but {ca_certificate} exists: bring the key back, or move {out} away"
-            )
-        key, certificate = issue_ca(ca_days, now)
-        made += [_write(ca_key, key, private=True), _write(ca_certificate, certificate)]
-    if not server_key.exists() or not server_certificate.exists():
-        if server_key.exists() or server_certificate.exists():
-            raise CertificateError(f"{server_certificate} or its key is missing; run make certs ROTATE=1")
-        key, certificate = issue_server(ca_key, ca_certificate, names, server_days, now)
-        made += [_write(server_key, key, private=True), _write(server_certificate, certificate)]
-    elif missing := [name for name in names if name not in server_names(server_certificate)]:
-        raise CertificateError(
-            f"{server_certificate} is not valid for {', '.join(missing)}; run make certs ROTATE=1"
-        )
-    secret = out / "superlink" / "superexec.secret"
-    if not secret.exists():
-        made.append(_write(secret, secrets.token_hex(_SECRET_BYTES).encode(), private=True))
-    for site in sites:
-        if not (out / "sites" / site / "node.key").exists():
-            made += _write_site(out, site)
+        check_site_name(site)
+    names = _all_names(hosts)
+    with locked(out):
+        made = _issue_authority(out, ca_days, now)
+        made += _issue_server(out, names, server_days, now)
+        secret = out / "superlink" / "superexec.secret"
+        if not secret.exists():
+            # Hexadecimal: Flower takes the bytes of the file as they are, and text survives an editor.
+            made.append(write_new(secret, secrets.token_hex(_SECRET_BYTES).encode(), private=True))
+        known = {folder.name for folder in (out / "sites").glob("*") if folder.is_dir()}
+        for site in [*dict.fromkeys(sites), *sorted(known - set(sites))]:
+            made += _complete_site(out, site)
     return made
 
 
 def add_site(out: Path, site: str) -> list[Path]:
-    """Make the key pair of one more SuperNode.
+    """Make the key pair of one more SuperNode and return its files.
 
     Raises:
         CertificateError: the name is malformed or has a key already, or there is no CA yet.
+        OSError: `out` cannot be written.
     """
-    _check_site_name(site)
-    if (out / "sites" / site / "node.key").exists():
-        raise CertificateError(f"{out / 'sites' / site}: has a key already; choose another name")
-    if not (out / "superlink" / "ca.crt").exists():
-        raise CertificateError(f"{out / 'superlink' / 'ca.crt'} is missing; run make certs")
-    return _write_site(out, site)
+    check_site_name(site)
+    load_certificate(out / "superlink" / "ca.crt")
+    folder = out / "sites" / site
+    with locked(out):
+        if (folder / "node.key").exists() or (folder / "node.key.pub").exists():
+            raise CertificateError(
+                f"{folder}: has a key already; choose another name, or move the folder away"
+            )
+        return _complete_site(out, site)
 
 
-def rotate(out: Path, hosts: Sequence[str], server_days: int, now: datetime | None = None) -> list[Path]:
+def rotate(
+    out: Path, hosts: Sequence[str], server_days: int = SERVER_DAYS, now: datetime | None = None
+) -> list[Path]:
     """Renew the server's key and certificate under the same CA; nothing else changes.
 
-    Each file is replaced whole. A crash between the two leaves a pair that does not match: SuperLink then
-    refuses to start, `check` says so, and rotating again mends it. Running processes keep what they loaded.
+    The old key is not kept: a copy would be one more secret to guard, and has no use. Running processes
+    keep what they loaded until they are restarted.
 
     Raises:
-        CertificateError: the CA's key or certificate is missing.
+        CertificateError: a host is malformed, or the CA is missing, unreadable or expired.
+        OSError: `out` cannot be written.
     """
-    folder = out / "superlink"
-    names = list(dict.fromkeys([*SERVICE_HOSTS, *hosts]))
-    key, certificate = issue_server(
-        out / "ca" / "ca.key", folder / "ca.crt", names, server_days, now or datetime.now(UTC)
-    )
-    return [
-        _replace(folder / "server.key", key, private=True),
-        _replace(folder / "server.crt", certificate),
-    ]
+    names = _all_names(hosts)
+    load_certificate(out / "superlink" / "ca.crt")
+    with locked(out):
+        return _write_server_pair(out, names, server_days, now or datetime.now(UTC))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks; exit code 2 for bad input, 1 if `--check` finds an error."""
     parser = argparse.ArgumentParser(description="Issue the federation's certificates and keys.")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    parser.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more DNS name or IP address of SuperLink",
+    )
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--site", metavar="NAME", help="add the key pair of one more SuperNode")
     task.add_argument("--rotate", action="store_true", help="renew the server certificate")
     task.add_argument("--check", action="store_true", help="show what there is and what is wrong with it")
-    arguments = parser.parse_args()
-    out = arguments.out
+    options = parser.parse_args(arguments)
     try:
-        settings = _load_settings(arguments.config)
-        if arguments.check:
-            return _print_check(out)
-        if arguments.site:
-            made = add_site(out, arguments.site)
-        elif arguments.rotate:
-            made = rotate(out, settings["hosts"], settings["server_days"])
-        else:
-            made = issue_all(out, **settings)
+        return _perform(options)
     except CertificateError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; check --out, owner and mode", file=sys.stderr)
+    return 2
+
+
+def _perform(options: argparse.Namespace) -> int:
+    out: Path = options.out
+    if options.check:
+        findings = check(out)
+        print(table(findings, out))
+        return int(any(finding.level == "error" for finding in findings))
+    settings = load_settings(options.config)
+    settings["hosts"] = [*settings["hosts"], *options.host]
+    if options.site is not None:
+        made = add_site(out, options.site)
+    elif options.rotate:
+        made = _rotate_and_tell(out, settings["hosts"], settings["server_days"])
+    else:
+        made = issue_all(out, **settings)
     for file in made:
         print(f"made {file}")
     if not made:
-        print(f"certificates and keys in {out} are complete")
+        print(f"certificates and keys in {out} are complete, nothing changed")
+    if options.site is not None:
+        return 0
+    verify_server_certificate(out)
+    left = days_left(out / "superlink" / "server.crt")
+    if left < WARN_DAYS:
+        print(f"warning: the server certificate expires in {left:.0f} days; run make certs ROTATE=1")
     return 0
 
 
-def _print_check(out: Path) -> int:
-    findings = check(out)
-    for finding in findings:
-        print(f"{finding.level:<7} {finding.file}: {finding.text}")
-    return int(any(finding.level == "error" for finding in findings))
-
-
-def _load_settings(path: Path) -> dict[str, Any]:
+def _rotate_and_tell(out: Path, hosts: Sequence[str], server_days: int) -> list[Path]:
+    certificate = out / "superlink" / "server.crt"
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CertificateError(f"{path}: cannot be read as TOML ({error})") from None
-    for key, value in settings.items():
-        if key not in _DEFAULTS:
-            raise CertificateError(f"{path}: unknown key {key!r}: must be one of {', '.join(_DEFAULTS)}")
-        if isinstance(_DEFAULTS[key], list):
-            if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-                raise CertificateError(f"{path}: {key} = {value!r}: must be a list of names")
-        elif type(value) is not int or not 1 <= value <= 36500:
-            raise CertificateError(f"{path}: {key} = {value!r}: must be a number of days from 1 to 36500")
-    return _DEFAULTS | settings
+        before = server_names(certificate)
+    except CertificateError:
+        before = []
+    made = rotate(out, hosts, server_days)
+    if dropped := [name for name in before if name not in server_names(certificate)]:
+        print(f"warning: no longer valid for {', '.join(dropped)}: to keep it, put it in hosts")
+    print("restart SuperLink to use the new certificate")
+    return made
 
 
-def _check_site_name(site: str) -> None:
-    if not _SITE_NAME.fullmatch(site):
+def _all_names(hosts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*SERVICE_HOSTS, *map(canonical_host, hosts)]))
+
+
+def _issue_authority(out: Path, days: int, now: datetime) -> list[Path]:
+    key_file, certificate = out / "ca" / "ca.key", out / "superlink" / "ca.crt"
+    if certificate.exists():
+        return []
+    if key_file.exists():
+        # The same key under the same name: what it signed before stays valid.
+        key, made = load_key(key_file, fix="bring a copy back, or move it away for a new CA"), []
+    else:
+        key = new_key()
+        made = [write_new(key_file, private_pem(key), private=True)]
+    return [*made, write_new(certificate, issue_ca(key, days, now))]
+
+
+def _issue_server(out: Path, names: Sequence[str], days: int, now: datetime) -> list[Path]:
+    folder = out / "superlink"
+    key, certificate, upcoming = (folder / n for n in ("server.key", "server.crt", ".next.server.crt"))
+    if key.exists() and upcoming.exists():
+        made = _finish(key, upcoming, certificate)
+        if made:
+            return made
+    if not key.exists():
+        return _write_server_pair(out, names, days, now)
+    if not certificate.exists():
+        public = load_key(key, fix="run make certs ROTATE=1").public_key()
+        signed = issue_server(public, out / "ca" / "ca.key", folder / "ca.crt", names, days, now)
+        return [write_new(certificate, signed)]
+    if missing := [name for name in names if name not in server_names(certificate)]:
         raise CertificateError(
-            f"site name {site!r}: use 1 to 63 lowercase letters, digits and hyphens, no hyphen at either end"
+            f"{certificate} is not valid for {', '.join(missing)}; run make certs ROTATE=1"
         )
+    return []
 
 
-def _write_site(out: Path, site: str) -> list[Path]:
-    private, public = new_site_key(site)
+def _write_server_pair(out: Path, names: Sequence[str], days: int, now: datetime) -> list[Path]:
+    """Replace key and certificate.
+
+    Two files cannot change in one step, so the certificate waits beside the old pair, complete on disk,
+    while the key is replaced. A crash before that leaves the old pair in use; a crash after it leaves a
+    key whose certificate is there, and the next run puts it in its place (`_finish`).
+    """
+    folder, key = out / "superlink", new_key()
+    signed = issue_server(key.public_key(), out / "ca" / "ca.key", folder / "ca.crt", names, days, now)
+    upcoming = replace(folder / ".next.server.crt", signed)
+    return [
+        replace(folder / "server.key", private_pem(key), private=True),
+        move(upcoming, folder / "server.crt"),
+    ]
+
+
+def _finish(key: Path, upcoming: Path, certificate: Path) -> list[Path]:
+    """Complete a renewal that was interrupted after the key was replaced; drop one interrupted before."""
+    public = load_key(key, fix="run make certs ROTATE=1").public_key()
+    if load_certificate(upcoming).public_key() == public:
+        return [move(upcoming, certificate)]
+    upcoming.unlink()
+    return []
+
+
+def _complete_site(out: Path, site: str) -> list[Path]:
+    """Write what the folder of `site` lacks.
+
+    A public key alone is no gap: its private half has gone to its site.
+    """
     folder = out / "sites" / site
-    ca_certificate = (out / "superlink" / "ca.crt").read_bytes()
-    # The private key is last: without it the site is incomplete and is made again.
-    files = [_replace(folder / "ca.crt", ca_certificate), _replace(folder / "node.key.pub", public)]
-    return [*files, _write(folder / "node.key", private, private=True)]
-
-
-def _write(path: Path, content: bytes, *, private: bool = False) -> Path:
-    """Write a file that must not exist yet."""
-    if path.exists():
-        raise CertificateError(f"{path} exists and is not overwritten")
-    return _replace(path, content, private=private)
-
-
-def _replace(path: Path, content: bytes, *, private: bool = False) -> Path:
-    """Write a file whole or not at all, with its final mode from the first byte."""
-    _make_folder(path.parent)
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-    return path
-
-
-def _make_folder(folder: Path) -> None:
-    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-        missing.mkdir(mode=0o700)
+    private, public, authority = (folder / n for n in ("node.key", "node.key.pub", "ca.crt"))
+    made = []
+    if not private.exists() and not public.exists():
+        made.append(write_new(private, site_private_key(new_key()), private=True))
+    if not public.exists():
+        made.append(write_new(public, site_public_key(load_site_key(private), site)))
+    trusted = (out / "superlink" / "ca.crt").read_bytes()
+    if not authority.exists() or authority.read_bytes() != trusted:
+        made.append(replace(authority, trusted))
+    return made
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Writing keys and certificates so that neither a crash nor a second process leaves half of one."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["locked", "move", "replace", "write_new"]
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Let one process at a time issue into `out`, which is made if it is missing. Raises `OSError`."""
+    _make_folder(out)
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, content: bytes, *, private: bool = False) -> Path:
+    """Write a file that does not exist yet; `FileExistsError` if it does. Call it inside `locked`."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "exists and is not overwritten", str(path))
+    return replace(path, content, private=private)
+
+
+def replace(path: Path, content: bytes, *, private: bool = False) -> Path:
+    """Write a file whole or not at all: 0600 if private, else 0644. Call it inside `locked`."""
+    _make_folder(path.parent)
+    staging = path.with_name(f".new.{path.name}")
+    staging.unlink(missing_ok=True)  # a killed run left it
+    mode = 0o600 if private else 0o644
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # a strict umask would hide what is public
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return move(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> Path:
+    """Rename within a folder, durably."""
+    source.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return target
+
+
+def _make_folder(folder: Path) -> None:
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
