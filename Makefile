@@ -41,10 +41,6 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 demo: certs $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
-.PHONY: doctor
-doctor: $(VENV)/.installed ## look at a site's data set, disk and device before it joins (DATA=folder)
-	@$(PY) -m client.doctor --dataset $(DATA)
-
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
 	@$(PY) -m server.report outputs/$(RUN)
@@ -68,10 +64,52 @@ bench: $(VENV)/.installed sample-data certs ## the benchmarks, about an hour on 
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
 
+# Docker. OFFLINE=1: no image registry can be reached; GPU=1: NVIDIA devices for training.
+COMPOSE := docker compose -f docker-compose.yml $(if $(GPU),-f docker/compose.gpu.yml) $(if $(OFFLINE),-f docker/compose.offline.yml)
+
+.PHONY: base-image
+base-image: ## make the images' base from Debian packages, where no image registry can be reached
+	@docker/base-image.sh
+
+.PHONY: images
+images: ## build the images (OFFLINE=1)
+	$(COMPOSE) build
+
+.PHONY: up
+up: certs $(if $(shell grep -s '^SITE_A_DATA=' .env),,sample-data) ## start the cluster as containers and submit the run (CONFIG=, GPU=1, OFFLINE=1)
+	@docker/prepare.sh
+	$(COMPOSE) up --detach
+	$(COMPOSE) logs --follow --no-log-prefix run
+
+.PHONY: down
+down: ## stop the containers; state, outputs and caches stay in their volumes
+	$(COMPOSE) down
+
+.PHONY: test-container
+test-container: $(VENV)/.installed ## the container tests; they need a Docker engine and the images
+	$(VENV)/bin/python -m pytest tests/container $(PYTEST_ARGS)
+
+.PHONY: site
+site: $(VENV)/.installed ## the archive for a site elsewhere, and its key let in (NAME=lab-b SUPERLINK=fed.example.org:443)
+	@$(PY) -m server.site --name "$(NAME)" --superlink "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
+
+.PHONY: site-revoke
+site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)
+	@$(PY) -m server.site --name "$(NAME)" --revoke $(if $(CONTROL),--control $(CONTROL))
+
+.PHONY: doctor
+doctor: $(VENV)/.installed ## look at data sets and this machine before joining (DATA=folder, SUPERLINK=host:port)
+	@$(PY) -m client.doctor --dataset $(DATA) \
+		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
+
 .PHONY: lock
-lock: $(VENV)/.installed ## resolve requirements.lock anew
+lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of it anew
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 --all-extras \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 \
+		--constraint requirements.lock --custom-compile-command "make lock" pyproject.toml -o docker/train.lock
+	echo flwr | $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 \
+		--constraint requirements.lock --custom-compile-command "make lock" - -o docker/superlink.lock
 
 .PHONY: clean
 clean: ## remove what the targets above made, except certificates and outputs

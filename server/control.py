@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from typing import Any
 from federation.config import RunConfig
 from federation.errors import FederationError
 
-__all__ = ["PROJECT", "ControlError", "register_supernode", "run_status", "submit_run", "write_connection"]
+__all__ = [
+    "PROJECT",
+    "ControlError",
+    "active_run",
+    "count_online",
+    "register_supernode",
+    "run_status",
+    "submit_run",
+    "unregister_supernode",
+    "write_connection",
+]
 
 PROJECT = Path(__file__).resolve().parents[1]  # the folder of pyproject.toml: the Flower app
 _CONNECTION = "federation"  # the connection's name in config.toml
@@ -80,6 +91,63 @@ def run_status(flwr_home: Path, run_id: str) -> str:
     """
     answer = _flwr(flwr_home, "ls", _CONNECTION, "--run-id", run_id)
     return str(answer["runs"][0]["status"])
+
+
+def active_run(flwr_home: Path) -> str | None:
+    """Flower's id of a run that has not finished, or None.
+
+    Raises:
+        ControlError: SuperLink cannot be reached.
+    """
+    runs = _flwr(flwr_home, "ls", _CONNECTION)["runs"]
+    return next((str(run["run-id"]) for run in runs if not run["status"].startswith("finished")), None)
+
+
+def count_online(flwr_home: Path) -> int:
+    """How many SuperNodes are connected.
+
+    Raises:
+        ControlError: SuperLink cannot be reached.
+    """
+    nodes = _flwr(flwr_home, "supernode", "ls", _CONNECTION)["nodes"]
+    return sum(node["status"] == "online" for node in nodes)
+
+
+def unregister_supernode(flwr_home: Path, public_key: Path) -> bool:
+    """Shut out the SuperNode that holds the private half of `public_key`; False if SuperLink knows no such.
+
+    It is for good: SuperLink keeps the key in its database and takes it no second time.
+
+    Raises:
+        ControlError: SuperLink refuses or cannot be reached.
+    """
+    # Flower's command line wants a node id and lists none with its key, so the list is fetched here.
+    import httpx
+    from flwr.cli.supernode.register import try_load_public_key
+    from flwr.proto.control_pb2 import ListNodesRequest
+    from flwr.supercore.constant import NodeStatus
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    connections = tomllib.loads((flwr_home / "config.toml").read_text(encoding="utf-8"))["superlink"]
+    settings = connections[_CONNECTION]
+    key = try_load_public_key(public_key)
+    client = ControlHttpClient.from_server_address(
+        settings["address"],
+        insecure=False,
+        root_certificates=Path(settings["root-certificates"]).read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+    try:
+        nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    except (httpx.HTTPError, OSError) as error:
+        raise ControlError(f"SuperLink at {settings['address']} cannot be reached ({error})") from None
+    finally:
+        client.close()
+    known = [n.node_id for n in nodes if n.public_key == key and n.status != NodeStatus.UNREGISTERED]
+    for node_id in known:
+        _flwr(flwr_home, "supernode", "unregister", str(node_id), _CONNECTION)
+    return bool(known)
 
 
 def _stage_app(app: Path) -> None:

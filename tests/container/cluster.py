@@ -1,0 +1,187 @@
+"""The containers of docker-compose.yml in a project of their own, with keys, data and ports of their own."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from certs.issue import issue_all
+
+__all__ = ["CLIENT_IMAGE", "IMAGES", "SITES", "Cluster", "docker"]
+
+REPOSITORY = Path(__file__).parents[2]
+CLIENT_IMAGE = "so100-federation/client"
+IMAGES = tuple(
+    f"so100-federation/{name}" for name in ("superlink", "gateway", "server", "client", "prometheus")
+)
+SITES = ("site-a", "site-b")
+CONFIG = """
+[run]
+num_rounds = {rounds}
+[federation]
+min_nodes = 2
+join_timeout_seconds = 180
+round_deadline_seconds = {deadline}
+[policy]
+size = "tiny"
+[training]
+local_steps = 3
+batch_size = 4
+learning_rate = 2e-3
+warmup_steps = 0
+num_workers = 0
+[evaluation]
+frame_stride = 20
+"""
+_FLWR = """
+import os, subprocess, sys
+from pathlib import Path
+from server.control import write_connection
+home = Path("/tmp/operator")
+write_connection(home, "superlink:8000", Path("/run/secrets/ca.crt"))
+command = ["flwr", *sys.argv[1:], "--format", "json"]
+sys.exit(subprocess.run(command, env=os.environ | {"FLWR_HOME": str(home)}).returncode)
+"""
+
+
+def docker(*arguments: str, timeout: float = 120) -> str:
+    """Run `docker` and return what it printed, errors included; an exit code other than 0 fails the test."""
+    result = subprocess.run(
+        ["docker", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, f"docker {' '.join(arguments)}: {result.stdout}"
+    return result.stdout
+
+
+class Cluster:
+    """A copy in `folder` of what an operator has, with two runs to submit: `two-rounds` and `faults`."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.project = folder, "so100-test"
+        folder.chmod(0o755)
+        shutil.copy(REPOSITORY / "docker-compose.yml", folder)
+        shutil.copytree(REPOSITORY / "docker", folder / "docker")
+        self.certs = folder / "certs" / "generated"
+        issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
+        (folder / "configs").mkdir()
+        self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240))
+        # Shorter than the deadline of a real run: a message lost in a restart is waited for so long.
+        self.write_config("faults", CONFIG.format(rounds=5, deadline=75))
+        for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        self.prometheus_port = _free_port()
+        settings = {
+            "CONFIG": "configs/two-rounds.toml",
+            "SITE_A_DATA": data / "site-a",
+            "SITE_B_DATA": data / "site-b",
+            "EVALUATION_DATA": data / "holdout",
+            "GATEWAY_ADDRESS": "127.0.0.1",
+            "GATEWAY_PORT": _free_port(),
+            "PROMETHEUS_PORT": self.prometheus_port,
+        }
+        (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        subprocess.run([folder / "docker" / "prepare.sh"], check=True)
+
+    def write_config(self, name: str, content: str) -> None:
+        """Write `configs/NAME.toml`."""
+        (self.folder / "configs" / f"{name}.toml").write_text(content)
+
+    def compose(self, *arguments: str, timeout: float = 240) -> str:
+        """Run `docker compose`; see `docker`."""
+        files = [str(self.folder / name) for name in ("docker-compose.yml", "docker/compose.offline.yml")]
+        location = ["--project-directory", str(self.folder), "--project-name", self.project]
+        return docker("compose", *location, "-f", files[0], "-f", files[1], *arguments, timeout=timeout)
+
+    def execute(self, service: str, *command: str) -> str:
+        """Run a command in a service's container."""
+        return self.compose("exec", "-T", service, *command)
+
+    def container(self, service: str) -> dict:
+        """What the engine says of a service's container."""
+        return json.loads(docker("inspect", self.compose("ps", "--all", "--quiet", service).strip()))[0]
+
+    def services(self) -> list[str]:
+        """The services that have a container, the finished `run` included."""
+        return self.compose("ps", "--all", "--services").split()
+
+    def submit(self, config: str) -> str:
+        """Submit `configs/CONFIG.toml` with the `run` service and return the run's name."""
+        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml"]
+        command += ["--ca=/run/secrets/ca.crt", "--sites"]
+        command += [f"{site}=/run/secrets/{site}.pub" for site in SITES]
+        return run_name(self.compose("run", "--rm", "-T", "run", *command))
+
+    def flwr(self, *arguments: str) -> dict:
+        """Run `flwr` where the operator does: in a container of the control network."""
+        mounts = ["--volume", f"{self.certs / 'sites'}:/sites:ro"]
+        command = ["run", "--rm", "-T", *mounts, "run", "python", "-c", _FLWR, *arguments]
+        output = self.compose(*command)
+        answer: dict = json.JSONDecoder().raw_decode(output, output.index("{"))[0]
+        return answer
+
+    def knock(self, *arguments: str, site: str | None, ca: Path | None = None) -> str:
+        """Start one more SuperNode for a while, where the sites are, and return what it printed."""
+        keys = self.certs / "sites" / (site or "site-c")
+        hardening = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+        user = str(keys.stat().st_uid or 10001)
+        mounts = ["--volume", f"{keys}:/keys:ro", "--volume", f"{ca or keys / 'ca.crt'}:/ca.crt:ro"]
+        command = ["timeout", "25", "flower-supernode", "--superlink", "gateway:8443", *arguments]
+        if "--insecure" not in arguments:
+            command += ["--root-certificates", "/ca.crt"]
+        if site:
+            command += ["--auth-supernode-private-key", "/keys/node.key"]
+        network = f"{self.project}_sites"
+        place = ["--network", network, "--user", user]
+        result = subprocess.run(
+            ["docker", "run", "--rm", *place, *hardening, *mounts, CLIENT_IMAGE, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        return result.stdout
+
+    def read(self, run: str, file: str) -> str:
+        """A file of a run, from the volume; empty if there is none yet."""
+        return self.execute("server", "sh", "-c", f"cat /outputs/{run}/{file} 2>/dev/null || true")
+
+    def events(self, run: str) -> list[dict]:
+        """The run's events so far."""
+        lines = self.read(run, "events.jsonl").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def wait_for(self, run: str, seen: Callable[[dict], bool], seconds: float) -> None:
+        """Wait until the run has an event for which `seen` is true; fail if the run ends or time does."""
+        give_up_at = time.monotonic() + seconds
+        while True:
+            events = self.events(run)
+            if any(seen(event) for event in events):
+                return
+            ended = [event for event in events if event["event"] in ("run_failed", "run_finished")]
+            logs = "" if not ended and time.monotonic() < give_up_at else self.compose("logs", "--tail", "40")
+            assert not ended, f"{ended}\n{logs}"
+            assert time.monotonic() < give_up_at, f"not seen in {seconds} s: {events[-5:]}\n{logs}"
+            time.sleep(1)
+
+
+def run_name(output: str) -> str:
+    """The run's name in what the `run` service printed."""
+    found = re.search(r"run (\S+) submitted as \d+", output)
+    assert found, output
+    return found.group(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

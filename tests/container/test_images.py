@@ -1,0 +1,61 @@
+"""What is in the images, and what is not."""
+
+import re
+
+import pytest
+
+from tests.container.cluster import IMAGES, docker
+
+pytestmark = pytest.mark.container
+
+
+def _as_root(image: str, script: str) -> list[str]:
+    return docker(
+        "run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", script, timeout=300
+    ).splitlines()
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_no_key_is_in_an_image(images, image: str) -> None:
+    search = (
+        r'grep -rIlE --exclude-dir=proc --exclude-dir=sys -e "-----BEGIN [A-Z ]*PRIVATE KEY-----" / || true'
+    )
+    # Crypto libraries carry the marker in their code, and the keys of their own published tests.
+    found = [file for file in _as_root(image, search) if "/site-packages/" not in file]
+    assert found == []
+    assert _as_root(image, "find / -xdev -name '*.key' -o -xdev -name '*.secret' -o -xdev -name '.env'") == []
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert not re.search(r"PRIVATE KEY|secret|password|_token\b", history, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("image", ["so100-federation/server", "so100-federation/client"])
+def test_only_source_files_are_in_the_app(images, image: str) -> None:
+    files = _as_root(image, "find /app -type f")
+    others = [file for file in files if not file.endswith(".py") and not file.startswith("/app/client/bin/")]
+    assert others == ["/app/pyproject.toml"]
+
+
+def test_server_and_client_hold_the_same_app_and_share_what_is_large(images) -> None:
+    apps, layers = [], []
+    for name in ("server", "client"):
+        image = f"so100-federation/{name}"
+        apps.append(_as_root(image, "cd /app && find . -type f | sort | xargs sha256sum"))
+        layers.append(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image))
+    assert apps[0] == apps[1]
+    shared = [layer for layer in layers[0].split(",") if layer in layers[1].split(",")]
+    assert len(shared) >= 4  # base, user, Python, torch and LeRobot
+
+
+@pytest.mark.parametrize("image", ["so100-federation/superlink", "so100-federation/gateway"])
+def test_no_torch_where_nothing_is_trained(images, image: str) -> None:
+    assert _as_root(image, "find / -xdev -type d -name torch") == []
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_names_itself_and_an_ordinary_user(images, image: str) -> None:
+    title = '{{index .Config.Labels "org.opencontainers.image.description"}}'
+    description, user = (
+        docker("image", "inspect", "--format", title + "|{{.Config.User}}", image).strip().split("|")
+    )
+    assert description
+    assert user not in ("", "0", "root", "0:0")
