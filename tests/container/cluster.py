@@ -15,10 +15,9 @@ from certs.issue import issue_all
 __all__ = ["IMAGES", "SITES", "Cluster", "docker", "image_named", "run_name"]
 
 REPOSITORY = Path(__file__).parents[2]
-VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
-IMAGES = tuple(
-    f"so100-federation/{name}:{VERSION}" for name in ("superlink", "gateway", "server", "client", "prometheus")
-)
+_VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+_BUILT = ("superlink", "gateway", "server", "client", "prometheus")
+IMAGES = tuple(f"so100-federation/{name}:{_VERSION}" for name in _BUILT)
 SITES = ("site-a", "site-b")
 CONFIG = """
 [run]
