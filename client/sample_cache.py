@@ -174,16 +174,16 @@ def _fingerprint(root: Path) -> str:
 
 
 def _shrink(image: Tensor, width: int, height: int) -> Tensor:
-    """Scale images (B, C, H, W) down to fit `width` x `height` as SmolVLA does before it pads; never up."""
-    ratio = max(image.shape[3] / width, image.shape[2] / height)
+    """Scale an image (C, H, W) down to fit `width` x `height` as SmolVLA does before it pads; never up."""
+    ratio = max(image.shape[2] / width, image.shape[1] / height)
     if ratio <= 1:
         return image
-    size = (int(image.shape[2] / ratio), int(image.shape[3] / ratio))
-    return functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    size = (int(image.shape[1] / ratio), int(image.shape[2] / ratio))
+    return functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _is_image(key: str, value: object) -> bool:
-    return key.startswith(OBS_IMAGES) and isinstance(value, Tensor) and value.ndim == 4
+    return key.startswith(OBS_IMAGES) and isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _layout(sample: Mapping[str, Any]) -> np.dtype[Any]:

@@ -52,6 +52,9 @@ def test_a_sample_is_lerobots_own_at_8_bits_and_the_same_the_second_time(policy,
         assert _same(first, second)
         assert _same(first, sample)  # these images are not larger than the policy wants
     assert decoded == [0, 39, 40, 119]
+    (file,) = (root.parent / "samples").iterdir()
+    pixels = 2 * 3 * 64 * 64  # one byte each
+    assert pixels < file.stat().st_size / 120 < 1.1 * pixels + 2048
 
 
 def test_another_process_finds_what_the_first_stored(policy, root, monkeypatch) -> None:
@@ -66,9 +69,9 @@ def test_another_process_finds_what_the_first_stored(policy, root, monkeypatch) 
 def test_shrinking_leaves_what_the_policy_sees(policy, height: int, width: int) -> None:
     from client.sample_cache import _shrink
 
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    seen = resize_with_pad(image, 64, 64, pad_value=0)
-    assert torch.equal(resize_with_pad(_shrink(image, 64, 64), 64, 64, pad_value=0), seen)
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(1))
+    seen = resize_with_pad(image[None], 64, 64, pad_value=0)
+    assert torch.equal(resize_with_pad(_shrink(image, 64, 64)[None], 64, 64, pad_value=0), seen)
 
 
 def test_a_damaged_record_is_decoded_again(policy, root) -> None:
