@@ -67,6 +67,11 @@ bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour on t
 	$(PY) -m tests.benchmarks.aggregation
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
+	$(PY) -m tests.benchmarks.data_loading
+
+.PHONY: study
+study: $(VENV)/.installed ## federated against centralised training on four simulated sites, about an hour on two cores
+	$(PY) -m tests.benchmarks.study
 
 # Docker. GPU=1: NVIDIA devices for training.
 COMPOSE_FILES := $(or $(shell sed -n 's/^COMPOSE_FILE=//p' .env 2>/dev/null),docker-compose.yml)

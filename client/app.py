@@ -83,9 +83,9 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
-    from client.sample_cache import open_samples
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
+    from federation.sample_cache import open_samples
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]

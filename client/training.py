@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream
-from client.sample_cache import SampleCache
 from client.schedule import learning_rate
 from federation.config import RunConfig, TrainingConfig
 from federation.errors import FederationError
@@ -28,6 +27,7 @@ from federation.policy import (
     load_trainable,
     trainable_parameters,
 )
+from federation.sample_cache import SampleCache
 from federation.statistics import Statistics
 
 __all__ = [

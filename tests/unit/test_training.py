@@ -8,7 +8,6 @@ from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
 from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
-from client.sample_cache import open_samples
 from client.training import (
     TrainingError,
     run_training_loop,
@@ -18,6 +17,7 @@ from client.training import (
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import DatasetError
 from federation.policy import trainable_parameters
+from federation.sample_cache import open_samples
 
 
 def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
