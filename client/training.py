@@ -132,20 +132,23 @@ def setup_training_components(
     )
 
 
-def run_training_step(components: TrainingComponents, batch: dict[str, Any]) -> StepMetrics:
-    """One optimizer step on a preprocessed batch.
+def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:
+    """One optimizer step on preprocessed batches, whose gradients are averaged.
 
     Raises:
         TrainingError: the policy loss is NaN or infinite.
     """
     components.policy.train()
-    with autocast(components.device):
-        loss, _ = components.policy.forward(batch)
-    loss.backward()
+    policy_loss = 0.0
+    for batch in batches:
+        with autocast(components.device):
+            loss, _ = components.policy.forward(batch)
+        (loss / len(batches)).backward()
+        policy_loss += loss.item() / len(batches)
     parameters = list(components.parameters.values())
     proximal_loss = add_proximal_gradient(parameters, components.received, components.config.proximal_mu)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, components.config.grad_clip_norm)
-    metrics = StepMetrics(loss.item(), proximal_loss.item(), grad_norm.item())
+    metrics = StepMetrics(policy_loss, proximal_loss.item(), grad_norm.item())
     if not math.isfinite(metrics.policy_loss) or not math.isfinite(metrics.grad_norm):
         raise TrainingError(
             f"policy loss is {metrics.policy_loss}, gradient norm {metrics.grad_norm}: "
@@ -177,13 +180,13 @@ def run_training_loop(
     num_examples = skipped_frames = 0
     rate = config.learning_rate
     for step in range(config.local_steps):
-        batch = next(components.batches)
-        skipped_frames += int(batch.pop(SKIPPED_FRAMES).sum())
-        num_examples += len(batch["action"])
+        batches = [next(components.batches) for _ in range(config.gradient_accumulation_steps)]
+        skipped_frames += sum(int(batch.pop(SKIPPED_FRAMES).sum()) for batch in batches)
+        num_examples += sum(len(batch["action"]) for batch in batches)
         rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
         for group in components.optimizer.param_groups:
             group["lr"] = rate
-        history.append(run_training_step(components, components.preprocessor(batch)))
+        history.append(run_training_step(components, *map(components.preprocessor, batches)))
         on_step(step + 1, history[-1])
     update = {
         name: (parameter.detach() - received).cpu()
