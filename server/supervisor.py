@@ -50,7 +50,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         config = _recorded(outputs, run_id)
         say(f"run {config.run.name} is active as {run_id} and is followed")
     folder = outputs / config.run.name
-    attempts, newest = 1, _complete_rounds(folder)
+    failures, newest = 0, _complete_rounds(folder)
     while True:
         status = _wait_for_end(flwr_home, folder, run_id, say)
         if _is_finished(folder):
@@ -61,10 +61,11 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
             raise RunGivenUpError(
                 f"run {config.run.name} was stopped after round {rounds}; it can be resumed"
             )
-        attempts, newest = (1, rounds) if rounds > newest else (attempts + 1, newest)
-        if attempts > _MOST_ATTEMPTS_WITHOUT_PROGRESS:
+        failures, newest = (0, rounds) if rounds > newest else (failures + 1, newest)
+        if failures == _MOST_ATTEMPTS_WITHOUT_PROGRESS:
             raise RunGivenUpError(
-                f"run {config.run.name} failed {attempts - 1} times after round {rounds}: {reason or status}"
+                f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
+                f"{reason or status}"
             )
         say(
             f"run {config.run.name} ended as {status} after round {rounds} ({reason or 'no reason recorded'})"

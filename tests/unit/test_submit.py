@@ -1,4 +1,4 @@
-"""The `run` service's program and its supervisor; whole runs with them are in tests/integration and container."""
+"""The `run` service's program and its supervisor; whole runs: tests/integration, container."""
 
 from pathlib import Path
 
@@ -114,8 +114,8 @@ def test_a_run_that_makes_no_progress_is_given_up(
 ) -> None:
     superlink.outcomes = [(1, "killed"), (2, "failed"), *[(2, "failed")] * 20]
     assert submit.main(arguments) == 2
-    assert "failed 5 times after round 2: disk full" in capsys.readouterr().err
-    assert len(superlink.submitted) == 6
+    assert "5 attempts brought no round after 2: disk full" in capsys.readouterr().err
+    assert len(superlink.submitted) == 7
 
 
 def test_a_run_that_its_operator_stopped_stays_stopped(
