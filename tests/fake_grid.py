@@ -11,7 +11,8 @@ from flwr.supercore.task_identity import TaskIdentity
 class FakeGrid:
     """Answers what `answers[node_id]` says: content, an `Error`, or None for a lost message.
 
-    A list is answered one by one, to one message after the other. `online_since` says which nodes are online
+    A list is answered one by one, to one message after the other; a function makes the answer from the
+    message. `online_since` says which nodes are online
     and since when: change it to restart a node.
     """
 
@@ -44,6 +45,8 @@ class FakeGrid:
             if isinstance(answer, list):
                 mine = [sent for sent, m in self.sent.items() if m.metadata.dst_node_id == node_id]
                 answer = answer[mine.index(id_)]
+            if callable(answer):
+                answer = answer(self.sent[id_])
             if answer is not None:
                 # SuperLink answers for a dead node under its own node id, 1.
                 metadata = Metadata(0, "", 1, 0, id_, "", 0.0, 60.0, "train")

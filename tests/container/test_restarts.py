@@ -18,6 +18,7 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
     }
     run = cluster.submit("faults")
     command = ("python", "-m", "server.submit", "--ca=/run/secrets/ca.crt", "--detach")
+    command += ("--config=configs/faults.toml",)
     assert "no other is submitted" in cluster.compose("run", "--rm", "-T", "run", *command)
     for round_, commands in faults.items():
         cluster.wait_for(
