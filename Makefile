@@ -45,6 +45,14 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
+.PHONY: resume
+resume: certs ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
+	@$(PY) -m server.demo --resume "$(RUN)" --data $(DATA) --port $(PORT)
+
+.PHONY: rollback
+rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)
+	@$(PY) -m server.rollback "outputs/$(RUN)" "$(ROUND)"
+
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
 	@$(PY) -m server.report outputs/$(RUN)

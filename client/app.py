@@ -129,13 +129,12 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         result.policy_loss,
         result.skipped_frames,
     )
-    add_residual(site.scratch, run, result.update)
+    add_residual(site.scratch, run, round_, result.update)
     header = Header(config.wire.upload, run, round_, base=weights.header.sha256)
     arrays, header_record, sealed = pack_tensors(result.update.items(), header)
     sent = open_payload(arrays, header_record, {n: u.shape for n, u in result.update.items()}, sealed)
-    keep_residual(
-        site.scratch, run, {name: result.update[name].sub_(decoded) for name, decoded in sent.tensors()}
-    )
+    residual = {name: result.update[name].sub_(decoded) for name, decoded in sent.tensors()}
+    keep_residual(site.scratch, run, round_, residual)
     metrics = {k: v for k, v in vars(result).items() if k != "update"} | {
         "setup_seconds": setup_seconds,
         "download_bytes": weights.size_bytes,

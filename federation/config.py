@@ -55,6 +55,7 @@ class RunSection:
     name: str = _setting("")  # outputs/<name>; empty: a name is made from the date and time
     seed: int = _setting(0, at_least=0)
     num_rounds: int = _setting(20, at_least=1)
+    resume: bool = _setting(False)  # go on with outputs/<name> after its newest checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,12 @@ class FederationConfig:
 
     fraction_fit: float = _setting(1.0, above=0, at_most=1)  # share of the online nodes sampled each round
     min_nodes: int = _setting(2, at_least=1)  # nodes that must be online before a round starts
+    min_updates: int = _setting(1, at_least=1)  # good updates below which the weights stay as they are
     round_deadline_seconds: float = _setting(1800.0, above=0)
+    # Once this share of the asked nodes has replied, the others get `straggler_factor` times the median
+    # reply time and no more.
+    quorum: float = _setting(0.75, above=0, at_most=1)
+    straggler_factor: float = _setting(4.0, at_least=1)
     join_timeout_seconds: float = _setting(300.0, above=0)  # how long to wait for min_nodes
 
 
@@ -106,6 +112,9 @@ class AggregationConfig:
     """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
 
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
+    # An update with a norm beyond this many times the median is refused; 0: none is. See
+    # `server/verification.py`.
+    max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
     byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
@@ -139,6 +148,7 @@ class CheckpointConfig:
 
     frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
     keep: int = _setting(3, at_least=1)  # newest N are kept, and the best one besides
+    keep_every: int = _setting(10, at_least=0)  # and those of every Nth round, to go back to; 0: none
 
 
 @dataclass(frozen=True)

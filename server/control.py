@@ -84,13 +84,13 @@ def submit_run(flwr_home: Path, config: RunConfig) -> str:
 
 
 def run_status(flwr_home: Path, run_id: str) -> str:
-    """Flower's status of a run, e.g. `running` or `finished:failed`.
+    """Flower's status of a run, e.g. `running` or `finished:failed`; `unknown` if SuperLink has no such run.
 
     Raises:
-        ControlError: SuperLink cannot be reached or knows no such run.
+        ControlError: SuperLink cannot be reached.
     """
-    answer = _flwr(flwr_home, "ls", _CONNECTION, "--run-id", run_id)
-    return str(answer["runs"][0]["status"])
+    runs = _flwr(flwr_home, "ls", _CONNECTION)["runs"]
+    return next((str(run["status"]) for run in runs if str(run["run-id"]) == run_id), "unknown")
 
 
 def active_run(flwr_home: Path) -> str | None:

@@ -62,10 +62,10 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
                 )
                 result = run_training_loop(components, round_, ROUNDS, lambda *_: None)
                 site_scratch = scratch / name
-                add_residual(site_scratch, "benchmark", result.update)
+                add_residual(site_scratch, "benchmark", round_, result.update)
                 arrived = _send(result.update, Header(codec, "benchmark", round_, "x"), shapes)
                 residual = {n: result.update[n] - tensor for n, tensor in arrived.tensors()}
-                keep_residual(site_scratch, "benchmark", residual)
+                keep_residual(site_scratch, "benchmark", round_, residual)
                 mean.add(arrived, result.num_examples)
             apply_update(mean, weights, None)
             losses.append(evaluator.evaluate(weights)["policy_loss"])

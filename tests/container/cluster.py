@@ -120,8 +120,8 @@ class Cluster:
         return self.compose("ps", "--all", "--services").split()
 
     def submit(self, config: str) -> str:
-        """Submit `configs/CONFIG.toml` with the `run` service and return the run's name."""
-        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml"]
+        """Submit `configs/CONFIG.toml` with the `run` service's program and return the run's name."""
+        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml", "--detach"]
         command += ["--ca=/run/secrets/ca.crt", "--sites"]
         command += [f"{site}=/run/secrets/{site}.pub" for site in SITES]
         return run_name(self.compose("run", "--rm", "-T", "run", *command))
