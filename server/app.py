@@ -82,9 +82,12 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
 
     for round_ in range(1, config.run.num_rounds + 1):
         logs.speak_as(round_=round_)
+        started = time.monotonic()
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
+        sample_seconds = time.monotonic() - started
         entry = run_round(grid, model, sampled, round_, config, record)
+        entry["seconds"]["sample"] = sample_seconds
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:

@@ -38,6 +38,10 @@ _CLIENT_METRICS = (
     "learning_rate",
     "train_seconds",
     "setup_seconds",
+    "data_seconds",
+    "device_memory_bytes",
+    "received_at",
+    "answered_at",
 )
 _SPREAD_METRICS = ("policy_loss", "proximal_loss", "grad_norm")
 _log = get_logger("server.rounds")
@@ -114,7 +118,13 @@ def run_round(
             record.event("update_refused", round=round_, node=name, reason=str(error))
             continue
         aggregator.add(update, int(metrics["num_examples"]))
-        clients[name] = {**metrics, "update_bytes": update.size_bytes, "reply_seconds": reply.seconds}
+        transfer = _transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at"))
+        clients[name] = {
+            **metrics,
+            **transfer,
+            "update_bytes": update.size_bytes,
+            "reply_seconds": reply.seconds,
+        }
         del reply, update  # the encoded update, before the next one is fetched
         record.event("update_received", round=round_, node=name, policy_loss=metrics["policy_loss"])
         aggregate_seconds += time.monotonic() - arrived
@@ -177,3 +187,17 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+
+
+def _transfer_seconds(reply_seconds: float, received_at: float, answered_at: float) -> dict[str, float]:
+    """How a reply that has just come split its time on the way down and up, Flower's polling included.
+
+    Args:
+        reply_seconds: from sending to now.
+        received_at, answered_at: Unix time by the node's clock.
+
+    Their sum does not depend on the node's clock; how it is split does, so neither is let below zero.
+    """
+    on_the_way = max(0.0, reply_seconds - (answered_at - received_at))
+    download = min(max(0.0, received_at - (time.time() - reply_seconds)), on_the_way)
+    return {"download_seconds": download, "upload_seconds": on_the_way - download}
