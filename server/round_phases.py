@@ -27,7 +27,9 @@ def round_phases(entry: dict[str, Any]) -> dict[str, float]:
     seconds = entry["seconds"]
     waited = seconds.get("train", 0.0)
     phases = {phase: seconds.get(phase, 0.0) for phase in PHASES}
-    slowest = max(entry["clients"].values(), key=lambda client: client.get("reply_seconds", 0.0), default={})
+    slowest: dict[str, float] = max(
+        entry["clients"].values(), key=lambda client: client.get("reply_seconds", 0.0), default={}
+    )
     spent = node_phases(slowest)
     total = sum(spent.values())
     scale = min(1.0, waited / total) if total else 0.0  # sending overlaps with the first node's download
