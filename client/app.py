@@ -6,6 +6,7 @@ which no path of this site stands; the whole story is in this site's own log.
 """
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from federation.messages import (
 )
 from federation.wire import Header, open_payload, pack_tensors, record_to_statistics, statistics_to_record
 
+_SAMPLE_CACHE_GB = 20.0
+
 app = ClientApp()
 _log = logs.get_logger("client.app")
 
@@ -43,6 +46,7 @@ class Site:
     name: str
     dataset: Path
     scratch: Path
+    sample_cache_gb: float  # disk for decoded samples
 
 
 @app.query(QUERY_JOIN.partition(".")[2])
@@ -80,6 +84,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
+    from client.sample_cache import open_samples
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
 
@@ -105,8 +110,8 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         policy,
         dict(weights.tensors()),
         record_to_statistics(message.content.array_records[STATISTICS]),
-        site.dataset,
-        seed=_seed(config.run.seed, site.name, round_),
+        open_samples(site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9)),
+        _seed(config.run.seed, site.name, round_),
     )
     setup_seconds = time.monotonic() - started
     progress = ProgressFile(site.scratch, round_, config.training.local_steps)
@@ -171,13 +176,18 @@ def _read_site(context: Context) -> Site:
                 f"node configuration: {key} is missing; start the SuperNode with "
                 '--node-config \'name="site-a" dataset="/data" scratch="/scratch"\''
             )
+    cache_gb = settings.get("sample-cache-gb", _SAMPLE_CACHE_GB)
+    if not isinstance(cache_gb, int | float) or not 0 <= cache_gb < math.inf:
+        raise ConfigError(
+            f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
+        )
     scratch = Path(str(settings["scratch"]))
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _log.error("scratch %s: %s", scratch, error)
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
-    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch)
+    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch, float(cache_gb))
 
 
 def _seed(run_seed: int, site: str, round_: int) -> int:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream
+from client.sample_cache import SampleCache
 from client.schedule import learning_rate
 from federation.config import RunConfig, TrainingConfig
-from federation.dataset import open_dataset
 from federation.errors import FederationError
 from federation.policy import (
     autocast,
@@ -90,7 +89,7 @@ def setup_training_components(
     policy: SmolVLAPolicy,
     weights: Mapping[str, Tensor],
     statistics: Statistics,
-    dataset_root: Path,
+    samples: SampleCache,
     seed: int,
 ) -> TrainingComponents:
     """Load `weights` into `policy` and build data loader, processor and optimizer around it.
@@ -98,10 +97,10 @@ def setup_training_components(
     Args:
         weights: the global trainable weights `w_t`, fp32 on the CPU.
         statistics: the federation's normalisation.
+        samples: this site's data set.
         seed: draws the order of the frames and, through torch's global generator, noise and time samples.
 
     Raises:
-        DatasetError: the data set cannot be opened.
         PolicyError: `weights` do not fit.
     """
     torch.manual_seed(seed)
@@ -109,12 +108,9 @@ def setup_training_components(
     load_trainable(policy, weights)
     parameters = trainable_parameters(policy)
     preprocessor, _ = build_processors(policy, statistics)
-    stream = FrameStream(
-        open_dataset(dataset_root, policy.config), policy.config, seed=seed, name=str(dataset_root)
-    )
     settings = config.training
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        stream,
+        FrameStream(samples, seed=seed, name=samples.name),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         pin_memory=device.type == "cuda",

@@ -110,6 +110,8 @@ def ensure_sample_data(out: Path, parameters: SampleParameters, workers: int = 2
         unfinished.mkdir()
         manifest["datasets"] = recorded = _record_all(unfinished, parameters, workers)
         (unfinished / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for video in unfinished.rglob("*.mp4"):
+            video.chmod(0o644)  # LeRobot moves them from temporary files, which only their owner may read
         _refuse_foreign_folder(out)  # minutes have passed
         if out.exists():
             out.rename(unfinished / "replaced")

@@ -6,18 +6,18 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 from certs.issue import issue_all
 
-__all__ = ["CLIENT_IMAGE", "IMAGES", "SITES", "Cluster", "docker"]
+__all__ = ["IMAGES", "SITES", "Cluster", "docker", "image_named", "run_name"]
 
 REPOSITORY = Path(__file__).parents[2]
-CLIENT_IMAGE = "so100-federation/client"
-IMAGES = tuple(
-    f"so100-federation/{name}" for name in ("superlink", "gateway", "server", "client", "prometheus")
-)
+_VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+_BUILT = ("superlink", "gateway", "server", "client", "prometheus")
+IMAGES = tuple(f"so100-federation/{name}:{_VERSION}" for name in _BUILT)
 SITES = ("site-a", "site-b")
 CONFIG = """
 [run]
@@ -46,6 +46,12 @@ write_connection(home, "superlink:8000", Path("/run/secrets/ca.crt"))
 command = ["flwr", *sys.argv[1:], "--format", "json"]
 sys.exit(subprocess.run(command, env=os.environ | {"FLWR_HOME": str(home)}).returncode)
 """
+
+
+def image_named(name: str) -> str:
+    """The image of this name, with its tag, as docker-compose.yml builds it."""
+    (image,) = (image for image in IMAGES if image.startswith(f"so100-federation/{name}:"))
+    return image
 
 
 def docker(*arguments: str, timeout: float = 120) -> str:
@@ -142,7 +148,7 @@ class Cluster:
         network = f"{self.project}_sites"
         place = ["--network", network, "--user", user]
         result = subprocess.run(
-            ["docker", "run", "--rm", *place, *hardening, *mounts, CLIENT_IMAGE, *command],
+            ["docker", "run", "--rm", *place, *hardening, *mounts, image_named("client"), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

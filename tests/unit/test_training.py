@@ -8,6 +8,7 @@ from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
 from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
+from client.sample_cache import open_samples
 from client.training import (
     TrainingError,
     run_training_loop,
@@ -15,7 +16,6 @@ from client.training import (
     setup_training_components,
 )
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.dataset import open_dataset
 from federation.errors import DatasetError
 from federation.policy import trainable_parameters
 
@@ -25,8 +25,9 @@ def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
     return parse_run_config(flatten(tiny_config) | changes, "test")
 
 
-def _components(config, policy, weights, statistics, data: Path):
-    return setup_training_components(config, policy, weights, statistics, data / "site-a", seed=5)
+def _components(config, policy, weights, statistics, data: Path, cache: Path | None = None):
+    samples = open_samples(data / "site-a", policy.config, cache or data, 10**9 if cache else 0)
+    return setup_training_components(config, policy, weights, statistics, samples, seed=5)
 
 
 def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
@@ -126,8 +127,8 @@ class _Damaged(torch.utils.data.Dataset):
 
 
 def _stream(policy, data: Path, bad: set[int]) -> FrameStream:
-    dataset = _Damaged(open_dataset(data / "site-a", policy.config), bad)
-    return FrameStream(dataset, policy.config, seed=1, name="site-a")
+    samples = open_samples(data / "site-a", policy.config, data, max_bytes=0)
+    return FrameStream(_Damaged(samples, bad), seed=1, name="site-a")
 
 
 def test_damaged_frames_are_left_out_and_counted(policy, data) -> None:
@@ -163,7 +164,7 @@ def test_a_video_cut_short_costs_frames_not_the_round(
     content[start : start + len(content) // 8] = bytes(len(content) // 8)
     video.write_bytes(content)
     config = _configure(tiny_config, local_steps=20)
-    components = setup_training_components(config, policy, weights, statistics, root, seed=5)
+    components = _components(config, policy, weights, statistics, tmp_path)
     result = run_training_loop(components, 1, 1, lambda *_: None)
     assert result.skipped_frames > 0
     assert result.num_examples == 80
