@@ -90,7 +90,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
-    logs.speak_as(round_=round_)
+    logs.speak_as(run=run, round_=round_)
     describe_dataset(site.dataset)
     device = select_device()
     policy = build_policy(config.policy, seed=config.run.seed, device=device, cache=site.scratch)

@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     config = parse_run_config(context.run_config, "the run configuration")
     record = RunRecord(_folder("FEDERATION_OUTPUTS"), config.run.name or new_run_name("run"), config)
     logs.configure(record.folder / "server.log")
-    logs.speak_as(node="server", round_=0)
+    logs.speak_as(run=record.name, node="server", round_=0)
     record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
     try:
         _run(grid, config, record)
