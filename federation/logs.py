@@ -1,7 +1,7 @@
 """Log lines that say who speaks: one line an event, with the run, the node and the round in each.
 
     18:40:02 INFO    demo-20261123-184002 site-a round 3 | trained 30 steps ...
-    {"time": "2026-11-23T18:40:02.120Z", "level": "INFO", "run": "demo-20261123-184002", "node": "site-a", ...}
+    {"time": "2026-11-23T18:40:02.120Z", "level": "INFO", "run": "demo-20261123-184002", ...}
 
 A machine chooses through its environment: `FEDERATION_LOG_FORMAT` (`text` or `json`) for standard error,
 `FEDERATION_LOG_LEVEL` for both. A log file is for people and stays text.
