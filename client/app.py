@@ -78,9 +78,10 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    started = time.monotonic()
+    started, received_at = time.monotonic(), time.time()
     # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
     from client.training import run_training_loop, setup_training_components
@@ -89,7 +90,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
-    logs.speak_as(round_=round_)
+    logs.speak_as(run=run, round_=round_)
     describe_dataset(site.dataset)
     device = select_device()
     policy = build_policy(config.policy, seed=config.run.seed, device=device, cache=site.scratch)
@@ -138,6 +139,9 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     metrics = {k: v for k, v in vars(result).items() if k != "update"} | {
         "setup_seconds": setup_seconds,
         "download_bytes": weights.size_bytes,
+        "device_memory_bytes": peak_memory_bytes(device),
+        "received_at": received_at,
+        "answered_at": time.time(),
     }
     return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
 

@@ -81,6 +81,7 @@ class TrainingResult:
     learning_rate: float  # of the last step
     skipped_frames: int
     train_seconds: float
+    data_seconds: float  # of train_seconds, waiting for batches
 
 
 def setup_training_components(
@@ -178,9 +179,12 @@ def run_training_loop(
     started = time.monotonic()
     history: list[StepMetrics] = []
     num_examples = skipped_frames = 0
+    data_seconds = 0.0
     rate = config.learning_rate
     for step in range(config.local_steps):
+        asked = time.monotonic()
         batches = [next(components.batches) for _ in range(config.gradient_accumulation_steps)]
+        data_seconds += time.monotonic() - asked
         skipped_frames += sum(int(batch.pop(SKIPPED_FRAMES).sum()) for batch in batches)
         num_examples += sum(len(batch["action"]) for batch in batches)
         rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
@@ -205,4 +209,5 @@ def run_training_loop(
         learning_rate=rate,
         skipped_frames=skipped_frames,
         train_seconds=time.monotonic() - started,
+        data_seconds=data_seconds,
     )
