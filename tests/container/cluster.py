@@ -80,8 +80,7 @@ class Cluster:
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
         self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240))
-        # Shorter than the deadline of a real run: a message lost in a restart is waited for so long.
-        self.write_config("faults", CONFIG.format(rounds=5, deadline=75))
+        self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)
         self.prometheus_port = _free_port()

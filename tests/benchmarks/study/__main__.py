@@ -16,18 +16,11 @@ from typing import Any
 import numpy as np
 
 from federation.sample_data import SampleParameters, ensure_sample_data
-from tests.benchmarks.study.arms import ARMS, SITES, TOTAL_STEPS, Arm
+from tests.benchmarks.study.arms import ARMS, SITES, TOTAL_STEPS
+from tests.benchmarks.study.train import run_job
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-
-
-def _run(job: tuple[Arm, int, Path]) -> dict[str, Any]:
-    from tests.benchmarks.study.train import run_arm
-
-    arm, seed, data = job
-    process = multiprocessing.current_process().name  # each decodes into a cache of its own
-    return run_arm(arm, seed, data, data.parent / ".study-cache" / process)
 
 
 def main() -> None:
@@ -49,7 +42,7 @@ def main() -> None:
         if (arm.name, seed) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for run in pool.imap_unordered(_run, jobs):
+        for run in pool.imap_unordered(run_job, jobs):
             runs.append(run)
             RESULTS.write_text(json.dumps({"total_steps": TOTAL_STEPS, "runs": runs}, indent=1) + "\n")
     table = _table(runs)

@@ -4,6 +4,7 @@ Flower's transport moves bytes and changes none (fp32 here), so it is left out t
 """
 
 import hashlib
+import multiprocessing
 import random
 import shutil
 import tempfile
@@ -26,10 +27,17 @@ from server.evaluation import Evaluator
 from server.normalisation import merge_statistics
 from tests.benchmarks.study.arms import BATCH_SIZE, Arm
 
-__all__ = ["run_arm"]
+__all__ = ["run_arm", "run_job"]
 
 _EVALUATIONS = 10  # over the run, besides the one before training
 _SERVER_RATES = {"none": 1.0, "momentum": 0.3, "adam": 2e-3}
+
+
+def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
+    """`run_arm` for a process of a pool, which decodes into a cache of its own."""
+    arm, seed, data = job
+    process = multiprocessing.current_process().name
+    return run_arm(arm, seed, data, data.parent / ".study-cache" / process)
 
 
 def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
