@@ -66,11 +66,17 @@ test: $(VENV)/.installed ## the whole test suite with coverage
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
+.PHONY: faults
+faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
+	FAULT_MATRIX=tests/integration/faults/MATRIX.md $(PY) -m pytest -q \
+		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
+
 .PHONY: bench
 bench: $(VENV)/.installed sample-data certs ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
 	$(PY) -m tests.benchmarks.aggregation
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
+	$(PY) -m tests.benchmarks.poisoning
 
 # Docker. OFFLINE=1: no image registry can be reached; GPU=1: NVIDIA devices for training.
 COMPOSE := docker compose -f docker-compose.yml $(if $(GPU),-f docker/compose.gpu.yml) $(if $(OFFLINE),-f docker/compose.offline.yml)
