@@ -3,6 +3,8 @@
 The same with the policy, and its figures: tests/benchmarks/poisoning.py.
 """
 
+import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,12 +98,10 @@ def test_a_robust_rule_withstands_one_site_of_four(
 def test_the_plain_mean_does_not(
     tmp_path: Path, statistics: Statistics, honest_loss: float, attack: str
 ) -> None:
-    try:
+    loss = math.inf
+    with contextlib.suppress(WireError):  # the weights may leave what can be sent
         loss = _held_out_loss(tmp_path, statistics, NAIVE, ATTACKS[attack])
-    except WireError as error:  # the weights left what can be sent
-        assert "too large" in str(error) or "NaN" in str(error)
-    else:
-        assert not loss <= 1.05 * honest_loss  # it may be NaN
+    assert not loss <= 1.05 * honest_loss  # nor NaN
 
 
 def test_judging_norms_is_enough_against_a_thousandfold_update(

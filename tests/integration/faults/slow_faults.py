@@ -1,4 +1,4 @@
-"""`make faults`: those that Flower takes a minute to notice. pytest collects this file only if it is named."""
+"""`make faults`: those that Flower takes a minute to notice. Collected only if this file is named."""
 
 from pathlib import Path
 
