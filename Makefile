@@ -26,7 +26,11 @@ $(VENV)/.installed: requirements.lock
 env: $(VENV)/.installed ## make the Python environment in .venv from the lock file
 
 .PHONY: certs
-certs: $(VENV)/.installed ## issue what is missing of CA, certificate, site keys, secret (SITE=name adds a site, ROTATE=1 renews the certificate)
+certs: keys $(if $(shell grep -s '^SITE_A_DATA=' .env),,sample-data) ## what `docker compose up` needs: keys, sample data unless .env names your own, .env
+	@docker/prepare.sh
+
+.PHONY: keys
+keys: $(VENV)/.installed ## issue what is missing of CA, certificate, site keys, secret (SITE=name adds a site, ROTATE=1 renews the certificate)
 	@$(PY) -m certs.issue $(if $(SITE),--site $(SITE)) $(if $(ROTATE),--rotate)
 
 .PHONY: certs-check
@@ -38,11 +42,11 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 	@$(PY) -m federation.sample_data --out data/sample
 
 .PHONY: demo
-demo: certs $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
+demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
 .PHONY: resume
-resume: certs ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
+resume: keys ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
 	@$(PY) -m server.demo --resume "$(RUN)" --data $(DATA) --port $(PORT)
 
 .PHONY: rollback
@@ -72,26 +76,31 @@ faults: $(VENV)/.installed ## take processes away in the middle of runs; writes 
 		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
 
 .PHONY: bench
-bench: $(VENV)/.installed sample-data certs ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
+bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
 	$(PY) -m tests.benchmarks.aggregation
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
+	$(PY) -m tests.benchmarks.data_loading
 	$(PY) -m tests.benchmarks.poisoning
 
-# Docker. OFFLINE=1: no image registry can be reached; GPU=1: NVIDIA devices for training.
-COMPOSE := docker compose -f docker-compose.yml $(if $(GPU),-f docker/compose.gpu.yml) $(if $(OFFLINE),-f docker/compose.offline.yml)
+.PHONY: study
+study: $(VENV)/.installed ## federated against centralised training on four simulated sites, about an hour on two cores
+	$(PY) -m tests.benchmarks.study
+
+# Docker. GPU=1: NVIDIA devices for training.
+COMPOSE_FILES := $(or $(shell sed -n 's/^COMPOSE_FILE=//p' .env 2>/dev/null),docker-compose.yml)
+COMPOSE := $(if $(GPU),COMPOSE_FILE=$(COMPOSE_FILES):docker/compose.gpu.yml) docker compose
 
 .PHONY: base-image
-base-image: ## make the images' base from Debian packages, where no image registry can be reached
+base-image: ## where no image registry can be reached: make the images' base from Debian packages, set .env accordingly
 	@docker/base-image.sh
 
 .PHONY: images
-images: ## build the images (OFFLINE=1)
+images: ## build the images
 	$(COMPOSE) build
 
 .PHONY: up
-up: certs $(if $(shell grep -s '^SITE_A_DATA=' .env),,sample-data) ## start the cluster as containers and submit the run (CONFIG=, GPU=1, OFFLINE=1)
-	@docker/prepare.sh
+up: certs ## start the cluster as containers and submit the run (CONFIG=, GPU=1)
 	$(COMPOSE) up --detach
 	$(COMPOSE) logs --follow --no-log-prefix run
 

@@ -6,6 +6,7 @@ which no path of this site stands; the whole story is in this site's own log.
 """
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from federation.messages import (
 )
 from federation.wire import Header, open_payload, pack_tensors, record_to_statistics, statistics_to_record
 
+_SAMPLE_CACHE_GB = 20.0
+
 app = ClientApp()
 _log = logs.get_logger("client.app")
 
@@ -43,6 +46,7 @@ class Site:
     name: str
     dataset: Path
     scratch: Path
+    sample_cache_gb: float  # disk for decoded samples
 
 
 @app.query(QUERY_JOIN.partition(".")[2])
@@ -74,17 +78,19 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    started = time.monotonic()
+    started, received_at = time.monotonic(), time.time()
     # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
+    from federation.sample_cache import open_samples
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
-    logs.speak_as(round_=round_)
+    logs.speak_as(run=run, round_=round_)
     describe_dataset(site.dataset)
     device = select_device()
     policy = build_policy(config.policy, seed=config.run.seed, device=device, cache=site.scratch)
@@ -104,8 +110,8 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         policy,
         dict(weights.tensors()),
         record_to_statistics(message.content.array_records[STATISTICS]),
-        site.dataset,
-        seed=_seed(config.run.seed, site.name, round_),
+        open_samples(site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9)),
+        _seed(config.run.seed, site.name, round_),
     )
     setup_seconds = time.monotonic() - started
     progress = ProgressFile(site.scratch, round_, config.training.local_steps)
@@ -133,6 +139,9 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     metrics = {k: v for k, v in vars(result).items() if k != "update"} | {
         "setup_seconds": setup_seconds,
         "download_bytes": weights.size_bytes,
+        "device_memory_bytes": peak_memory_bytes(device),
+        "received_at": received_at,
+        "answered_at": time.time(),
     }
     return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
 
@@ -166,13 +175,18 @@ def _read_site(context: Context) -> Site:
                 f"node configuration: {key} is missing; start the SuperNode with "
                 '--node-config \'name="site-a" dataset="/data" scratch="/scratch"\''
             )
+    cache_gb = settings.get("sample-cache-gb", _SAMPLE_CACHE_GB)
+    if not isinstance(cache_gb, int | float) or not 0 <= cache_gb < math.inf:
+        raise ConfigError(
+            f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
+        )
     scratch = Path(str(settings["scratch"]))
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _log.error("scratch %s: %s", scratch, error)
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
-    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch)
+    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch, float(cache_gb))
 
 
 def _seed(run_seed: int, site: str, round_: int) -> int:

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from federation.dataset import DECODE_ERRORS, policy_inputs
+from federation.dataset import DECODE_ERRORS
 from federation.errors import DatasetError
 from federation.logs import get_logger
 
@@ -24,12 +23,12 @@ class FrameStream(IterableDataset[dict[str, Any]]):
     Each data loading worker draws its own order from `seed` over the whole data set.
 
     Args:
-        dataset: opened by `open_dataset`.
+        dataset: of policy inputs, e.g. a `SampleCache`.
         name: names the data set in errors.
     """
 
-    def __init__(self, dataset: Dataset[Any], policy: SmolVLAConfig, *, seed: int, name: str) -> None:
-        self.dataset, self.policy, self.seed, self.name = dataset, policy, seed, name
+    def __init__(self, dataset: Dataset[dict[str, Any]], *, seed: int, name: str) -> None:
+        self.dataset, self.seed, self.name = dataset, seed, name
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield samples for ever.
@@ -54,5 +53,5 @@ class FrameStream(IterableDataset[dict[str, Any]]):
                             f"frame {frame}; check its videos or record it again"
                         ) from error
                     continue
-                yield {**policy_inputs(item, self.policy), SKIPPED_FRAMES: skipped}
+                yield {**item, SKIPPED_FRAMES: skipped}
                 skipped = 0

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream
 from client.schedule import learning_rate
 from federation.config import RunConfig, TrainingConfig
-from federation.dataset import open_dataset
 from federation.errors import FederationError
 from federation.policy import (
     autocast,
@@ -29,6 +27,7 @@ from federation.policy import (
     load_trainable,
     trainable_parameters,
 )
+from federation.sample_cache import SampleCache
 from federation.statistics import Statistics
 
 __all__ = [
@@ -82,6 +81,7 @@ class TrainingResult:
     learning_rate: float  # of the last step
     skipped_frames: int
     train_seconds: float
+    data_seconds: float  # of train_seconds, waiting for batches
 
 
 def setup_training_components(
@@ -89,7 +89,7 @@ def setup_training_components(
     policy: SmolVLAPolicy,
     weights: Mapping[str, Tensor],
     statistics: Statistics,
-    dataset_root: Path,
+    samples: SampleCache,
     seed: int,
 ) -> TrainingComponents:
     """Load `weights` into `policy` and build data loader, processor and optimizer around it.
@@ -97,10 +97,10 @@ def setup_training_components(
     Args:
         weights: the global trainable weights `w_t`, fp32 on the CPU.
         statistics: the federation's normalisation.
+        samples: this site's data set.
         seed: draws the order of the frames and, through torch's global generator, noise and time samples.
 
     Raises:
-        DatasetError: the data set cannot be opened.
         PolicyError: `weights` do not fit.
     """
     torch.manual_seed(seed)
@@ -108,12 +108,9 @@ def setup_training_components(
     load_trainable(policy, weights)
     parameters = trainable_parameters(policy)
     preprocessor, _ = build_processors(policy, statistics)
-    stream = FrameStream(
-        open_dataset(dataset_root, policy.config), policy.config, seed=seed, name=str(dataset_root)
-    )
     settings = config.training
     loader: DataLoader[dict[str, Any]] = DataLoader(
-        stream,
+        FrameStream(samples, seed=seed, name=samples.name),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         pin_memory=device.type == "cuda",
@@ -136,20 +133,23 @@ def setup_training_components(
     )
 
 
-def run_training_step(components: TrainingComponents, batch: dict[str, Any]) -> StepMetrics:
-    """One optimizer step on a preprocessed batch.
+def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:
+    """One optimizer step on preprocessed batches, whose gradients are averaged.
 
     Raises:
         TrainingError: the policy loss is NaN or infinite.
     """
     components.policy.train()
-    with autocast(components.device):
-        loss, _ = components.policy.forward(batch)
-    loss.backward()
+    policy_loss = 0.0
+    for batch in batches:
+        with autocast(components.device):
+            loss, _ = components.policy.forward(batch)
+        (loss / len(batches)).backward()
+        policy_loss += loss.item() / len(batches)
     parameters = list(components.parameters.values())
     proximal_loss = add_proximal_gradient(parameters, components.received, components.config.proximal_mu)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, components.config.grad_clip_norm)
-    metrics = StepMetrics(loss.item(), proximal_loss.item(), grad_norm.item())
+    metrics = StepMetrics(policy_loss, proximal_loss.item(), grad_norm.item())
     if not math.isfinite(metrics.policy_loss) or not math.isfinite(metrics.grad_norm):
         raise TrainingError(
             f"policy loss is {metrics.policy_loss}, gradient norm {metrics.grad_norm}: "
@@ -179,15 +179,18 @@ def run_training_loop(
     started = time.monotonic()
     history: list[StepMetrics] = []
     num_examples = skipped_frames = 0
+    data_seconds = 0.0
     rate = config.learning_rate
     for step in range(config.local_steps):
-        batch = next(components.batches)
-        skipped_frames += int(batch.pop(SKIPPED_FRAMES).sum())
-        num_examples += len(batch["action"])
+        asked = time.monotonic()
+        batches = [next(components.batches) for _ in range(config.gradient_accumulation_steps)]
+        data_seconds += time.monotonic() - asked
+        skipped_frames += sum(int(batch.pop(SKIPPED_FRAMES).sum()) for batch in batches)
+        num_examples += sum(len(batch["action"]) for batch in batches)
         rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
         for group in components.optimizer.param_groups:
             group["lr"] = rate
-        history.append(run_training_step(components, components.preprocessor(batch)))
+        history.append(run_training_step(components, *map(components.preprocessor, batches)))
         on_step(step + 1, history[-1])
     update = {
         name: (parameter.detach() - received).cpu()
@@ -206,4 +209,5 @@ def run_training_loop(
         learning_rate=rate,
         skipped_frames=skipped_frames,
         train_seconds=time.monotonic() - started,
+        data_seconds=data_seconds,
     )

@@ -7,6 +7,7 @@
 # configured here with a CA bundle (a company's proxy), the image gets the bundle and the same setting, so
 # that the Dockerfile builds unchanged.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 image=${1:-debian:trixie-slim}
 suite=${image#*:}
@@ -19,6 +20,10 @@ fail() {
 ((EUID == 0)) || fail "debootstrap needs root: run this as root, or pull $image from a registry"
 command -v debootstrap >/dev/null || fail "debootstrap is not installed: apt-get install debootstrap"
 docker info >/dev/null 2>&1 || fail "no Docker engine answers at ${DOCKER_HOST:-the default socket}"
+
+# Compose reads it: from now on nothing is pulled.
+touch .env
+grep -q '^COMPOSE_FILE=' .env || echo COMPOSE_FILE=docker-compose.yml:docker/compose.offline.yml >>.env
 if docker image inspect "$image" >/dev/null 2>&1; then
 	echo "$image exists"
 	exit 0

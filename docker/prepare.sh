@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
-# What Compose cannot check or do by itself; `make up` runs this first.
-#
-#     docker/prepare.sh [keys]        `keys`: only lets the containers read their keys
+# What Compose cannot check or do by itself, between `make certs` and `docker compose up`.
 #
 # The containers never run as root, and private keys stay 0600. A user's containers run under the user's own
 # id. Root's run under an id of their own, which is given the files of SuperLink and of the sites; ca.key
@@ -22,12 +20,9 @@ uid=$(id -u) gid=$(id -g)
 if ((uid == 0)); then
 	uid=$CONTAINER_UID gid=$CONTAINER_UID
 	chown -R "$uid:$gid" "$certs/superlink" "$certs/sites"
-	# LeRobot writes videos that only their owner may read.
-	[[ ! -d data/sample ]] || chmod -R a+rX data/sample
 fi
 touch .env
 grep -q '^FEDERATION_UID=' .env || printf 'FEDERATION_UID=%s\nFEDERATION_GID=%s\n' "$uid" "$gid" >>.env
-[[ ${1:-} != keys ]] || exit 0
 
 # Docker would make an empty folder, owned by root, where one is missing.
 for default in SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout; do

@@ -95,6 +95,7 @@ class TrainingConfig:
 
     local_steps: int = _setting(200, at_least=1)
     batch_size: int = _setting(16, at_least=1)
+    gradient_accumulation_steps: int = _setting(1, at_least=1)  # batches of an optimizer step
     proximal_mu: float = _setting(0.001, at_least=0)  # FedProx mu; 0 is FedAvg
     learning_rate: float = _setting(1e-4, above=0)
     min_learning_rate: float = _setting(2.5e-6, at_least=0)  # where the cosine ends

@@ -23,7 +23,7 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegErro
 def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | None = None) -> LeRobotDataset:
     """Open the data set in `root` so that each item is one training sample of `policy`.
 
-    An item has `observation.state` (1, 6), `observation.images.<camera>` (1, 3, H, W) in [0, 1],
+    An item has `observation.state` (1, 6), `observation.images.<camera>` (3, H, W) in [0, 1],
     `action` (chunk_size, 6), `action_is_pad` (chunk_size,) bool and `task` str; floats are fp32, in the
     data set's own units. Call `describe_dataset` first: LeRobot would look for missing files on the Hub.
 

@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     config = parse_run_config(context.run_config, "the run configuration")
     record = RunRecord(_folder("FEDERATION_OUTPUTS"), config.run.name or new_run_name("run"), config)
     logs.configure(record.folder / "server.log")
-    logs.speak_as(node="server", round_=0)
+    logs.speak_as(run=record.name, node="server", round_=0)
     if not config.run.resume:
         record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
     try:
@@ -90,10 +90,13 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
 
     for round_ in range(done + 1, config.run.num_rounds + 1):
         logs.speak_as(round_=round_)
+        started = time.monotonic()
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
+        sample_seconds = time.monotonic() - started
         entry = run_round(grid, model, sampled, round_, config, record)
         nodes.count_refusals(entry["refused"], entry["clients"])
+        entry["seconds"]["sample"] = sample_seconds
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from typing import Self
 
 from certs.issue import verify_server_certificate
 from federation.errors import FederationError
-from server.control import register_supernode, write_connection
+from server.control import PROJECT, register_supernode, write_connection
 
 __all__ = ["ClusterError", "LocalCluster", "require_free_port"]
 
@@ -189,6 +189,8 @@ class LocalCluster:
                 *self._tls_server_arguments(),
             ],
             {"OMP_NUM_THREADS": str(threads)},
+            # Flower starts `flwr-clientapp` from the PATH: the site's own, which runs no foreign app.
+            programs=[PROJECT / "client" / "bin"],
         )
 
     def _tls_server_arguments(self) -> list[str]:
@@ -200,10 +202,16 @@ class LocalCluster:
             *("--ssl-keyfile", str(tls / "server.key")),
         ]
 
-    def _start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
+    def _start(
+        self,
+        name: str,
+        command: list[str],
+        extra: Mapping[str, str] | None = None,
+        programs: Sequence[Path] = (),
+    ) -> None:
         binaries = Path(sys.executable).parent
         environment = os.environ | {
-            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": os.pathsep.join([*map(str, programs), str(binaries), os.environ.get("PATH", "")]),
             "FLWR_HOME": str(self._state / name),  # a home each: they unpack the app side by side
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

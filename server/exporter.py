@@ -1,173 +1,256 @@
-"""Prometheus exporter: a long-lived service that shows the newest run from its record on disk.
+"""Prometheus exporter: a long-lived service that shows the newest run and what it runs on.
 
-    python -m server.exporter --outputs outputs --port 9400
+    python -m server.exporter --outputs outputs --port 9400 --superlink superlink:8000 --ca ca.crt
 
-The ServerApp is a child process that ends with its run, so it is not scraped itself. Everything here is
-derived from `federated_metrics.json` at the moment of the scrape: a restart of the exporter loses nothing,
-and counters go on where they were.
+The ServerApp is a child process that ends with its run, so it is not scraped itself. Everything about a run
+comes from its record on disk: a restart of the exporter, or of anything else, loses nothing, and counters go
+on where they were.
 """
 
 import argparse
-import json
+import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from cryptography import x509
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import Metric
 
+from federation.errors import FederationError
 from federation.logs import configure, get_logger
-from server.records import METRICS_FILE
+from federation.metrics import Samples
+from server.environment import versions
+from server.records import EVENTS_FILE
+from server.round_phases import node_phases, round_phases
+from server.run_totals import NodeTotals, RunFollower, RunTotals
+from server.superlink_state import SuperLinkState, SuperLinkWatch
 
-__all__ = ["RunCollector", "main"]
+__all__ = ["Exporter", "main"]
 
 _STATES = ("running", "finished", "failed")
-_EVALUATION_FIGURES = {
-    "policy_loss": "Policy loss on a held-out data set after the newest evaluation",
-    "action_mse": "Mean squared error of predicted actions, in squared units of the data set",
-}
-_CLIENT_FIGURES = {
-    "policy_loss": "Mean policy loss of a node in the newest round it took part in",
-    "proximal_loss": "Mean proximal loss of a node in the newest round it took part in",
-    "grad_norm": "Mean gradient norm of a node before clipping, in the newest round it took part in",
-    "update_norm": "L2 norm of a node's update in the newest round it took part in",
-    "train_seconds": "Seconds a node spent in training steps in the newest round it took part in",
-}
+_SPREADS = ("policy_loss", "proximal_loss", "grad_norm")
+_NODE_FIGURES = ("policy_loss", "proximal_loss", "grad_norm", "update_norm", "device_memory_bytes")
 _log = get_logger("server.exporter")
 
 
-class RunCollector:
-    """Turns the record of the newest run in `outputs` into metrics, anew at each scrape."""
+class Exporter:
+    """Turns what is known into metrics at each scrape.
 
-    def __init__(self, outputs: Path) -> None:
-        self._outputs = outputs
+    Args:
+        outputs: folder of the runs; the one written to last is shown.
+        certificates: PEM files whose expiry is shown under their name without ending.
+        superlink: asks SuperLink; None leaves its metrics out.
+    """
+
+    def __init__(
+        self, outputs: Path, certificates: Sequence[Path] = (), superlink: SuperLinkWatch | None = None
+    ) -> None:
+        self._outputs, self._certificates, self._superlink = outputs, certificates, superlink
+        self._follower: RunFollower | None = None
+        self._lock = threading.Lock()  # Prometheus may scrape while a person looks
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of the newest run; only `federation_up` if there is none or it is unreadable."""
-        run = self._newest_run()
-        yield GaugeMetricFamily("federation_up", "1 if there is a readable run", float(run is not None))
-        if run is None:
-            return
-        yield from _run_metrics(run)
-        yield from _evaluation_metrics(run)
-        yield from _client_metrics(run)
+        """Yield all metrics; without a readable run only those of the infrastructure."""
+        samples = Samples()
+        superlink = self._superlink.state if self._superlink else None
+        with self._lock:
+            totals = self._catch_up()
+            samples.add("record_readable", totals is not None)
+            if totals is not None:
+                _add_run(samples, totals, self._newest_run or "")
+                _add_learning(samples, totals)
+                _add_participants(samples, totals)
+                for name, node in sorted(totals.nodes.items()):
+                    _add_node(samples, name, node, totals)
+            _add_last_seen(samples, totals, superlink)
+        if superlink is not None:
+            _add_superlink(samples, superlink)
+        self._add_machine(samples)
+        yield from samples.families()
 
-    def _newest_run(self) -> dict[str, Any] | None:
-        files = sorted(self._outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
-        if not files:
-            return None
+    @property
+    def _newest_run(self) -> str | None:
+        return self._follower.folder.name if self._follower else None
+
+    def _catch_up(self) -> RunTotals | None:
         try:
-            return dict(json.loads(files[-1].read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
-            _log.warning("%s cannot be read: %s", files[-1], error)
+            files = list(self._outputs.glob(f"*/{EVENTS_FILE}"))
+            if not files:
+                return None
+            folder = max(files, key=lambda file: file.stat().st_mtime).parent
+            if self._follower is None or self._follower.folder != folder:
+                self._follower = RunFollower(folder)
+            return self._follower.catch_up()
+        except (OSError, ValueError) as error:
+            _log.warning("the newest run in %s cannot be read: %s", self._outputs, error)
+            self._follower = None
             return None
 
+    def _add_machine(self, samples: Samples) -> None:
+        found = versions()
+        labels = {name: found.get(name, "") for name in ("python", "flwr", "lerobot", "torch")}
+        samples.add("build_info", 1, **labels)
+        disk = os.statvfs(self._outputs)
+        samples.add("disk_free_bytes", disk.f_bavail * disk.f_frsize)
+        samples.add("disk_size_bytes", disk.f_blocks * disk.f_frsize)
+        for file in self._certificates:
+            try:
+                certificate = x509.load_pem_x509_certificate(file.read_bytes())
+            except (OSError, ValueError) as error:
+                _log.warning("certificate %s cannot be read: %s", file, error)
+                continue
+            expiry = certificate.not_valid_after_utc.timestamp()
+            samples.add("certificate_expiry_timestamp_seconds", expiry, certificate=file.stem)
 
-def _run_metrics(run: dict[str, Any]) -> Iterator[Metric]:
-    rounds = run["rounds"]
-    state = GaugeMetricFamily(
-        "federation_run_state", "1 for the state the run is in", labels=["run", "state"]
-    )
-    for name in _STATES:
-        state.add_metric([run["run"], name], float(run["status"] == name))
-    yield state
-    yield GaugeMetricFamily("federation_round", "Newest complete round", rounds[-1]["round"] if rounds else 0)
-    planned = run["config"]["run.num_rounds"]
-    yield GaugeMetricFamily("federation_rounds_planned", "Rounds the run is configured for", planned)
-    yield GaugeMetricFamily("federation_nodes_joined", "Nodes that joined the run", len(run["nodes"]))
-    aggregated = sum(entry["aggregated"] for entry in rounds)
-    yield CounterMetricFamily(
-        "federation_rounds_aggregated", "Rounds with at least one good update", aggregated
-    )
-    phases = CounterMetricFamily(
-        "federation_phase_seconds", "Seconds spent in each phase of the rounds", labels=["phase"]
-    )
-    for phase in ("send", "train", "aggregate", "evaluate", "checkpoint"):
-        phases.add_metric([phase], sum(entry["seconds"].get(phase, 0.0) for entry in rounds))
-    yield phases
-    transferred = CounterMetricFamily(
-        "federation_transferred_bytes", "Bytes of weights (down) and updates (up)", labels=["direction"]
-    )
+
+def _add_run(samples: Samples, run: RunTotals, name: str) -> None:
+    config = run.config
+    policy, aggregation = config.get("policy.size", ""), config.get("aggregation.method", "")
+    samples.add("run_info", 1, run=name, policy=str(policy), aggregation=str(aggregation))
+    for state in _STATES:
+        samples.add("run_state", run.status == state, state=state)
+    samples.add("run_start_timestamp_seconds", run.started)
+    samples.add("last_event_timestamp_seconds", run.last_event)
+    samples.add("rounds_planned", config["run.num_rounds"])
+    samples.add("round_deadline_seconds", config["federation.round_deadline_seconds"])
+    samples.add("round", run.newest["round"] if run.newest else 0)
+    samples.add("round_in_progress", run.round_in_progress)
+    samples.add("rounds", run.rounds)
+    samples.add("rounds_aggregated", run.rounds_aggregated)
+    samples.add("examples", sum(node.examples for node in run.nodes.values()))
     for direction in ("down", "up"):
-        transferred.add_metric([direction], sum(entry["bytes"][direction] for entry in rounds))
-    yield transferred
-    if rounds:
-        newest = rounds[-1]
-        yield GaugeMetricFamily(
-            "federation_participants", "Good updates of the round", len(newest["clients"])
-        )
-        yield GaugeMetricFamily(
-            "federation_update_norm", "L2 norm of the global update", newest["update_norm"]
-        )
-        yield GaugeMetricFamily(
-            "federation_round_seconds", "Duration of the round", sum(newest["seconds"].values())
-        )
-        if newest["policy_loss"]:
-            loss = newest["policy_loss"]
-            yield GaugeMetricFamily("federation_client_policy_loss_mean", "Mean over the nodes", loss["mean"])
-            yield GaugeMetricFamily(
-                "federation_client_policy_loss_std", "Standard deviation over the nodes", loss["std"]
-            )
+        total = sum(node.bytes[direction] for node in run.nodes.values())
+        samples.add("transferred_bytes", total, direction=direction)
+    for phase, seconds in run.phase_seconds.items():
+        samples.add("phase_seconds", seconds, phase=phase)
+    if run.round_started:
+        samples.add("round_start_timestamp_seconds", run.round_started)
+    if run.newest:
+        samples.add("round_duration_seconds", sum(run.newest["seconds"].values()))
+        for phase, seconds in round_phases(run.newest).items():
+            samples.add("round_phase_seconds", seconds, phase=phase)
 
 
-def _evaluation_metrics(run: dict[str, Any]) -> Iterator[Metric]:
-    evaluations = [entry["evaluation"] for entry in run["rounds"] if "evaluation" in entry]
-    if run["baseline"]:
-        evaluations.insert(0, run["baseline"])
-    if not evaluations:
+def _add_learning(samples: Samples, run: RunTotals) -> None:
+    samples.add("evaluations", run.evaluations)
+    if run.baseline is not None:
+        samples.add("policy_loss_baseline", run.baseline)
+    if run.best is not None:
+        samples.add("policy_loss_best", run.best)
+    if run.evaluation is not None:
+        samples.add("evaluated_round", run.evaluation["round"])
+        results = {"all": run.evaluation, **run.evaluation.get("datasets", {})}
+        for dataset, result in results.items():
+            samples.add("policy_loss", result["policy_loss"], dataset=dataset)
+            samples.add("action_mse", result["action_mse"], dataset=dataset)
+    if run.newest:
+        samples.add("update_norm", run.newest["update_norm"])
+        for figure in _SPREADS:
+            if spread := run.newest.get(figure):
+                samples.add(f"client_{figure}_mean", spread["mean"])
+                samples.add(f"client_{figure}_std", spread["std"])
+
+
+def _add_participants(samples: Samples, run: RunTotals) -> None:
+    samples.add("min_nodes", run.config["federation.min_nodes"])
+    samples.add("nodes_joined", len(run.nodes))
+    samples.add("sampled_nodes", run.sampled)
+    samples.add("joins_refused", run.joins_refused)
+    if run.newest:
+        samples.add("participants", len(run.newest["clients"]))
+        samples.add("missing_nodes", len(run.newest["missing"]))
+        samples.add("refused_nodes", len(run.newest["refused"]))
+
+
+def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> None:
+    samples.add("node_episodes", node.facts["episodes"], node=name)
+    samples.add("node_frames", node.facts["frames"], node=name)
+    samples.add("node_updates", node.updates, node=name)
+    samples.add("node_examples", node.examples, node=name)
+    samples.add("node_skipped_frames", node.skipped_frames, node=name)
+    for direction, total in node.bytes.items():
+        samples.add("node_transferred_bytes", total, node=name, direction=direction)
+    samples.add("node_missed_rounds", node.missed_rounds, node=name)
+    for reason, count in node.refused.items():
+        samples.add("node_refused_updates", count, node=name, reason=reason)
+    samples.add("node_absent_rounds", node.absent_rounds, node=name)
+    if not node.newest:
         return
-    for figure, text in _EVALUATION_FIGURES.items():
-        family = GaugeMetricFamily(f"federation_{figure}", text, labels=["dataset"])
-        family.add_metric(["all"], evaluations[-1][figure])
-        for name, result in evaluations[-1]["datasets"].items():
-            family.add_metric([name], result[figure])
-        yield family
-    best = min(evaluation["policy_loss"] for evaluation in evaluations)
-    yield GaugeMetricFamily("federation_policy_loss_best", "Lowest policy loss so far", best)
+    samples.add("node_round", node.round, node=name)
+    for figure in _NODE_FIGURES:
+        if figure in node.newest:
+            samples.add(f"node_{figure}", node.newest[figure], node=name)
+    for phase, seconds in node_phases(node.newest).items():
+        samples.add("node_phase_seconds", seconds, node=name, phase=phase)
+    if train_seconds := node.newest.get("train_seconds"):
+        steps = run.config["training.local_steps"]
+        samples.add("node_steps_per_second", steps / train_seconds, node=name)
+        waiting = node.newest.get("data_seconds", 0.0)
+        samples.add("node_device_busy_ratio", 1 - waiting / train_seconds, node=name)
 
 
-def _client_metrics(run: dict[str, Any]) -> Iterator[Metric]:
-    rounds, names = run["rounds"], sorted(run["nodes"])
-    newest = {name: entry["clients"][name] for entry in rounds for name in names if name in entry["clients"]}
-    for figure, text in _CLIENT_FIGURES.items():
-        gauge = GaugeMetricFamily(f"federation_node_{figure}", text, labels=["node"])
-        for name, metrics in newest.items():
-            gauge.add_metric([name], metrics[figure])
-        yield gauge
-    for counted, text in (
-        ("num_examples", "Frames a node trained on"),
-        ("skipped_frames", "Frames a node could not decode"),
-    ):
-        counter = CounterMetricFamily(f"federation_node_{counted}", text, labels=["node"])
-        for name in names:
-            trained = [entry["clients"][name] for entry in rounds if name in entry["clients"]]
-            counter.add_metric([name], sum(metrics[counted] for metrics in trained))
-        yield counter
-    for kind, text in (
-        ("missing", "Rounds in which a node did not reply in time"),
-        ("refused", "Updates of a node that were refused"),
-    ):
-        counter = CounterMetricFamily(f"federation_node_{kind}", text, labels=["node"])
-        for name in names:
-            counter.add_metric([name], sum(name in entry[kind] for entry in rounds))
-        yield counter
+def _add_last_seen(samples: Samples, run: RunTotals | None, superlink: SuperLinkState | None) -> None:
+    """The later of the node's newest reply and its newest heartbeat."""
+    seen = {name: node.last_seen for name, node in run.nodes.items()} if run else {}
+    for name, heartbeat in (superlink.last_seen if superlink else {}).items():
+        seen[name] = max(heartbeat, seen.get(name, 0.0))
+    for name, time_ in sorted(seen.items()):
+        samples.add("node_last_seen_timestamp_seconds", time_, node=name)
 
 
-def main() -> None:
-    """Serve /metrics until stopped."""
+def _add_superlink(samples: Samples, state: SuperLinkState) -> None:
+    samples.add("superlink_up", state.up)
+    if not state.up:
+        return
+    samples.add("superlink_response_seconds", state.response_seconds)
+    for status, count in state.nodes.items():
+        samples.add("superlink_nodes", count, status=status)
+    for status, count in state.runs.items():
+        samples.add("superlink_runs", count, status=status)
+    for name, online in state.online.items():
+        samples.add("node_online", online, node=name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve /metrics until stopped; exit code 2 with one line if something is wrong."""
     parser = argparse.ArgumentParser(description="Export the newest run's figures to Prometheus.")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--port", type=int, default=9400)
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on (a container's own network)")
-    arguments = parser.parse_args()
+    parser.add_argument("--superlink", metavar="HOST:PORT", help="SuperLink's state is exported too")
+    parser.add_argument("--ca", type=Path, help="certificate that SuperLink is verified with")
+    parser.add_argument(
+        "--certificates", type=Path, nargs="+", default=[], help="PEM files to show the expiry of"
+    )
+    options = parser.parse_args(arguments)
     configure()
-    registry = CollectorRegistry()
-    registry.register(RunCollector(arguments.outputs))
-    start_http_server(arguments.port, addr=arguments.host, registry=registry)
-    _log.info("metrics of %s on port %d", arguments.outputs, arguments.port)
+    try:
+        server_url = _start(options)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _log.info("metrics of %s on %s", options.outputs, server_url)
     threading.Event().wait()
+    return 0
+
+
+def _start(options: argparse.Namespace) -> str:
+    if not options.outputs.is_dir():
+        raise FederationError(f"--outputs {options.outputs}: no such folder; name the one runs are kept in")
+    if options.superlink and not (options.ca and options.ca.is_file()):
+        raise FederationError(f"--ca {options.ca}: no such file; SuperLink is verified with it (make certs)")
+    watch = SuperLinkWatch(options.superlink, options.ca) if options.superlink else None
+    registry = CollectorRegistry()
+    registry.register(Exporter(options.outputs, options.certificates, watch))
+    ProcessCollector(registry=registry)
+    try:
+        start_http_server(options.port, addr=options.host, registry=registry)
+    except OSError as error:
+        raise FederationError(f"port {options.port} cannot be listened on ({error.strerror})") from None
+    return f"http://{options.host}:{options.port}/metrics"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
+from server.environment import describe_environment
 from server.files import write_json
 
 __all__ = [
@@ -81,6 +82,7 @@ class RunRecord:
             "started": _now(),
             "finished": None,
             "config": flatten(config),
+            "environment": describe_environment(),
             "nodes": {},
             "baseline": None,
             "rounds": [],
@@ -136,12 +138,7 @@ class RunRecord:
         write_json(self.folder / f"server_eval_round_{round_}.json", {"round": round_, **evaluation})
         if round_ == 0:
             self._metrics["baseline"] = evaluation
-        self.event(
-            "evaluated",
-            round=round_,
-            policy_loss=evaluation["policy_loss"],
-            action_mse=evaluation["action_mse"],
-        )
+        self.event("evaluated", round=round_, **evaluation)
 
     def round_finished(self, round_: dict[str, Any]) -> None:
         """Add a complete round; from here on it is on disk."""

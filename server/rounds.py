@@ -144,7 +144,11 @@ class _Intake:
         except WireError as error:
             self._refuse(name, str(error))
             return
-        metrics |= {"update_bytes": update.size_bytes, "reply_seconds": reply.seconds}
+        metrics |= {
+            **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
+            "update_bytes": update.size_bytes,
+            "reply_seconds": reply.seconds,
+        }
         self.norms[name] = update_norm(update)
         if self._judge.passes_at_once(self.norms[name]):
             self._accept(name, update, metrics)
@@ -197,3 +201,17 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+
+
+def _transfer_seconds(reply_seconds: float, received_at: float, answered_at: float) -> dict[str, float]:
+    """How a reply that has just come split its time on the way down and up, Flower's polling included.
+
+    Args:
+        reply_seconds: from sending to now.
+        received_at, answered_at: Unix time by the node's clock.
+
+    Their sum does not depend on the node's clock; how it is split does, so neither is let below zero.
+    """
+    on_the_way = max(0.0, reply_seconds - (answered_at - received_at))
+    download = min(max(0.0, received_at - (time.time() - reply_seconds)), on_the_way)
+    return {"download_seconds": download, "upload_seconds": on_the_way - download}

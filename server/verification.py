@@ -33,6 +33,10 @@ _FIGURES = (
     "learning_rate",
     "train_seconds",
     "setup_seconds",
+    "data_seconds",
+    "device_memory_bytes",
+    "received_at",
+    "answered_at",
 )
 
 

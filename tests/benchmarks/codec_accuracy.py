@@ -31,6 +31,7 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
     from federation.config import load_run_config
     from federation.dataset_description import describe_dataset
     from federation.policy import build_policy, trainable_parameters
+    from federation.sample_cache import open_samples
     from federation.wire import Header
     from server.aggregation import WeightedMean, apply_update
     from server.evaluation import Evaluator
@@ -55,8 +56,9 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
             received = dict(_send(weights, down, shapes).tensors())
             for name, root in sites.items():
                 digest = hashlib.sha256(f"{seed}/{name}/{round_}".encode()).digest()
+                samples = open_samples(root, policy.config, scratch / name / "samples", 10**9)
                 components = setup_training_components(
-                    config, policy, received, statistics, root, int.from_bytes(digest[:7], "big")
+                    config, policy, received, statistics, samples, int.from_bytes(digest[:7], "big")
                 )
                 result = run_training_loop(components, round_, ROUNDS, lambda *_: None)
                 site_scratch = scratch / name

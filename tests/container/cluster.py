@@ -6,18 +6,18 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 from certs.issue import issue_all
 
-__all__ = ["CLIENT_IMAGE", "IMAGES", "SITES", "Cluster", "docker"]
+__all__ = ["IMAGES", "SITES", "Cluster", "docker", "image_named", "run_name"]
 
 REPOSITORY = Path(__file__).parents[2]
-CLIENT_IMAGE = "so100-federation/client"
-IMAGES = tuple(
-    f"so100-federation/{name}" for name in ("superlink", "gateway", "server", "client", "prometheus")
-)
+_VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+_BUILT = ("superlink", "gateway", "server", "client", "prometheus")
+IMAGES = tuple(f"so100-federation/{name}:{_VERSION}" for name in _BUILT)
 SITES = ("site-a", "site-b")
 CONFIG = """
 [run]
@@ -48,6 +48,12 @@ sys.exit(subprocess.run(command, env=os.environ | {"FLWR_HOME": str(home)}).retu
 """
 
 
+def image_named(name: str) -> str:
+    """The image of this name, with its tag, as docker-compose.yml builds it."""
+    (image,) = (image for image in IMAGES if image.startswith(f"so100-federation/{name}:"))
+    return image
+
+
 def docker(*arguments: str, timeout: float = 120) -> str:
     """Run `docker` and return what it printed, errors included; an exit code other than 0 fails the test."""
     result = subprocess.run(
@@ -74,8 +80,7 @@ class Cluster:
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
         self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240))
-        # Shorter than the deadline of a real run: a message lost in a restart is waited for so long.
-        self.write_config("faults", CONFIG.format(rounds=5, deadline=75))
+        self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)
         self.prometheus_port = _free_port()
@@ -142,7 +147,7 @@ class Cluster:
         network = f"{self.project}_sites"
         place = ["--network", network, "--user", user]
         result = subprocess.run(
-            ["docker", "run", "--rm", *place, *hardening, *mounts, CLIENT_IMAGE, *command],
+            ["docker", "run", "--rm", *place, *hardening, *mounts, image_named("client"), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.container.cluster import IMAGES, docker
+from tests.container.cluster import IMAGES, docker, image_named
 
 pytestmark = pytest.mark.container
 
@@ -28,9 +28,9 @@ def test_no_key_is_in_an_image(images, image: str) -> None:
     assert not re.search(r"PRIVATE KEY|secret|password|_token\b", history, re.IGNORECASE)
 
 
-@pytest.mark.parametrize("image", ["so100-federation/server", "so100-federation/client"])
-def test_only_source_files_are_in_the_app(images, image: str) -> None:
-    files = _as_root(image, "find /app -type f")
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_only_source_files_are_in_the_app(images, name: str) -> None:
+    files = _as_root(image_named(name), "find /app -type f")
     others = [file for file in files if not file.endswith(".py") and not file.startswith("/app/client/bin/")]
     assert others == ["/app/pyproject.toml"]
 
@@ -38,7 +38,7 @@ def test_only_source_files_are_in_the_app(images, image: str) -> None:
 def test_server_and_client_hold_the_same_app_and_share_what_is_large(images) -> None:
     apps, layers = [], []
     for name in ("server", "client"):
-        image = f"so100-federation/{name}"
+        image = image_named(name)
         apps.append(_as_root(image, "cd /app && find . -type f | sort | xargs sha256sum"))
         layers.append(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image))
     assert apps[0] == apps[1]
@@ -46,9 +46,9 @@ def test_server_and_client_hold_the_same_app_and_share_what_is_large(images) -> 
     assert len(shared) >= 4  # base, user, Python, torch and LeRobot
 
 
-@pytest.mark.parametrize("image", ["so100-federation/superlink", "so100-federation/gateway"])
-def test_no_torch_where_nothing_is_trained(images, image: str) -> None:
-    assert _as_root(image, "find / -xdev -type d -name torch") == []
+@pytest.mark.parametrize("name", ["superlink", "gateway"])
+def test_no_torch_where_nothing_is_trained(images, name: str) -> None:
+    assert _as_root(image_named(name), "find / -xdev -type d -name torch") == []
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -25,6 +25,10 @@ METRIC_VALUES = {
     "learning_rate": 1e-3,
     "train_seconds": 1.0,
     "setup_seconds": 1.0,
+    "data_seconds": 0.5,
+    "device_memory_bytes": 1000,
+    "received_at": 1.0,
+    "answered_at": 3.0,
 }
 
 

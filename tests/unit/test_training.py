@@ -15,9 +15,9 @@ from client.training import (
     setup_training_components,
 )
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.dataset import open_dataset
 from federation.errors import DatasetError
 from federation.policy import trainable_parameters
+from federation.sample_cache import open_samples
 
 
 def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
@@ -25,8 +25,9 @@ def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
     return parse_run_config(flatten(tiny_config) | changes, "test")
 
 
-def _components(config, policy, weights, statistics, data: Path):
-    return setup_training_components(config, policy, weights, statistics, data / "site-a", seed=5)
+def _components(config, policy, weights, statistics, data: Path, cache: Path | None = None):
+    samples = open_samples(data / "site-a", policy.config, cache or data, 10**9 if cache else 0)
+    return setup_training_components(config, policy, weights, statistics, samples, seed=5)
 
 
 def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
@@ -60,6 +61,28 @@ def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
             Accelerator(cpu=True),
         )
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), reference.parameters(), strict=True))
+
+
+def test_accumulated_gradients_make_the_step_of_one_large_batch(
+    tiny_config, make_policy, weights, statistics, data, monkeypatch
+) -> None:
+    """But for padded actions, which each batch leaves out of its own mean. Noise and time are fixed here."""
+    from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching
+
+    monkeypatch.setattr(VLAFlowMatching, "sample_noise", lambda _, shape, device: torch.ones(shape))
+    monkeypatch.setattr(VLAFlowMatching, "sample_time", lambda _, size, device: torch.full((size,), 0.4))
+    config = _configure(tiny_config, proximal_mu=0.0)
+    halves, whole = make_policy(), make_policy()
+    components = _components(config, halves, weights, statistics, data)
+    large = components.preprocessor(_without_count(next(components.batches)))
+
+    def half(part: slice) -> dict:
+        return {k: v[part] if isinstance(v, torch.Tensor | list) else v for k, v in large.items()}
+
+    accumulated = run_training_step(components, half(slice(0, 2)), half(slice(2, 4)))
+    at_once = run_training_step(_components(config, whole, weights, statistics, data), dict(large))
+    assert accumulated.policy_loss == pytest.approx(at_once.policy_loss, rel=0.01)
+    assert accumulated.grad_norm == pytest.approx(at_once.grad_norm, rel=0.05)
 
 
 def test_the_proximal_term_keeps_the_weights_closer(
@@ -126,8 +149,8 @@ class _Damaged(torch.utils.data.Dataset):
 
 
 def _stream(policy, data: Path, bad: set[int]) -> FrameStream:
-    dataset = _Damaged(open_dataset(data / "site-a", policy.config), bad)
-    return FrameStream(dataset, policy.config, seed=1, name="site-a")
+    samples = open_samples(data / "site-a", policy.config, data, max_bytes=0)
+    return FrameStream(_Damaged(samples, bad), seed=1, name="site-a")
 
 
 def test_damaged_frames_are_left_out_and_counted(policy, data) -> None:
@@ -163,7 +186,7 @@ def test_a_video_cut_short_costs_frames_not_the_round(
     content[start : start + len(content) // 8] = bytes(len(content) // 8)
     video.write_bytes(content)
     config = _configure(tiny_config, local_steps=20)
-    components = setup_training_components(config, policy, weights, statistics, root, seed=5)
+    components = _components(config, policy, weights, statistics, tmp_path)
     result = run_training_loop(components, 1, 1, lambda *_: None)
     assert result.skipped_frames > 0
     assert result.num_examples == 80

@@ -1,0 +1,617 @@
+"""Writes the dashboards of this folder: `python docker/grafana/build.py`. A test keeps them current.
+
+Three dashboards. Federation: is it learning, who takes part, where does the time go? Site: how does one node
+do? Infrastructure: what does it all run on? The answer stands in the top row, the reasons below.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "dashboards"
+_SOURCE = {"type": "prometheus", "uid": "prometheus"}
+_WIDTH = 24  # columns of Grafana's grid
+
+Query = tuple[str, str]  # PromQL, legend
+Panel = dict[str, Any]
+
+_GOOD, _WARN, _BAD = "green", "orange", "red"
+
+
+def _steps(*levels: tuple[float | None, str]) -> dict[str, Any]:
+    return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in levels]}
+
+
+def _panel(
+    kind: str,
+    title: str,
+    queries: Sequence[Query],
+    *,
+    description: str = "",
+    unit: str = "short",
+    decimals: int | None = None,
+    thresholds: dict[str, Any] | None = None,
+    mappings: Sequence[dict[str, Any]] = (),
+    limits: tuple[float, float] | None = None,
+    custom: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    overrides: Sequence[dict[str, Any]] = (),
+    instant: bool = False,
+) -> Panel:
+    defaults: dict[str, Any] = {"unit": unit, "mappings": list(mappings)}
+    if decimals is not None:
+        defaults["decimals"] = decimals
+    if limits is not None:
+        defaults |= {"min": limits[0], "max": limits[1]}
+    defaults["thresholds"] = thresholds or _steps((None, "blue"))
+    defaults["color"] = {"mode": "thresholds" if kind in ("stat", "gauge") else "palette-classic"}
+    if custom:
+        defaults["custom"] = custom
+    return {
+        "title": title,
+        "description": description,
+        "type": kind,
+        "datasource": _SOURCE,
+        "fieldConfig": {"defaults": defaults, "overrides": list(overrides)},
+        "options": options or {},
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": _SOURCE,
+                "expr": expression,
+                "legendFormat": legend,
+                "instant": instant,
+                "range": not instant,
+                **({"format": "table"} if kind == "table" else {}),
+            }
+            for index, (expression, legend) in enumerate(queries)
+        ],
+    }
+
+
+def _stat(title: str, expression: str, legend: str = "", *, text: str = "auto", **rest: Any) -> Panel:
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "colorMode": "value",
+        "graphMode": "none",
+        "textMode": text,
+        "justifyMode": "center",
+    }
+    return _panel("stat", title, [(expression, legend)], options=options, **rest)
+
+
+def _lines(title: str, queries: Sequence[Query], *, stacked: bool = False, **rest: Any) -> Panel:
+    custom = {
+        "lineWidth": 2,
+        "fillOpacity": 70 if stacked else 0,
+        "showPoints": "never",
+        "spanNulls": True,
+        "lineInterpolation": "stepAfter" if stacked else "linear",
+        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
+    }
+    options = {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+    return _panel("timeseries", title, queries, custom=custom, options=options, **rest)
+
+
+def _bars(title: str, expression: str, legend: str, **rest: Any) -> Panel:
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "orientation": "horizontal",
+        "displayMode": "basic",
+        "showUnfilled": True,
+    }
+    return _panel("bargauge", title, [(expression, legend)], options=options, **rest)
+
+
+def _map(values: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """Value -> text and colour."""
+    entries = {
+        value: {"text": text, "color": color, "index": index}
+        for index, (value, (text, color)) in enumerate(values.items())
+    }
+    return [{"type": "value", "options": entries}]
+
+
+def _table(title: str, columns: Sequence[tuple[str, str, dict[str, Any]]], label: str, **rest: Any) -> Panel:
+    """One row a value of `label`, one column a query: (title, PromQL, field properties)."""
+    panel = _panel("table", title, [(query, "") for _, query, _ in columns], instant=True, **rest)
+    names = {f"Value #{chr(ord('A') + i)}": title for i, (title, _, _) in enumerate(columns)}
+    panel["transformations"] = [
+        {"id": "joinByField", "options": {"byField": label, "mode": "outer"}},
+        {
+            "id": "filterFieldsByName",
+            "options": {"include": {"names": [label, *names]}},
+        },
+        {"id": "organize", "options": {"renameByName": names}},
+    ]
+    panel["fieldConfig"]["overrides"] = [
+        {
+            "matcher": {"id": "byName", "options": title},
+            "properties": [{"id": key, "value": value} for key, value in properties.items()],
+        }
+        for title, _, properties in columns
+    ]
+    panel["options"] = {"showHeader": True, "cellHeight": "sm"}
+    return panel
+
+
+def _dashboard(
+    uid: str,
+    title: str,
+    rows: Sequence[tuple[int, Sequence[Panel]]],
+    *,
+    variables: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Rows of equally wide panels; a panel may ask for its width with `_w`."""
+    panels, y = [], 0
+    for height, row in rows:
+        x = 0
+        free = _WIDTH - sum(panel.get("_w", 0) for panel in row)
+        share = free // max(1, sum("_w" not in panel for panel in row))
+        for panel in row:
+            width = panel.pop("_w", share)
+            panel = {"id": len(panels) + 1, **panel}
+            panel["gridPos"] = {"x": x, "y": y, "w": width, "h": height}
+            panels.append(panel)
+            x += width
+        y += height
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["so100"],
+        "schemaVersion": 41,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "5s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timepicker": {},
+        "templating": {"list": list(variables)},
+        "annotations": {"list": []},
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "SO-100",
+                "tags": ["so100"],
+                "asDropdown": False,
+                "icon": "external link",
+                "includeVars": False,
+                "keepTime": True,
+                "targetBlank": False,
+                "tooltip": "",
+                "url": "",
+            }
+        ],
+        "panels": panels,
+    }
+
+
+def _wide(panel: Panel, width: int) -> Panel:
+    return {**panel, "_w": width}
+
+
+# 1, 2 or 3: a stat panel colours a number.
+_STATE = " + on() ".join(
+    f'{number} * federation_run_state{{state="{state}"}}'
+    for number, state in enumerate(("running", "finished", "failed"), start=1)
+)
+_STATES = _map({"1": ("running", "blue"), "2": ("finished", _GOOD), "3": ("failed", _BAD)})
+_ONLINE = _map({"0": ("offline", _BAD), "1": ("online", _GOOD)})
+_UP = _map({"0": ("down", _BAD), "1": ("up", _GOOD)})
+
+
+def federation() -> dict[str, Any]:
+    """Is it learning, who takes part, where does the time go?"""
+    return _dashboard(
+        "federation",
+        "Federation",
+        [
+            (
+                4,
+                [
+                    _stat("Run", _STATE, mappings=_STATES, description="What the newest run is doing."),
+                    _stat(
+                        "Rounds done",
+                        "federation_round / on() federation_rounds_planned",
+                        unit="percentunit",
+                        description="Complete rounds of those planned.",
+                    ),
+                    _stat(
+                        "Policy loss since the start",
+                        "federation:loss_change:ratio",
+                        unit="percentunit",
+                        decimals=1,
+                        thresholds=_steps((None, _GOOD), (0, _WARN), (0.1, _BAD)),
+                        description="Held-out, against that before training. Below zero: it learns.",
+                    ),
+                    _stat(
+                        "Updates in the newest round",
+                        "federation_participants",
+                        thresholds=_steps((None, _BAD), (1, _GOOD)),
+                        description="Nodes whose update went into the global weights.",
+                    ),
+                    _stat(
+                        "Time of a round",
+                        "federation_round_duration_seconds",
+                        unit="s",
+                        decimals=0,
+                        description="The newest complete round.",
+                    ),
+                    _stat(
+                        "Alerts",
+                        'count(ALERTS{alertstate="firing"}) or vector(0)',
+                        thresholds=_steps((None, _GOOD), (1, _BAD)),
+                        description="Firing now: see /alerts of Prometheus; RUNBOOK.md says what to do.",
+                    ),
+                ],
+            ),
+            (
+                9,
+                [
+                    _lines(
+                        "Is it learning? Held-out policy loss",
+                        [
+                            ("federation_policy_loss", "{{dataset}}"),
+                            ("federation_policy_loss_best", "best"),
+                            ("federation_policy_loss_baseline", "before training"),
+                        ],
+                        decimals=2,
+                        description="Flow-matching loss on data no node has seen.",
+                    ),
+                    _lines(
+                        "Policy loss in training",
+                        [
+                            ("federation_node_policy_loss", "{{node}}"),
+                            ("federation_client_policy_loss_mean", "mean"),
+                        ],
+                        decimals=2,
+                        description="Each node's own data. One far from the others: look at its site.",
+                    ),
+                    _lines(
+                        "Size of the updates",
+                        [
+                            ("federation_node_update_norm", "{{node}}"),
+                            ("federation_update_norm", "global"),
+                        ],
+                        description="L2 norm; the global one shrinks where nodes disagree.",
+                    ),
+                ],
+            ),
+            (
+                8,
+                [
+                    _wide(
+                        _table(
+                            "Who takes part?",
+                            [
+                                ("now", "federation_node_online", {"mappings": _ONLINE}),
+                                ("newest round", "federation_node_round", {"decimals": 0}),
+                                ("absent rounds", "federation_node_absent_rounds", {"decimals": 0}),
+                                (
+                                    "refused",
+                                    "sum by (node) (federation_node_refused_updates_total)",
+                                    {"decimals": 0},
+                                ),
+                                ("frames trained on", "federation_node_examples_total", {"decimals": 0}),
+                                ("steps/s", "federation_node_steps_per_second", {"decimals": 2}),
+                                (
+                                    "last seen",
+                                    "federation:node_silence:seconds",
+                                    {"unit": "s", "decimals": 0},
+                                ),
+                            ],
+                            "node",
+                            description="One row a site.",
+                        ),
+                        14,
+                    ),
+                    _lines(
+                        "Nodes in each round",
+                        [
+                            ("federation_participants", "good updates"),
+                            ("federation_missing_nodes", "missing"),
+                            ("federation_refused_nodes", "refused"),
+                            ("federation_min_nodes", "needed"),
+                        ],
+                        decimals=0,
+                        description="Below `needed` no round starts.",
+                    ),
+                ],
+            ),
+            (
+                8,
+                [
+                    _bars(
+                        "Where does the time go? All rounds",
+                        "federation:phase_share:ratio",
+                        "{{phase}}",
+                        unit="percentunit",
+                        decimals=0,
+                        limits=(0, 1),
+                        description="Critical path: the server's own work and the slowest node's.",
+                    ),
+                    _lines(
+                        "Where does the time go? Newest round",
+                        [("federation_round_phase_seconds", "{{phase}}")],
+                        stacked=True,
+                        unit="s",
+                        decimals=0,
+                    ),
+                    _bars(
+                        "How far is each site inside the round?",
+                        "federation:site_progress:ratio",
+                        "{{node}}",
+                        unit="percentunit",
+                        decimals=0,
+                        limits=(0, 1),
+                        description="Local steps done. Only sites whose own exporter is scraped here.",
+                    ),
+                    _lines(
+                        "Bytes moved",
+                        [("federation_transferred_bytes_total", "{{direction}}")],
+                        unit="bytes",
+                        decimals=1,
+                        description="Encoded weights (down) and updates (up), since the run began.",
+                    ),
+                ],
+            ),
+        ],
+    )
+
+
+def site() -> dict[str, Any]:
+    """One node."""
+    variable = {
+        "name": "node",
+        "label": "Site",
+        "type": "query",
+        "datasource": _SOURCE,
+        "query": {"query": "label_values(federation_node_frames, node)", "refId": "node"},
+        "definition": "label_values(federation_node_frames, node)",
+        "refresh": 2,
+        "sort": 1,
+        "includeAll": False,
+        "multi": False,
+    }
+    return _dashboard(
+        "site",
+        "Site",
+        [
+            (
+                4,
+                [
+                    _stat("SuperNode", 'federation_node_online{node="$node"}', mappings=_ONLINE),
+                    _stat(
+                        "Last sign of life",
+                        'federation:node_silence:seconds{node="$node"}',
+                        unit="s",
+                        decimals=0,
+                        thresholds=_steps((None, _GOOD), (90, _WARN), (300, _BAD)),
+                    ),
+                    _stat(
+                        "Steps of this round",
+                        'federation:site_progress:ratio{node="$node"}',
+                        unit="percentunit",
+                        decimals=0,
+                        description="Only if the site's own exporter is scraped here.",
+                    ),
+                    _stat("Steps a second", 'federation_node_steps_per_second{node="$node"}', decimals=2),
+                    _stat(
+                        "Device busy",
+                        'federation_node_device_busy_ratio{node="$node"}',
+                        unit="percentunit",
+                        decimals=0,
+                        thresholds=_steps((None, _BAD), (0.5, _WARN), (0.8, _GOOD)),
+                        description="Share of training time not waiting for data. Low: more num_workers.",
+                    ),
+                    _stat(
+                        "Absent rounds",
+                        'federation_node_absent_rounds{node="$node"}',
+                        decimals=0,
+                        thresholds=_steps((None, _GOOD), (1, _WARN), (2, _BAD)),
+                    ),
+                ],
+            ),
+            (
+                9,
+                [
+                    _lines(
+                        "Policy loss in training",
+                        [
+                            ('federation_node_policy_loss{node="$node"}', "$node"),
+                            ("federation_client_policy_loss_mean", "mean of all"),
+                            (
+                                "federation_client_policy_loss_mean + federation_client_policy_loss_std",
+                                "mean + std",
+                            ),
+                        ],
+                        decimals=2,
+                    ),
+                    _lines(
+                        "Inside the round: loss of the newest step",
+                        [('federation_site_policy_loss{node="$node"}', "$node")],
+                        decimals=2,
+                        description="From the site's own exporter.",
+                    ),
+                    _lines(
+                        "Gradient, update and proximal term",
+                        [
+                            ('federation_node_grad_norm{node="$node"}', "gradient norm"),
+                            ('federation_node_update_norm{node="$node"}', "update norm"),
+                            ('federation_node_proximal_loss{node="$node"}', "proximal loss"),
+                        ],
+                    ),
+                ],
+            ),
+            (
+                8,
+                [
+                    _lines(
+                        "Where does its time go?",
+                        [('federation_node_phase_seconds{node="$node"}', "{{phase}}")],
+                        stacked=True,
+                        unit="s",
+                        decimals=0,
+                    ),
+                    _lines(
+                        "Peak memory of the device",
+                        [('federation_node_device_memory_bytes{node="$node"}', "peak")],
+                        unit="bytes",
+                        decimals=1,
+                    ),
+                    _lines(
+                        "Bytes moved",
+                        [('federation_node_transferred_bytes_total{node="$node"}', "{{direction}}")],
+                        unit="bytes",
+                        decimals=1,
+                    ),
+                ],
+            ),
+            (
+                6,
+                [
+                    _lines(
+                        "Frames",
+                        [
+                            ('federation_node_examples_total{node="$node"}', "trained on"),
+                            ('federation_node_skipped_frames_total{node="$node"}', "could not be decoded"),
+                        ],
+                        decimals=0,
+                    ),
+                    _bars(
+                        "Refused updates",
+                        'federation_node_refused_updates_total{node="$node"}',
+                        "{{reason}}",
+                        decimals=0,
+                        description="METRICS.md says what the reasons mean.",
+                    ),
+                    _stat("Episodes", 'federation_node_episodes{node="$node"}', decimals=0),
+                    _stat("Missed rounds", 'federation_node_missed_rounds_total{node="$node"}', decimals=0),
+                ],
+            ),
+        ],
+        variables=[variable],
+    )
+
+
+def _versions() -> Panel:
+    panel = _panel("table", "Versions of the server", [("federation_build_info", "")], instant=True)
+    shown = ["python", "flwr", "lerobot", "torch"]
+    panel["transformations"] = [{"id": "filterFieldsByName", "options": {"include": {"names": shown}}}]
+    return panel
+
+
+def infrastructure() -> dict[str, Any]:
+    """What it all runs on."""
+    return _dashboard(
+        "infrastructure",
+        "Infrastructure",
+        [
+            (
+                4,
+                [
+                    _stat("SuperLink", "federation_superlink_up", mappings=_UP),
+                    _stat(
+                        "Nodes online",
+                        "sum(federation_node_online)",
+                        decimals=0,
+                        thresholds=_steps((None, _BAD), (1, _GOOD)),
+                    ),
+                    _stat(
+                        "Certificates: days left",
+                        "min(federation:certificate_left:days)",
+                        decimals=0,
+                        thresholds=_steps((None, _BAD), (14, _WARN), (30, _GOOD)),
+                    ),
+                    _stat(
+                        "Disk used",
+                        "federation:disk_used:ratio",
+                        unit="percentunit",
+                        decimals=0,
+                        thresholds=_steps((None, _GOOD), (0.8, _WARN), (0.9, _BAD)),
+                    ),
+                    _stat(
+                        "Scrape targets down",
+                        "count(up == 0) or vector(0)",
+                        decimals=0,
+                        thresholds=_steps((None, _GOOD), (1, _BAD)),
+                    ),
+                ],
+            ),
+            (
+                8,
+                [
+                    _lines(
+                        "SuperLink's answer", [("federation_superlink_response_seconds", "seconds")], unit="s"
+                    ),
+                    _lines(
+                        "SuperNodes by status", [("federation_superlink_nodes", "{{status}}")], decimals=0
+                    ),
+                    _lines("Runs by status", [("federation_superlink_runs", "{{status}}")], decimals=0),
+                ],
+            ),
+            (
+                8,
+                [
+                    _lines(
+                        "Silence of each node",
+                        [("federation:node_silence:seconds", "{{node}}")],
+                        unit="s",
+                        decimals=0,
+                        description="A heartbeat comes every 30 s.",
+                    ),
+                    _bars(
+                        "Days left of each certificate",
+                        "federation:certificate_left:days",
+                        "{{certificate}}",
+                        decimals=0,
+                    ),
+                    _lines(
+                        "Free disk",
+                        [
+                            ("federation_disk_free_bytes", "runs"),
+                            ("federation_site_scratch_free_bytes", "scratch of {{node}}"),
+                        ],
+                        unit="bytes",
+                        decimals=1,
+                    ),
+                ],
+            ),
+            (
+                7,
+                [
+                    _lines(
+                        "Memory of the exporters",
+                        [('process_resident_memory_bytes{job=~"federation|sites"}', "{{instance}}")],
+                        unit="bytes",
+                        decimals=0,
+                    ),
+                    _lines(
+                        "CPU of the exporters",
+                        [('rate(process_cpu_seconds_total{job=~"federation|sites"}[1m])', "{{instance}}")],
+                        unit="percentunit",
+                        decimals=1,
+                    ),
+                    _lines("Series in Prometheus", [("prometheus_tsdb_head_series", "series")], decimals=0),
+                    _versions(),
+                ],
+            ),
+        ],
+    )
+
+
+DASHBOARDS = {"federation": federation, "site": site, "infrastructure": infrastructure}
+
+
+def render(name: str) -> str:
+    """The dashboard's file."""
+    return json.dumps(DASHBOARDS[name](), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for name in DASHBOARDS:
+        (FOLDER / f"{name}.json").write_text(render(name), encoding="utf-8")

@@ -1,0 +1,193 @@
+"""A run's events folded into totals, one event at a time: memory grows with nodes, never with rounds.
+
+`RunFollower` reads `events.jsonl` from where it stopped the last time. The file is only ever appended to, so
+reading it again from the start, as a restarted exporter does, gives the same totals.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from federation.logs import get_logger
+from server.records import EVENTS_FILE
+from server.round_phases import PHASES, round_phases
+
+__all__ = ["REFUSALS", "NodeTotals", "RunFollower", "RunTotals", "refusal_reason"]
+
+# Reason -> what it means, and how the texts of such refusals look (federation/wire.py, server/rounds.py,
+# client/). The first that fits counts.
+REFUSALS: dict[str, tuple[str, str]] = {
+    "non_finite": (
+        "NaN or infinity in the loss or the update",
+        r"NaN or infinity|must be a finite|is (nan|-?inf)\b",
+    ),
+    "not_current": (
+        "an update of another run, round or base",
+        r"^(run|round|base) is .*, expected",
+    ),
+    "malformed": (
+        "a wrong shape, name, count or hash",
+        r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",
+    ),
+    "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),
+    "dataset": ("the node's data set cannot be used", r"^data set "),
+    "node_failed": ("anything else that went wrong on the node", r""),
+}
+_log = get_logger("server.run_totals")
+
+
+def refusal_reason(text: str) -> str:
+    """The key of `REFUSALS` that a refusal's text belongs to."""
+    return next(reason for reason, (_, pattern) in REFUSALS.items() if re.search(pattern, text))
+
+
+@dataclass
+class NodeTotals:
+    """What is known of one node: sums over the run, and `newest`, the metrics of its newest update."""
+
+    facts: dict[str, Any]
+    newest: dict[str, float] = field(default_factory=dict)
+    round: int = 0
+    updates: int = 0
+    examples: int = 0
+    skipped_frames: int = 0
+    bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
+    missed_rounds: int = 0
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSALS, 0))
+    absent_rounds: int = 0
+    last_seen: float = 0.0
+
+
+@dataclass
+class RunTotals:
+    """The state of a run after the events folded in so far. Times are Unix seconds."""
+
+    config: dict[str, Any]
+    status: str = "running"
+    started: float = 0.0
+    last_event: float = 0.0
+    round_started: float = 0.0
+    round_in_progress: int = 0
+    sampled: int = 0
+    rounds: int = 0
+    rounds_aggregated: int = 0
+    joins_refused: int = 0
+    evaluations: int = 0
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    baseline: float | None = None
+    best: float | None = None
+    evaluation: dict[str, Any] | None = None
+    newest: dict[str, Any] | None = None  # the newest complete round's entry
+    nodes: dict[str, NodeTotals] = field(default_factory=dict)
+
+    def fold(self, event: dict[str, Any]) -> None:
+        """Take one event of `events.jsonl` in; events of unknown names change nothing but `last_event`."""
+        self.last_event = event["time"]
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_run_started(self, event: dict[str, Any]) -> None:
+        self.started, self.status, self.round_in_progress = event["time"], "running", 0
+
+    def _on_run_finished(self, _: dict[str, Any]) -> None:
+        self.status, self.round_in_progress = "finished", 0
+
+    def _on_run_failed(self, _: dict[str, Any]) -> None:
+        self.status, self.round_in_progress = "failed", 0
+
+    def _on_node_joined(self, event: dict[str, Any]) -> None:
+        node = self.nodes.setdefault(event["node"], NodeTotals(event))
+        node.facts, node.last_seen, node.absent_rounds = event, event["time"], 0
+
+    def _on_node_refused(self, _: dict[str, Any]) -> None:
+        self.joins_refused += 1
+
+    def _on_round_started(self, event: dict[str, Any]) -> None:
+        self.round_started, self.round_in_progress = event["time"], event["round"]
+        self.sampled = len(event["nodes"])
+
+    def _on_update_received(self, event: dict[str, Any]) -> None:
+        if node := self.nodes.get(event["node"]):
+            node.last_seen = event["time"]
+
+    def _on_update_missing(self, event: dict[str, Any]) -> None:
+        if node := self.nodes.get(event["node"]):
+            node.missed_rounds += 1
+
+    def _on_update_refused(self, event: dict[str, Any]) -> None:
+        if node := self.nodes.get(event["node"]):
+            node.refused[refusal_reason(event["reason"])] += 1
+
+    def _on_evaluated(self, event: dict[str, Any]) -> None:
+        self.evaluation = event
+        self.evaluations += 1
+        loss = event["policy_loss"]
+        if event["round"] == 0:
+            self.baseline = loss
+        if self.best is None or loss < self.best:
+            self.best = loss
+
+    def _on_round_finished(self, entry: dict[str, Any]) -> None:
+        self.newest, self.round_in_progress = entry, 0
+        self.rounds += 1
+        self.rounds_aggregated += bool(entry["aggregated"])
+        for phase, seconds in round_phases(entry).items():
+            self.phase_seconds[phase] += seconds
+        everyone_is_asked = self.config.get("federation.fraction_fit", 1.0) == 1.0
+        for name, node in self.nodes.items():
+            if name in entry["clients"]:
+                self._add_update(node, entry["clients"][name], entry["round"])
+            answered = name in entry["clients"] or name in entry["refused"]
+            if answered:
+                node.absent_rounds = 0
+            elif name in entry["missing"] or everyone_is_asked:
+                node.absent_rounds += 1
+
+    def _add_update(self, node: NodeTotals, metrics: dict[str, float], round_: int) -> None:
+        node.newest, node.round = metrics, round_
+        node.updates += 1
+        node.examples += int(metrics["num_examples"])
+        node.skipped_frames += int(metrics["skipped_frames"])
+        node.bytes["down"] += int(metrics.get("download_bytes", 0))
+        node.bytes["up"] += int(metrics.get("update_bytes", 0))
+
+
+class RunFollower:
+    """Keeps the totals of the run in `folder` up to date.
+
+    Raises:
+        OSError, ValueError: the run's `config.json` cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._position = 0
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.totals = RunTotals(config)
+
+    def catch_up(self) -> RunTotals:
+        """Fold in what was appended since the last call.
+
+        Raises:
+            OSError: the event file cannot be read.
+        """
+        for line in self._new_lines():
+            try:
+                self.totals.fold(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                # A server killed while it wrote leaves half a line; what a resumed one writes is whole again.
+                _log.warning("%s: a line is left out (%r)", self.folder / EVENTS_FILE, error)
+        return self.totals
+
+    def _new_lines(self) -> Iterator[bytes]:
+        with (self.folder / EVENTS_FILE).open("rb") as file:
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # still being written
+                self._position += len(line)
+                yield line

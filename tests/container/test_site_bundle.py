@@ -1,0 +1,97 @@
+"""A site elsewhere: the operator makes its archive, its owner starts it, the operator shuts it out."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.container.cluster import REPOSITORY, Cluster, docker
+
+pytestmark = pytest.mark.container
+_OVERRIDE = """
+services:
+  supernode:
+    networks: [federation]
+networks:
+  federation: {{name: {network}, external: true}}
+"""
+
+
+def _operate(cluster: Cluster, *arguments: str) -> str:
+    """Run `make site` or `make site-revoke` as the operator of the test's cluster."""
+    files = [str(cluster.folder / name) for name in ("docker-compose.yml", "docker/compose.offline.yml")]
+    environment = os.environ | {
+        "COMPOSE_FILE": os.pathsep.join(files),
+        "COMPOSE_PROJECT_NAME": cluster.project,
+        "COMPOSE_ENV_FILES": str(cluster.folder / ".env"),
+    }
+    command = [sys.executable, "-m", "server.site", "--certs", str(cluster.certs), "--name", "lab-b"]
+    result = subprocess.run(
+        [*command, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
+    """What the owner of lab-b has after unpacking the archive and filling in the data set."""
+    assert "lab-b" in _operate(cluster, "--superlink", "gateway:8443")
+    with tarfile.open(cluster.certs / "bundles" / "lab-b.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "so100-lab-b"
+    settings = (folder / ".env").read_text().replace("DATASET=\n", f"DATASET={data / 'site-a'}\n")
+    user = cluster.certs.joinpath("superlink").stat().st_uid or 10001
+    settings = settings.replace("SITE_UID=1000", f"SITE_UID={user}").replace("MEMORY=16g", "MEMORY=4g")
+    (folder / ".env").write_text(settings)
+    for file in (folder, *folder.rglob("*")):
+        shutil.chown(file, user)
+    # The test's gateway is on a network of this machine, not on the internet.
+    override = _OVERRIDE.format(network=f"{cluster.project}_sites")
+    (folder / "docker-compose.override.yml").write_text(override)
+    yield folder
+    _compose(folder, "down", "--volumes")
+
+
+def _compose(folder: Path, *arguments: str) -> str:
+    return docker("compose", "--project-directory", str(folder), *arguments)
+
+
+def _logs_with(folder: Path, text: str, seconds: float) -> str:
+    give_up_at = time.monotonic() + seconds
+    while text not in (logs := _compose(folder, "logs", "--no-log-prefix")):
+        assert time.monotonic() < give_up_at, logs
+        time.sleep(1)
+    return logs
+
+
+def test_a_site_elsewhere_checks_joins_and_is_shut_out(
+    cluster: Cluster, finished_run: str, site: Path
+) -> None:
+    doctor = _compose(site, "run", "--rm", "-T", "supernode", "doctor")
+    for what in ("data set", "cameras", "scratch", "key", "ca", "SuperLink"):
+        assert what.lower() in doctor.lower(), doctor
+    assert "error" not in doctor, doctor
+
+    _compose(site, "up", "--detach")
+    _logs_with(site, "SuperNode ID", 60)
+    _operate(cluster, "--revoke")
+    assert not (cluster.certs / "sites" / "lab-b").exists()
+    _compose(site, "restart")
+    _logs_with(site, "code: 2004", 60)
+
+
+def test_the_doctor_of_a_site_says_what_is_wrong(cluster: Cluster, site: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    settings = (site / ".env").read_text().splitlines()
+    settings = [f"DATASET={empty}" if line.startswith("DATASET=") else line for line in settings]
+    (site / ".env").write_text("\n".join(settings) + "\n")
+    with pytest.raises(AssertionError, match=r"meta/info\.json"):
+        _compose(site, "run", "--rm", "-T", "supernode", "doctor")
