@@ -23,9 +23,14 @@ _APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
 class FaultyCluster(LocalCluster):
     """A `LocalCluster` on a database that outlives its SuperLink, with kills and restarts."""
 
+    @property
+    def database(self) -> Path:
+        """SuperLink's."""
+        return self._state / "superlink.db"
+
     def _start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
         if name == "superlink":
-            command = [*command, "--database", str(self._state / "superlink.db")]
+            command = [*command, "--database", str(self.database)]
         self._commands = {**getattr(self, "_commands", {}), name: (command, extra)}
         super()._start(name, command, extra)
 
