@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,11 +29,11 @@ class FaultyCluster(LocalCluster):
         """SuperLink's."""
         return self._state / "superlink.db"
 
-    def _start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
+    def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":
             command = [*command, "--database", str(self.database)]
-        self._commands = {**getattr(self, "_commands", {}), name: (command, extra)}
-        super()._start(name, command, extra)
+        self._commands = {**getattr(self, "_commands", {}), name: (command, others, more)}
+        super()._start(name, command, *others, **more)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a process, and to nothing it started; wait until it has gone."""
@@ -43,8 +44,8 @@ class FaultyCluster(LocalCluster):
         """Start what has gone with the same command; its log begins anew."""
         log = self.logs / f"{name}.log"
         log.replace(log.with_name(f"{name}-{time.time():.0f}.log"))
-        command, extra = self._commands[name]
-        LocalCluster._start(self, name, command, extra)
+        command, others, more = self._commands[name]
+        LocalCluster._start(self, name, command, *others, **more)
 
     def start_again_when_let_in(self, name: str, seconds: float) -> None:
         """As `restart: always`: SuperLink lets a killed SuperNode back in once its lease is over."""
