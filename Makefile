@@ -46,7 +46,7 @@ demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated 
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
 .PHONY: resume
-resume: certs ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
+resume: keys ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
 	@$(PY) -m server.demo --resume "$(RUN)" --data $(DATA) --port $(PORT)
 
 .PHONY: rollback
@@ -70,12 +70,18 @@ test: $(VENV)/.installed ## the whole test suite with coverage
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
+.PHONY: faults
+faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
+	FAULT_MATRIX=tests/integration/faults/MATRIX.md $(PY) -m pytest -q \
+		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
+
 .PHONY: bench
 bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
 	$(PY) -m tests.benchmarks.aggregation
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
 	$(PY) -m tests.benchmarks.data_loading
+	$(PY) -m tests.benchmarks.poisoning
 
 .PHONY: study
 study: $(VENV)/.installed ## federated against centralised training on four simulated sites, about an hour on two cores

@@ -256,6 +256,13 @@ def _check_together(config: RunConfig, source: str) -> None:
             f"{source}: policy.cameras = {config.policy.cameras!r}: "
             "must be different names separated by commas, e.g. 'top,wrist'"
         )
+    participants = math.ceil(config.federation.fraction_fit * config.federation.min_nodes)
+    if config.federation.min_updates > participants:
+        raise ConfigError(
+            f"{source}: federation.min_updates = {config.federation.min_updates}: with fraction_fit = "
+            f"{config.federation.fraction_fit} a round may have {participants} participants only; raise "
+            "federation.min_nodes or lower it"
+        )
     if config.training.min_learning_rate > config.training.learning_rate:
         raise ConfigError(
             f"{source}: training.min_learning_rate = {config.training.min_learning_rate}: "

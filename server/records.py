@@ -19,7 +19,15 @@ from federation.errors import ConfigError, FederationError
 from server.environment import describe_environment
 from server.files import write_json
 
-__all__ = ["EVENTS_FILE", "METRICS_FILE", "RunRecord", "new_run_name", "read_metrics", "recorded_config"]
+__all__ = [
+    "EVENTS_FILE",
+    "METRICS_FILE",
+    "RunRecord",
+    "is_being_written",
+    "new_run_name",
+    "read_metrics",
+    "recorded_config",
+]
 
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "federated_metrics.json"
@@ -177,6 +185,18 @@ class RunRecord:
 
     def _save(self) -> None:
         write_json(self.folder / METRICS_FILE, self._metrics)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write."""
+    try:
+        with (folder / _LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

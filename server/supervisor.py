@@ -7,6 +7,7 @@ container. It looks at the record, which only the ServerApp writes, and at Super
 policies or nodes.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from server.control import ControlError, active_run, run_status, submit_run
-from server.records import METRICS_FILE, read_metrics, recorded_config
+from server.control import ControlError, active_run, run_status, stop_run, submit_run
+from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
 
 __all__ = ["RunGivenUpError", "as_continuation", "see_through", "unfinished_run"]
 
@@ -67,9 +68,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
                 f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
                 f"{reason or status}"
             )
-        say(
-            f"run {config.run.name} ended as {status} after round {rounds} ({reason or 'no reason recorded'})"
-        )
+        say(f"run {config.run.name} ended after round {rounds}: {reason or status}")
         time.sleep(_SECONDS_BEFORE_CONTINUATION)
         # Before its record begins a run has nothing to continue, and the name is still free.
         again = as_continuation(config) if _has_record(folder) else config
@@ -110,14 +109,22 @@ def _recorded(outputs: Path, run_id: str) -> RunConfig:
 
 
 def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
-    """SuperLink's status of the run once it is over; a finished record is enough."""
+    """How the run ended, once it is over; a finished record is enough."""
     check_at = time.monotonic()
+    was_written = False
     while not _is_finished(folder):
-        if time.monotonic() >= check_at:
+        is_written = is_being_written(folder)
+        has_gone, was_written = was_written and not is_written, is_written
+        if has_gone or time.monotonic() >= check_at:
             status = _when_reachable(say, lambda: run_status(flwr_home, run_id))
             if status == "unknown" or status.startswith("finished"):
                 return status
             check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+        if has_gone and not _is_finished(folder):
+            # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
+            with contextlib.suppress(ControlError):
+                stop_run(flwr_home, run_id)
+            return "its ServerApp died"
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return "finished:completed"
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run_federation(job: tuple[str, str, Path]) -> dict[str, Any]:
     from federation.dataset_description import describe_dataset
     from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
     from federation.policy import build_policy, trainable_parameters
+    from federation.sample_cache import open_samples
     from federation.wire import Header, open_payload, pack_tensors
     from server.evaluation import Evaluator
     from server.nodes import Node
@@ -80,8 +82,9 @@ def run_federation(job: tuple[str, str, Path]) -> dict[str, Any]:
                 Header(config.wire.download, "benchmark", round_, ""),
             )
             seed = 1000 * round_ + SITES.index(site)
+            samples = open_samples(data / site, policy.config, scratch / site / "samples", 10**9)
             components = setup_training_components(
-                config, policy, dict(received.tensors()), statistics, data / site, seed
+                config, policy, dict(received.tensors()), statistics, samples, seed
             )
             result = run_training_loop(components, round_, ROUNDS, lambda *_: None)
             add_residual(scratch / site, "benchmark", round_, result.update)
@@ -93,6 +96,7 @@ def run_federation(job: tuple[str, str, Path]) -> dict[str, Any]:
             keep_residual(scratch / site, "benchmark", round_, residual)
             metrics = {k: v for k, v in vars(result).items() if k != "update"}
             metrics |= {"setup_seconds": 0.0, "download_bytes": received.size_bytes}
+            metrics |= {"device_memory_bytes": 0, "received_at": time.time(), "answered_at": time.time()}
             return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
 
         def spoil(update: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:

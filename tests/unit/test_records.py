@@ -138,7 +138,10 @@ def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pyte
     holder = RunRecord(tmp_path, "run-1", RunConfig())
     with pytest.raises(FederationError, match="is being written by another ServerApp"):
         RunRecord(tmp_path, "run-1", RESUMED)
+    assert records.is_being_written(holder.folder)
     holder._lock.close()  # as the kernel does when a process dies
+    assert not records.is_being_written(holder.folder)
+    assert not records.is_being_written(tmp_path / "nowhere")
     RunRecord(tmp_path, "run-1", RESUMED)
 
 

@@ -105,7 +105,7 @@ def test_a_run_that_dies_is_continued_until_it_has_finished(
     assert [config.run.resume for config in superlink.submitted] == [False, False, True, True]
     assert len({config.run.name for config in superlink.submitted}) == 1
     printed = capsys.readouterr().out
-    assert "ended as finished:failed after round 3 (disk full)" in printed
+    assert "ended after round 3: disk full" in printed
     assert printed.count("waiting for SuperLink") == 1
 
 
@@ -179,6 +179,39 @@ def test_an_active_run_without_a_record_is_not_meddled_with(
     assert submit.main(arguments) == 2
     assert "run 6 is active" in capsys.readouterr().err
     assert superlink.submitted == []
+
+
+def test_a_serverapp_that_died_is_replaced_before_superlink_notices(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(2, "killed"), (4, "finished")]
+    held = [True, True, False]
+    stopped: list[str] = []
+
+    def is_being_written(folder: Path) -> bool:
+        superlink.status = "running"
+        return held.pop(0) if held else False
+
+    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
+    monkeypatch.setattr(supervisor, "stop_run", lambda _, run_id: stopped.append(run_id))
+    assert submit.main(arguments) == 0
+    assert stopped == ["1"]
+    assert [config.run.resume for config in superlink.submitted] == [False, True]
+
+
+def test_a_serverapp_that_its_operator_stopped_is_not_replaced(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.outcomes = [(2, "killed")]
+    held = [True, False]
+
+    def is_being_written(folder: Path) -> bool:
+        superlink.status = "running" if len(held) == 2 else "finished:stopped"
+        return held.pop(0)
+
+    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
+    assert submit.main(arguments) == 2
+    assert len(superlink.submitted) == 1
 
 
 def test_detached_it_submits_one_run_and_ends(
