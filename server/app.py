@@ -20,6 +20,7 @@ from federation.dataset_description import check_fits, describe_dataset, find_da
 from federation.errors import ConfigError, FederationError
 from server.nodes import NodeTable, sample_nodes
 from server.records import RunRecord, new_run_name
+from server.tracking import Tracking, evaluation_scalars, round_scalars
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -36,8 +37,10 @@ def main(grid: Grid, context: Context) -> None:
     logs.configure(record.folder / "server.log")
     logs.speak_as(run=record.name, node="server", round_=0)
     record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
+    tracking = None
     try:
-        _run(grid, config, record)
+        tracking = Tracking(record.folder, config)
+        _run(grid, config, record, tracking)
         record.close("finished")
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
@@ -47,11 +50,13 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         from server.report import write_report
 
+        if tracking is not None:
+            tracking.close()
         write_report(record.folder)
         record.announce_end()
 
 
-def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
+def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -> None:
     datasets = _evaluation_datasets(config)
     nodes = NodeTable(grid, config, record)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
@@ -78,6 +83,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, model.fingerprint)
     evaluation = evaluator.evaluate(model.weights)
     record.evaluated(0, evaluation)
+    tracking.log(0, evaluation_scalars(evaluation))
     _log.info("policy loss %.4f before training", evaluation["policy_loss"])
 
     for round_ in range(1, config.run.num_rounds + 1):
@@ -101,6 +107,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
             checkpoints.save(round_, model.weights, policy_loss)
             entry["seconds"]["checkpoint"] = time.monotonic() - started
         record.round_finished(entry)
+        tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
     export_policy(record.folder / "pretrained_model", policy, model)
 
