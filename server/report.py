@@ -24,7 +24,7 @@ __all__ = ["write_report"]
 
 _STYLE = """
 :root { --ink: #1f2328; --quiet: #656d76; --line: #d8dee4; --good: #1a7f37; --bad: #b00020 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 62rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 66rem; margin: 2rem auto;
        padding: 0 1rem }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
 .quiet { color: var(--quiet) } .failed, .bad { color: var(--bad) } .finished { color: var(--good) }
@@ -33,9 +33,9 @@ h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5
 .figures div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
 .figures b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums }
 .figures span { color: var(--quiet); font-size: .85rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; margin-top: .6rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
 th { color: var(--quiet); font-weight: 600 }
 td { white-space: nowrap } td.text { white-space: normal; overflow-wrap: anywhere }
 th:first-child, td:first-child, td.text, th.text { text-align: left }
@@ -49,7 +49,7 @@ img { max-width: 100% }
   .wide { overflow: visible } table { font-size: 8pt } th, td { padding: .15rem .4rem }
   thead { display: table-header-group }
 }
-figure { margin: 0 } figcaption { color: var(--quiet); font-size: .85rem }
+figure { margin: .8rem 0 0 } figcaption { color: var(--quiet); font-size: .85rem }
 """
 
 

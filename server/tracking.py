@@ -82,7 +82,7 @@ class _WandbRun:
             id=folder.name,
             resume="allow",  # a resumed run goes on in the same curves
             dir=folder,
-            mode=config.tracking.wandb,
+            mode="online" if config.tracking.wandb == "online" else "offline",
             config=flatten(config),
             settings=wandb.Settings(
                 console="off",
@@ -94,7 +94,6 @@ class _WandbRun:
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_save_requirements=False,
-                init_timeout=30,
             ),
         )
 
