@@ -23,6 +23,7 @@ __all__ = [
     "CheckpointConfig",
     "EvaluationConfig",
     "FederationConfig",
+    "HubConfig",
     "PolicyConfig",
     "RunConfig",
     "RunSection",
@@ -141,6 +142,9 @@ class EvaluationConfig:
     quick_episodes: int = _setting(4, at_least=1)  # first N episodes of each data set in "quick"
     frame_stride: int = _setting(15, at_least=1)  # evaluate every n-th frame: neighbours are near copies
     batch_size: int = _setting(16, at_least=1)
+    # Closed loop: every how many rounds the policy drives the simulated arm, beside the run; 0: never.
+    sim_frequency: int = _setting(0, at_least=0)
+    sim_episodes: int = _setting(20, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,15 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class HubConfig:
+    """Where the policy is pushed on the Hugging Face Hub; the token is HF_TOKEN on the server."""
+
+    repo: str = _setting("")  # owner/name, made if it is missing; empty: nothing is pushed
+    private: bool = _setting(True)  # of a repository that is made
+    push_frequency: int = _setting(0, at_least=0)  # every how many rounds, besides at the end; 0: never
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One federated run."""
 
@@ -173,6 +186,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 _SECTIONS = {section.name: section.default_factory for section in dataclasses.fields(RunConfig)}
@@ -265,6 +279,10 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: policy.cameras = {config.policy.cameras!r}: "
             "must be different names separated by commas, e.g. 'top,wrist'"
+        )
+    if config.hub.repo and (config.hub.repo.count("/") != 1 or not all(config.hub.repo.split("/"))):
+        raise ConfigError(
+            f"{source}: hub.repo = {config.hub.repo!r}: must be owner/name, e.g. 'my-lab/so101'"
         )
     participants = math.ceil(config.federation.fraction_fit * config.federation.min_nodes)
     if config.federation.min_updates > participants:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def main(grid: Grid, context: Context) -> None:
     tracking = None
     try:
         tracking = Tracking(record.folder, config)
-        _run(grid, config, record, tracking)
+        with ExitStack() as endings:
+            _run(grid, config, record, tracking, endings)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         _log.error("the run failed: %s", reason)
@@ -71,7 +73,7 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
             raise
 
 
-def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -> None:
+def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
     datasets = _evaluation_datasets(config)
     nodes = NodeTable(grid, config, record)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
@@ -80,10 +82,11 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -
         policy = building.result()
 
     from server.checkpoints import Checkpoints
+    from server.delivery import Delivery
     from server.evaluation import Evaluator
-    from server.export import export_policy
     from server.rounds import run_round
 
+    delivery = endings.enter_context(Delivery(policy, config, record))
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
     model, done = _begin_or_resume(policy, online, checkpoints, config, record)
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
@@ -93,6 +96,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -
         tracking.log(0, evaluation_scalars(evaluation))
         _log.info("policy loss %.4f before training", evaluation["policy_loss"])
         checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
+        delivery.after_round(0, model)
         done = 0
 
     for round_ in range(done + 1, config.run.num_rounds + 1):
@@ -119,7 +123,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
-    export_policy(record.folder / "pretrained_model", policy, model)
+        delivery.after_round(round_, model)
+    delivery.finish(model, checkpoints)
 
 
 def _begin_or_resume(

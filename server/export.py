@@ -1,22 +1,39 @@
-"""The federation's policy as a LeRobot `pretrained_model` folder."""
+"""The federation's policy as LeRobot folders: `pretrained_model/`, the last, and `pretrained_model_best/`."""
 
 from pathlib import Path
+from typing import Any
 
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.policy import build_processors, load_trainable
+from federation.policy_folder import save_policy_folder
+from server.checkpoints import Checkpoints, load_checkpoint
+from server.model_card import model_card
 from server.rounds import GlobalModel
 
-__all__ = ["export_policy"]
+__all__ = ["export_best", "export_policy"]
 
 
-def export_policy(folder: Path, policy: SmolVLAPolicy, model: GlobalModel) -> None:
-    """Write configuration, all weights and both processors, with the federation's statistics in them.
+def export_policy(
+    folder: Path, policy: SmolVLAPolicy, model: GlobalModel, metrics: dict[str, Any], round_: int
+) -> None:
+    """Write `model` as a complete policy folder, with the federation's statistics in its processors.
 
-    `SmolVLAPolicy.from_pretrained(folder)` loads it.
+    Args:
+        metrics: the run's record, for the model card.
+        round_: after which `model` is.
     """
     load_trainable(policy, model.weights)
-    preprocessor, postprocessor = build_processors(policy, model.statistics)
-    policy.save_pretrained(folder)
-    preprocessor.save_pretrained(folder)
-    postprocessor.save_pretrained(folder)
+    card = model_card(metrics, round_)
+    save_policy_folder(folder, policy, build_processors(policy, model.statistics), card)
+
+
+def export_best(
+    folder: Path, policy: SmolVLAPolicy, checkpoints: Checkpoints, metrics: dict[str, Any]
+) -> int:
+    """Write the weights with the lowest held-out policy loss; returns their round."""
+    best = load_checkpoint(checkpoints.best)
+    load_trainable(policy, best.weights)
+    card = model_card(metrics, best.round)
+    save_policy_folder(folder, policy, build_processors(policy, best.statistics), card)
+    return best.round

@@ -4,6 +4,7 @@ config.json               every setting of the run
 events.jsonl              one line an event, only ever appended to: progress displays and exporters follow it
 federated_metrics.json    the whole run so far: nodes, rounds, clients, evaluations
 server_eval_round_N.json  the evaluation after round N; 0 is before training
+sim_eval_round_N.json     the closed-loop evaluation after round N, if there was one
 server.log                the ServerApp's log
 """
 
@@ -139,6 +140,16 @@ class RunRecord:
         if round_ == 0:
             self._metrics["baseline"] = evaluation
         self.event("evaluated", round=round_, **evaluation)
+
+    def simulated(self, round_: int, result: dict[str, Any]) -> None:
+        """Write `sim_eval_round_<round_>.json`; its figures without the episodes go into the record."""
+        write_json(self.folder / f"sim_eval_round_{round_}.json", {"round": round_, **result})
+        kept = ("success_rate", "interval", "mean_return", "episodes", "expert_success_rate")
+        figures = {"round": round_, **{key: result[key] for key in kept}}
+        others = [entry for entry in self._metrics.get("simulated", []) if entry["round"] != round_]
+        self._metrics["simulated"] = sorted([*others, figures], key=lambda entry: entry["round"])
+        self._save()
+        self.event("simulated", **figures)
 
     def round_finished(self, round_: dict[str, Any]) -> None:
         """Add a complete round; from here on it is on disk."""

@@ -1,0 +1,87 @@
+"""What becomes of the policy while and after a run: exported folders, closed-loop evaluation, the Hub.
+
+Nothing that goes wrong here ends a run; what can be known to go wrong is said before round 1.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+from federation.config import RunConfig
+from federation.logs import get_logger
+from server.checkpoints import CheckpointError, Checkpoints
+from server.export import export_best, export_policy
+from server.hub import Hub
+from server.records import RunRecord, read_metrics
+from server.rounds import GlobalModel
+from server.simulation import check_simulator
+from server.simulation_process import Simulations
+
+__all__ = ["Delivery"]
+
+_log = get_logger("server.delivery")
+
+
+class Delivery:
+    """Used as a context: leaving it ends the evaluations that still run, as when the run fails.
+
+    Raises:
+        ConfigError: the simulator or the Hub is asked for and cannot be used.
+    """
+
+    def __init__(self, policy: SmolVLAPolicy, config: RunConfig, record: RunRecord) -> None:
+        self._policy, self._config, self._record = policy, config, record
+        if config.evaluation.sim_frequency:
+            check_simulator()
+        self._simulations = Simulations(record.folder, config.evaluation, record.simulated)
+        self._hub = Hub(config.hub) if config.hub.repo else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._simulations.stop()
+        if self._hub is not None:
+            self._hub.close()
+
+    def after_round(self, round_: int, model: GlobalModel) -> None:
+        """Start what is due after `round_`, 0 being before training, and record what has ended."""
+        last = round_ == self._config.run.num_rounds
+        if self._simulations.due(round_, last=last):
+            self._simulations.start(round_, lambda folder: self._export(folder, model, round_))
+        if self._hub is not None and not last and round_ and self._hub.due(round_):
+            folder = self._record.folder / "to_push" / f"round_{round_}"
+            folder.parent.mkdir(exist_ok=True)
+            self._export(folder, model, round_)
+            self._hub.push(folder, round_, remove=True)
+        self._collect()
+
+    def finish(self, model: GlobalModel, checkpoints: Checkpoints) -> None:
+        """Wait for the evaluations; export the last and the best policy; push the last."""
+        self._simulations.wait()
+        folder, last = self._record.folder, self._config.run.num_rounds
+        try:
+            best = export_best(
+                folder / "pretrained_model_best", self._policy, checkpoints, read_metrics(folder)
+            )
+            _log.info("pretrained_model is round %d, pretrained_model_best round %d", last, best)
+        except CheckpointError as error:
+            _log.error("no pretrained_model_best: %s", error)
+        self._export(folder / "pretrained_model", model, last)
+        if self._hub is not None:
+            self._hub.push(folder / "pretrained_model", last)
+            self._hub.close()
+        self._collect()
+
+    def _export(self, folder: Path, model: GlobalModel, round_: int) -> None:
+        export_policy(folder, self._policy, model, read_metrics(self._record.folder), round_)
+
+    def _collect(self) -> None:
+        self._simulations.collect()
+        if self._hub is not None:
+            for report in self._hub.reports():
+                self._record.event(**report)

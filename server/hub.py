@@ -1,0 +1,138 @@
+"""Pushes exported policies to the Hugging Face Hub.
+
+What is wrong with token or repository is said before round 1. Later, nothing here fails the run: a push is
+tried again while the Hub is busy or away, and given up with a line in the log.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from federation.config import HubConfig
+from federation.errors import ConfigError
+from federation.logs import get_logger
+from federation.policy_folder import name_vlm
+
+__all__ = ["Hub"]
+
+_SECONDS_BEFORE_RETRIES = (2.0, 10.0, 30.0, 60.0)
+_log = get_logger("server.hub")
+
+
+class Hub:
+    """The repository `config.repo`, and `<repo>-vlm` beside it if the policy brings its own VLM.
+
+    A run's rounds are tagged `round-N`. Uploads happen in a thread of their own, one after another.
+
+    Raises:
+        ConfigError: no token, a token that the Hub refuses or that may not write there, or no Hub.
+    """
+
+    def __init__(self, config: HubConfig) -> None:
+        """Check token and repository, which is made if it is missing."""
+        self._config, self._api = config, HfApi()
+        self._reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hub")
+        where = f"hub.repo = {config.repo!r}"
+        if get_token() is None:
+            raise ConfigError(f"{where}: there is no token: set HF_TOKEN on the server, or empty hub.repo")
+        try:
+            _with_retries(self._api.whoami)
+            self._make(config.repo)
+            _with_retries(lambda: self._api.auth_check(config.repo, write=True))
+        except OfflineModeIsEnabled:
+            raise ConfigError(f"{where}: HF_HUB_OFFLINE is set on the server; unset it") from None
+        except HfHubHTTPError as error:
+            raise ConfigError(f"{where}: {_explain(error)}") from None
+        except (httpx.HTTPError, OSError) as error:
+            raise ConfigError(f"{where}: the Hub cannot be reached ({error}); empty hub.repo") from None
+
+    def due(self, round_: int) -> bool:
+        """Whether to push after `round_`, which is not the last."""
+        return bool(self._config.push_frequency) and round_ % self._config.push_frequency == 0
+
+    def push(self, folder: Path, round_: int, *, remove: bool = False) -> None:
+        """Queue `folder`, a policy folder after `round_`, which must not change until `close`.
+
+        Args:
+            remove: the folder, afterwards.
+        """
+        self._pool.submit(self._push, folder, round_, remove)
+
+    def reports(self) -> Iterator[dict[str, Any]]:
+        """Events of the pushes that ended since the last call: `pushed` or `push_failed`."""
+        while not self._reports.empty():
+            yield self._reports.get()
+
+    def close(self) -> None:
+        """Wait for the pushes."""
+        self._pool.shutdown()
+
+    def _push(self, folder: Path, round_: int, remove: bool) -> None:
+        try:
+            _with_retries(lambda: self._upload(folder, round_))
+        except Exception as error:  # whatever it is, the run goes on: the folder is on disk
+            reason = _explain(error) if isinstance(error, HfHubHTTPError) else str(error) or repr(error)
+            _log.error("round %d is not on the Hub: %s", round_, reason)
+            self._reports.put({"event": "push_failed", "round": round_, "reason": reason})
+        else:
+            _log.info("round %d is on the Hub: %s", round_, self._config.repo)
+            self._reports.put({"event": "pushed", "round": round_, "repo": self._config.repo})
+        finally:
+            if remove:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _upload(self, folder: Path, round_: int) -> None:
+        repo, message = self._config.repo, f"After round {round_}"
+        with tempfile.TemporaryDirectory() as empty:
+            if (folder / "vlm").is_dir():
+                self._make(f"{repo}-vlm")
+                self._api.upload_folder(
+                    repo_id=f"{repo}-vlm", folder_path=folder / "vlm", commit_message=message
+                )
+                named = Path(empty) / "policy"
+                shutil.copytree(folder, named, ignore=shutil.ignore_patterns("vlm"))
+                name_vlm(named, f"{repo}-vlm")
+                folder = named
+            commit = self._api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        tag = f"round-{round_}"
+        self._api.create_tag(repo, tag=tag, revision=commit.oid, exist_ok=True)
+
+    def _make(self, repo: str) -> None:
+        _with_retries(lambda: self._api.create_repo(repo, private=self._config.private, exist_ok=True))
+
+
+def _with_retries(action: Callable[[], Any]) -> Any:
+    """`action()`, again after a while where the Hub is busy (429), broken (5xx) or away."""
+    for seconds in _SECONDS_BEFORE_RETRIES:
+        try:
+            return action()
+        except HfHubHTTPError as error:
+            if error.response.status_code != 429 and error.response.status_code < 500:
+                raise
+            reason = _explain(error)
+        except httpx.TransportError as error:
+            reason = str(error)
+        _log.warning("the Hub: %s; again in %.0f s", reason, seconds)
+        time.sleep(seconds)
+    return action()
+
+
+def _explain(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    meaning = {
+        401: "the Hub does not know the token (401): make a new one with write access",
+        403: "the token may not write there (403): give it write access to this owner's repositories",
+        404: "the Hub has no such owner, or hides it from this token (404)",
+        429: "the Hub allows no more requests for now (429)",
+    }
+    return meaning.get(status, f"the Hub answered {status}")

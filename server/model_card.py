@@ -1,0 +1,124 @@
+"""The model card of an exported policy: the README.md that the Hub shows, made from the run's record.
+
+It names sites by the aliases they joined under, and nothing else of them but what they reported.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["model_card"]
+
+_SHOWN = (
+    "training.local_steps",
+    "training.batch_size",
+    "training.learning_rate",
+    "training.schedule",
+    "training.proximal_mu",
+    "aggregation.method",
+    "aggregation.server_optimizer",
+    "federation.fraction_fit",
+    "wire.download",
+    "wire.upload",
+    "policy.size",
+    "policy.chunk_size",
+    "run.seed",
+)
+
+
+def model_card(metrics: Mapping[str, Any], round_: int) -> str:
+    """Markdown with the Hub's front matter.
+
+    Args:
+        metrics: the run's record, as in `federated_metrics.json`.
+        round_: after which the weights were taken.
+    """
+    config = metrics["config"]
+    base = config["policy.pretrained"]
+    is_hub_id = config["policy.size"] == "pretrained" and base.count("/") == 1 and base[0] not in "./~"
+    front = [
+        "---",
+        "license: apache-2.0",
+        "library_name: lerobot",
+        "pipeline_tag: robotics",
+        *([f"base_model: {base}"] if is_hub_id else []),
+        "tags: [lerobot, robotics, smolvla, so100, so101, federated-learning, flower]",
+        "---",
+    ]
+    cameras = ", ".join(
+        f"`observation.images.{name.strip()}`" for name in config["policy.cameras"].split(",")
+    )
+    start = "the pretrained policy" if config["policy.size"] == "pretrained" else "random weights"
+    sections = [
+        "\n".join(front),
+        f"# SmolVLA, trained by {len(metrics['nodes'])} sites together\n\n"
+        f"A SmolVLA policy for SO-100/SO-101 arms, trained from {start} by federated learning: "
+        f"demonstrations stayed at the sites, only model updates left them. Run `{metrics['run']}`, "
+        f"weights after round {round_} of {config['run.num_rounds']}.",
+        f"- in: `observation.state` (6), {cameras}, a task in words\n"
+        f"- out: {config['policy.chunk_size']} actions (6): degrees for the five joints, 0 to 100 for the "
+        "gripper\n- the normalisation of the whole federation is in the processors",
+        "## Run it\n\n" + _RUN,
+        "## Data\n\n" + _sites(metrics["nodes"]),
+        "## Evaluation\n\n" + _evaluation(metrics, round_),
+        "## Training\n\nStrategy: FedProx"
+        + (" with mu = 0, which is FedAvg" if config["training.proximal_mu"] == 0 else "")
+        + f", aggregated by {config['aggregation.method']}.\n\n"
+        + _table(("setting", "value"), [(f"`{key}`", config[key]) for key in _SHOWN if key in config]),
+        "## Licence and limits\n\nApache-2.0. Trained on the sites' tasks, cameras and arms only: expect it "
+        "to fail elsewhere. Keep a hand at the power switch while it drives a real arm.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_RUN = """```
+pip install "lerobot[smolvla,async]"
+cd this-folder
+lerobot-eval --policy.path=. --env.type=...          # a simulated environment
+lerobot-record --policy.path=. --robot.type=so101_follower ...
+python -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=8080
+```
+
+If `config.json` names the VLM `./vlm`, start LeRobot's tools inside this folder, as above."""
+
+
+def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, facts.get("episodes", ""), facts.get("frames", "")) for name, facts in sorted(nodes.items())
+    ]
+    return _table(("site", "episodes", "frames"), rows)
+
+
+def _evaluation(metrics: Mapping[str, Any], round_: int) -> str:
+    """Held-out figures before training and at the newest evaluation up to `round_`."""
+    found = [("before training", metrics.get("baseline"))]
+    rounds = [e for e in metrics["rounds"] if e["round"] <= round_ and e.get("evaluation")]
+    if rounds:
+        found.append((f"round {rounds[-1]['round']}", rounds[-1]["evaluation"]))
+    rows = [
+        (when, f"{e['policy_loss']:.4f}", f"{e['action_mse']:.3f}", e["frames"])
+        for when, e in found
+        if e is not None
+    ]
+    text = "On data that no site trained on.\n\n" + _table(
+        ("weights", "flow-matching loss", "action MSE (degrees², gripper %²)", "frames"), rows
+    )
+    simulated = [s for s in metrics.get("simulated", []) if s["round"] <= round_]
+    if simulated:
+        text += "\n\nIn closed loop on a simulated SO-101:\n\n" + _table(
+            ("weights", "success rate", "95 % interval", "episodes"),
+            [
+                (
+                    f"round {s['round']}",
+                    f"{s['success_rate']:.0%}",
+                    f"{s['interval'][0]:.0%} to {s['interval'][1]:.0%}",
+                    s["episodes"],
+                )
+                for s in simulated
+            ],
+        )
+    return text
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,0 +1,99 @@
+"""Closed-loop evaluations of a run, beside it: one process at a time, so that no round waits for one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from federation.config import EvaluationConfig
+from federation.logs import get_logger
+
+__all__ = ["Simulations"]
+
+_log = get_logger("server.simulation")
+
+
+class Simulations:
+    """Drives exported policies one after another; a failed one is logged and never fails the run.
+
+    Args:
+        folder: of the run; videos come to `folder/simulation/round_N/`.
+        done: called with the round and its result, from `collect` and `wait` only.
+    """
+
+    def __init__(
+        self, folder: Path, config: EvaluationConfig, done: Callable[[int, dict[str, Any]], None]
+    ) -> None:
+        self._folder, self._config, self._done = folder / "simulation", config, done
+        self._waiting: deque[int] = deque()
+        self._running: tuple[int, subprocess.Popen[bytes]] | None = None
+
+    def due(self, round_: int, *, last: bool = False) -> bool:
+        """Whether to simulate after `round_`: before training, every `sim_frequency` rounds, at the end."""
+        every = self._config.sim_frequency
+        return bool(every) and (last or round_ % every == 0)
+
+    def start(self, round_: int, export: Callable[[Path], None]) -> None:
+        """Evaluate the policy that `export` writes to the folder it is given, once those before are done."""
+        folder = self._folder / f"round_{round_}"
+        folder.mkdir(parents=True, exist_ok=True)
+        export(folder / "policy")
+        self._waiting.append(round_)
+        self.collect()
+
+    def collect(self) -> None:
+        """Report what has ended and start what waits; returns at once."""
+        if self._running is not None and self._running[1].poll() is not None:
+            self._finish()
+        if self._running is None and self._waiting:
+            round_ = self._waiting.popleft()
+            self._running = round_, self._begin(round_)
+
+    def wait(self) -> None:
+        """Until every evaluation has ended."""
+        self.collect()
+        while self._running is not None:
+            self._running[1].wait()
+            self.collect()
+
+    def stop(self) -> None:
+        """End the one that runs and forget those that wait, as when the run fails."""
+        self._waiting.clear()
+        if self._running is not None:
+            self._running[1].terminate()
+            self._running[1].wait()
+            self._running = None
+
+    def _begin(self, round_: int) -> subprocess.Popen[bytes]:
+        folder = self._folder / f"round_{round_}"
+        command = [sys.executable, "-m", "server.simulation", "--policy", "policy", "--out", "result.json"]
+        command += ["--videos", ".", "--episodes", str(self._config.sim_episodes)]
+        code = Path(__file__).parents[1]  # Flower unpacks the app anywhere
+        with (folder / "log.txt").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(code)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _finish(self) -> None:
+        assert self._running is not None
+        (round_, process), self._running = self._running, None
+        folder = self._folder / f"round_{round_}"
+        shutil.rmtree(folder / "policy", ignore_errors=True)  # of full size: 1.8 GB
+        try:
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "no output")
+            _log.error("simulation after round %d failed (%s): %s", round_, process.returncode, last)
+            return
+        self._done(round_, result)
