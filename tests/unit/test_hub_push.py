@@ -1,0 +1,119 @@
+"""Pushing with the real `huggingface_hub` client, against a small local Hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from federation.config import HubConfig
+from federation.errors import ConfigError
+from server import hub as hub_module
+from server.hub import Hub
+from tests.local_hub import TOKEN, LocalHub, local_hub
+
+CONFIG = HubConfig(repo="lab/so101", push_frequency=2)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    with local_hub() as server:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=server.url))
+        monkeypatch.setattr(hub_module, "_SECONDS_BEFORE_RETRIES", (0.0, 0.0))
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pretrained_model"
+    (folder / "vlm").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"vlm_model_name": "./vlm"}))
+    steps = [{"config": {"tokenizer_name": "./vlm"}}, {"config": {}}]
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
+    (folder / "vlm" / "config.json").write_text("{}")
+    return folder
+
+
+def _push(folder: Path, round_: int = 4) -> list[dict]:
+    pushing = Hub(CONFIG)
+    pushing.push(folder, round_)
+    pushing.close()
+    return list(pushing.reports())
+
+
+def test_a_push_makes_the_repository_and_tags_the_round(hub: LocalHub, folder: Path) -> None:
+    assert _push(folder) == [{"event": "pushed", "round": 4, "repo": "lab/so101"}]
+    assert hub.tags == [("lab/so101", "round-4")]
+    assert hub.repos["lab/so101"].keys() == {"config.json", "policy_preprocessor.json"}
+
+
+def test_a_policy_with_its_own_vlm_names_a_repository_beside_it(hub: LocalHub, folder: Path) -> None:
+    _push(folder)
+    assert hub.repos["lab/so101-vlm"].keys() == {"config.json"}
+    assert json.loads(hub.repos["lab/so101"]["config.json"])["vlm_model_name"] == "lab/so101-vlm"
+    steps = json.loads(hub.repos["lab/so101"]["policy_preprocessor.json"])["steps"]
+    assert steps[0]["config"]["tokenizer_name"] == "lab/so101-vlm"
+    assert json.loads((folder / "config.json").read_text())["vlm_model_name"] == "./vlm"
+
+
+def test_no_token_is_said_at_the_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "get_token", lambda: None)
+    with pytest.raises(ConfigError, match="no token: set HF_TOKEN"):
+        Hub(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "said"),
+    [
+        (("GET", "/whoami-v2"), 401, "does not know the token"),
+        (("POST", "/repos/create"), 403, "may not write there"),
+        (("POST", "/repos/create"), 404, "no such owner"),
+        (("GET", "/whoami-v2"), 500, "answered 500"),
+    ],
+)
+def test_a_hub_that_cannot_be_used_is_said_at_the_start(
+    hub: LocalHub, failing: tuple[str, str], status: int, said: str
+) -> None:
+    hub.failures[failing] = [status] * 20
+    with pytest.raises(ConfigError, match=said):
+        Hub(CONFIG)
+
+
+def test_a_hub_that_is_away_is_said_at_the_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=closed))
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        Hub(CONFIG)
+
+
+@pytest.mark.parametrize("status", [500, 502])
+def test_a_push_is_tried_again_while_the_hub_is_broken(hub: LocalHub, folder: Path, status: int) -> None:
+    hub.failures[("POST", "/lab/so101/commit")] = [status]
+    assert _push(folder)[0]["event"] == "pushed"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 503])
+def test_a_failed_push_is_reported_and_never_raised(
+    hub: LocalHub, folder: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    hub.failures[("POST", "/lab/so101/commit")] = [status] * 100
+    (report,) = _push(folder)
+    assert report["event"] == "push_failed"
+    assert str(status) in report["reason"]
+
+
+def test_what_was_exported_only_to_be_pushed_is_removed(hub: LocalHub, folder: Path) -> None:
+    pushing = Hub(CONFIG)
+    pushing.push(folder, 2, remove=True)
+    pushing.close()
+    assert not folder.exists()
+
+
+def test_pushes_are_due_every_so_many_rounds(hub: LocalHub) -> None:
+    assert [round_ for round_ in range(1, 7) if Hub(CONFIG).due(round_)] == [2, 4, 6]
