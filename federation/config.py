@@ -26,6 +26,7 @@ __all__ = [
     "PolicyConfig",
     "RunConfig",
     "RunSection",
+    "TrackingConfig",
     "TrainingConfig",
     "WireConfig",
     "flatten",
@@ -152,6 +153,14 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run's figures go besides its record; TensorBoard event files are always written."""
+
+    wandb: str = _setting("off", one_of=("off", "offline", "online"))  # online: WANDB_API_KEY on the server
+    wandb_project: str = _setting("so100-federation")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One federated run."""
 
@@ -163,6 +172,7 @@ class RunConfig:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 _SECTIONS = {section.name: section.default_factory for section in dataclasses.fields(RunConfig)}

@@ -21,6 +21,7 @@ from federation.dataset_description import check_fits, describe_dataset, find_da
 from federation.errors import ConfigError, FederationError
 from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord, new_run_name
+from server.tracking import Tracking, evaluation_scalars, round_scalars
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -41,13 +42,18 @@ def main(grid: Grid, context: Context) -> None:
     logs.speak_as(run=record.name, node="server", round_=0)
     if not config.run.resume:
         record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
+    tracking = None
     try:
-        _run(grid, config, record)
+        tracking = Tracking(record.folder, config)
+        _run(grid, config, record, tracking)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         _log.error("the run failed: %s", reason)
         _end(record, "failed", reason)
         raise
+    finally:
+        if tracking is not None:
+            tracking.close()
     _end(record, "finished")
 
 
@@ -65,7 +71,7 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
             raise
 
 
-def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
+def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -> None:
     datasets = _evaluation_datasets(config)
     nodes = NodeTable(grid, config, record)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
@@ -84,6 +90,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
     if done is None:
         evaluation = evaluator.evaluate(model.weights)
         record.evaluated(0, evaluation)
+        tracking.log(0, evaluation_scalars(evaluation))
         _log.info("policy loss %.4f before training", evaluation["policy_loss"])
         checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
         done = 0
@@ -110,6 +117,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord) -> None:
             checkpoints.save(round_, model, policy_loss, entry)
             entry["seconds"]["checkpoint"] = time.monotonic() - started
         record.round_finished(entry)
+        tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
     export_policy(record.folder / "pretrained_model", policy, model)
 

@@ -48,6 +48,7 @@ class Exporter:
         self, outputs: Path, certificates: Sequence[Path] = (), superlink: SuperLinkWatch | None = None
     ) -> None:
         self._outputs, self._certificates, self._superlink = outputs, certificates, superlink
+        self._versions = versions()
         self._follower: RunFollower | None = None
         self._lock = threading.Lock()  # Prometheus may scrape while a person looks
 
@@ -89,8 +90,7 @@ class Exporter:
             return None
 
     def _add_machine(self, samples: Samples) -> None:
-        found = versions()
-        labels = {name: found.get(name, "") for name in ("python", "flwr", "lerobot", "torch")}
+        labels = {name: self._versions.get(name, "") for name in ("python", "flwr", "lerobot", "torch")}
         samples.add("build_info", 1, **labels)
         disk = os.statvfs(self._outputs)
         samples.add("disk_free_bytes", disk.f_bavail * disk.f_frsize)

@@ -1,4 +1,4 @@
-"""`report.html` and `plots/*.png` of a run, made from its `federated_metrics.json` alone.
+"""`report.html` of a run, one self-contained file, and `plots/*.png`: made from its record alone.
 
 python -m server.report outputs/<run>
 """
@@ -6,31 +6,55 @@ python -m server.report outputs/<run>
 import argparse
 import base64
 import html
+import io
 import json
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from federation.config import RunConfig, flatten
 from federation.errors import FederationError
-from server.records import METRICS_FILE
+from server.plots import PLOTS, draw
+from server.records import EVENTS_FILE, METRICS_FILE
+from server.round_phases import PHASES, round_phases
 
 __all__ = ["write_report"]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
+:root { --ink: #1f2328; --quiet: #656d76; --line: #d8dee4; --good: #1a7f37; --bad: #b00020 }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 66rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
+.quiet { color: var(--quiet) } .failed, .bad { color: var(--bad) } .finished { color: var(--good) }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
+           margin: 1.2rem 0 }
+.figures div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
+.figures b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums }
+.figures span { color: var(--quiet); font-size: .85rem }
+.wide { overflow-x: auto; margin-top: .6rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
+th { color: var(--quiet); font-weight: 600 }
+td { white-space: nowrap } td.text { white-space: normal; overflow-wrap: anywhere }
+th:first-child, td:first-child, td.text, th.text { text-align: left }
+tr.changed td { font-weight: 600 }
 img { max-width: 100% }
-.failed { color: #b00020 }
-summary { cursor: pointer; margin-bottom: .5rem }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 0 2rem }
+@media print {
+  @page { size: A4; margin: 14mm }
+  body { font-size: 10pt; max-width: none; margin: 0; padding: 0 }
+  h2 { break-after: avoid } figure, table tr, .figures div { break-inside: avoid }
+  .wide { overflow: visible } table { font-size: 8pt } th, td { padding: .15rem .4rem }
+  thead { display: table-header-group }
+}
+figure { margin: .8rem 0 0 } figcaption { color: var(--quiet); font-size: .85rem }
 """
+
+
+class _Text(str):
+    """A table cell that is read, not compared: aligned to the left."""
 
 
 def write_report(folder: Path) -> Path:
@@ -47,127 +71,105 @@ def write_report(folder: Path) -> Path:
         ) from None
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    images = []
-    for name, draw in _PLOTS.items():
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        draw(figure.subplots(), metrics)
+    images = {}
+    for name in PLOTS:
+        figure = draw(name, metrics)
         figure.savefig(plots / f"{name}.png", dpi=120)
-        images.append(plots / f"{name}.png")
+        vector = io.BytesIO()
+        figure.savefig(vector, format="svg", metadata={"Date": None})
+        images[name] = vector.getvalue()
     report = folder / "report.html"
-    report.write_text(_page(metrics, images), encoding="utf-8")
+    report.write_text(_page(metrics, images, _refused_joins(folder)), encoding="utf-8")
     return report
 
 
-def _plot_policy_loss(axes: Axes, metrics: dict[str, Any]) -> None:
-    evaluations = {0: metrics["baseline"]} if metrics["baseline"] else {}
-    evaluations |= {
-        entry["round"]: entry["evaluation"] for entry in metrics["rounds"] if "evaluation" in entry
-    }
-    rounds = list(evaluations)
-    axes.plot(rounds, [e["policy_loss"] for e in evaluations.values()], "o-", lw=2, label="all held-out data")
-    names = {name for e in evaluations.values() for name in e["datasets"]}
-    if len(names) > 1:
-        for name in sorted(names):
-            axes.plot(
-                rounds, [e["datasets"][name]["policy_loss"] for e in evaluations.values()], lw=1, label=name
-            )
-    _finish(axes, "Policy loss on held-out data", "policy loss")
+def _refused_joins(folder: Path) -> list[str]:
+    """Why nodes were turned away when they joined; only the events hold that."""
+    try:
+        lines = (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    # Only these lines are parsed: those of rounds are long, and there may be thousands.
+    return [json.loads(line)["reason"] for line in lines if '"event": "node_refused"' in line]
 
 
-def _plot_client_losses(axes: Axes, metrics: dict[str, Any]) -> None:
-    _plot_clients(axes, metrics, "policy_loss")
-    _finish(axes, "Policy loss while training, by node", "policy loss")
-
-
-def _plot_update_norm(axes: Axes, metrics: dict[str, Any]) -> None:
-    _plot_clients(axes, metrics, "update_norm")
-    rounds = [entry["round"] for entry in metrics["rounds"]]
-    norms = [entry["update_norm"] for entry in metrics["rounds"]]
-    axes.plot(rounds, norms, "o-", lw=2, color="black", label="global update")
-    _finish(axes, "Norm of the updates", "L2 norm")
-
-
-def _plot_clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
-    """One line a node, in the same colour in every plot."""
-    for name in sorted(metrics["nodes"]):
-        entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
-        values = [entry["clients"][name][figure] for entry in entries]
-        axes.plot([entry["round"] for entry in entries], values, ".-", label=name)
-
-
-_PLOTS = {
-    "policy_loss": _plot_policy_loss,
-    "client_losses": _plot_client_losses,
-    "update_norm": _plot_update_norm,
-}
-
-
-def _finish(axes: Axes, title: str, unit: str) -> None:
-    axes.set(title=title, xlabel="round", ylabel=unit)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False)
-
-
-def _page(metrics: dict[str, Any], images: list[Path]) -> str:
-    name = html.escape(metrics["run"])
-    status = metrics["status"]
+def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list[str]) -> str:
+    name, status = html.escape(metrics["run"]), metrics["status"]
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style>",
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width">'
+        f"<title>{name}</title><style>{_STYLE}</style></head><body>",
         f"<h1>Federated run {name}</h1>",
-        f"<p class={status}>{status}, {html.escape(metrics['started'])}"
-        f" to {html.escape(metrics['finished'] or 'now')}</p>",
-        _summary(metrics),
-        *(
-            f'<img alt="{image.stem}" src="data:image/png;base64,'
-            f'{base64.b64encode(image.read_bytes()).decode()}">'
-            for image in images
-        ),
+        f"<p class=quiet><b class={status}>{status}</b> · {_period(metrics)}</p>",
+        f"<p class=bad>{html.escape(metrics['reason'])}</p>" if metrics.get("reason") else "",
+        _figures(metrics),
+        "<h2>Is it learning?</h2>",
+        _figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
         "<h2>Rounds</h2>",
-        _rounds_table(metrics),
+        _rounds(metrics["rounds"]),
         "<h2>Nodes</h2>",
-        _table(
-            ["node", "episodes", "frames", "fps", "cameras"],
-            [
-                [node, facts["episodes"], facts["frames"], facts["fps"], ", ".join(facts["cameras"])]
-                for node, facts in sorted(metrics["nodes"].items())
-            ],
-        ),
-        "<h2>Configuration</h2><details open><summary>every setting of the run</summary>",
-        _table(["setting", "value"], [[key, value] for key, value in metrics["config"].items()]),
-        "</details></html>",
+        _nodes(metrics),
+        '<div class="columns">',
+        _figure(images["client_losses"], "Policy loss while training, on each node's own data."),
+        _figure(images["update_norm"], "Size of the updates and of the change they made together."),
+        "</div>",
+        "<h2>Time and bytes</h2>",
+        _figure(images["time_by_phase"], "Critical path: the server's own work and the slowest node's."),
+        '<div class="columns">',
+        _time(metrics["rounds"]),
+        _bytes(metrics),
+        "</div>",
+        "<h2>Faults</h2>",
+        _faults(metrics, refused_joins),
+        '<div class="columns"><section><h2>Configuration</h2>',
+        _configuration(metrics["config"]),
+        "</section><section><h2>Environment of the server</h2>",
+        _environment(metrics.get("environment", {})),
+        "</section></div></body></html>",
     ]
     return "\n".join(parts)
 
 
-def _summary(metrics: dict[str, Any]) -> str:
-    evaluated = [entry["evaluation"] for entry in metrics["rounds"] if "evaluation" in entry]
+def _period(metrics: dict[str, Any]) -> str:
+    started = datetime.fromisoformat(metrics["started"])
+    if not metrics["finished"]:
+        return f"{started:%Y-%m-%d %H:%M} UTC to now"
+    finished = datetime.fromisoformat(metrics["finished"])
+    return f"{started:%Y-%m-%d %H:%M} UTC, {_duration((finished - started).total_seconds())}"
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """The answer in one row."""
+    rounds = metrics["rounds"]
+    evaluated = [entry for entry in rounds if "evaluation" in entry]
     if not evaluated or not metrics["baseline"]:
         return "<p>No round has been evaluated yet.</p>"
-    first, last = metrics["baseline"], evaluated[-1]
+    first, last = metrics["baseline"], evaluated[-1]["evaluation"]
+    best = min(evaluated, key=lambda entry: float(entry["evaluation"]["policy_loss"]))
     change = 100 * (last["policy_loss"] / first["policy_loss"] - 1)
-    return (
-        f"<p>Policy loss on {last['frames']} held-out frames: "
-        f"<b>{first['policy_loss']:.4f}</b> before training, <b>{last['policy_loss']:.4f}</b> "
-        f"after {len(metrics['rounds'])} rounds ({change:+.1f} %). "
-        f"Action MSE: {first['action_mse']:.1f} before, {last['action_mse']:.1f} after.</p>"
-        f"<p>On average a round moved {_megabytes(metrics, 'down')} MB down to the nodes "
-        f"and {_megabytes(metrics, 'up')} MB up.</p>"
-    )
+    tone = "finished" if change < 0 else "bad"
+    down, up = (sum(entry["bytes"][way] for entry in rounds) / len(rounds) for way in ("down", "up"))
+    cells = [
+        (
+            f"{last['policy_loss']:.4f} <small class={tone}>{change:+.1f} %</small>",
+            f"policy loss, {first['policy_loss']:.4f} before training",
+        ),
+        (f"{best['evaluation']['policy_loss']:.4f}", f"best policy loss, round {best['round']}"),
+        (f"{last['action_mse']:.1f}", f"action MSE, {first['action_mse']:.1f} before training"),
+        (f"{len(rounds)} of {metrics['config']['run.num_rounds']}", "rounds done"),
+        (f"{len(metrics['nodes'])}", f"nodes, {sum(e['num_examples'] for e in rounds):,} frames trained on"),
+        (_size(down + up), f"a round: {_size(down)} to the nodes, {_size(up)} from them"),
+    ]
+    body = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in cells)
+    scale = f"<p class=quiet>Measured on {last['frames']} held-out frames ({last.get('mode', '')}).</p>"
+    return f'<div class="figures">{body}</div>{scale}'
 
 
-def _megabytes(metrics: dict[str, Any], direction: str) -> str:
-    rounds = metrics["rounds"]
-    return f"{sum(entry['bytes'][direction] for entry in rounds) / len(rounds) / 1e6:.1f}"
-
-
-def _rounds_table(metrics: dict[str, Any]) -> str:
-    header = ["round", "nodes", "client loss", "± std", "held-out loss", "action MSE"]
-    header += ["update norm", "examples", "skipped", "missing", "refused", "seconds"]
+def _rounds(rounds: list[dict[str, Any]]) -> str:
+    header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
+    header += ["update norm", "examples", "skipped", "missing", "refused", "time"]
     rows = []
-    for entry in metrics["rounds"]:
+    for entry in rounds:
         loss, evaluation = entry["policy_loss"], entry.get("evaluation")
         rows.append(
             [
@@ -180,18 +182,143 @@ def _rounds_table(metrics: dict[str, Any]) -> str:
                 f"{entry['update_norm']:.4f}",
                 entry["num_examples"],
                 entry["skipped_frames"],
-                ", ".join(entry["missing"]),
-                ", ".join(entry["refused"]),
-                f"{sum(entry['seconds'].values()):.1f}",
+                len(entry["missing"]) or "",
+                len(entry["refused"]) or "",
+                _duration(sum(entry["seconds"].values())),
             ]
         )
     return _table(header, rows)
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
+def _nodes(metrics: dict[str, Any]) -> str:
+    header = ["node", "cameras", "episodes", "frames", "rounds", "trained on", "skipped"]
+    header += ["last loss", "steps/s", "busy", "peak memory", "missed", "refused"]
+    rows = []
+    for name, facts in sorted(metrics["nodes"].items()):
+        rounds = metrics["rounds"]
+        updates = [entry["clients"][name] for entry in rounds if name in entry["clients"]]
+        last = updates[-1] if updates else {}
+        train, data = last.get("train_seconds", 0.0), last.get("data_seconds", 0.0)
+        rows.append(
+            [
+                name,
+                _Text(", ".join(facts["cameras"])),
+                facts["episodes"],
+                facts["frames"],
+                len(updates),
+                sum(update["num_examples"] for update in updates),
+                sum(update.get("skipped_frames", 0) for update in updates),
+                f"{last['policy_loss']:.4f}" if last else "",
+                f"{metrics['config']['training.local_steps'] / train:.2f}" if train else "",
+                f"{100 * (1 - data / train):.0f} %" if train else "",
+                _size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
+                sum(name in entry["missing"] for entry in rounds) or "",
+                sum(name in entry["refused"] for entry in rounds) or "",
+            ]
+        )
+    return _table(header, rows)
+
+
+def _time(rounds: list[dict[str, Any]]) -> str:
+    totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
+    everything = sum(totals.values()) or 1.0
+    rows = [
+        [
+            phase,
+            _duration(seconds),
+            f"{seconds / max(1, len(rounds)):.1f} s",
+            f"{100 * seconds / everything:.0f} %",
+        ]
+        for phase, seconds in totals.items()
+    ]
+    return _table(["phase", "all rounds", "a round", "share"], rows)
+
+
+def _bytes(metrics: dict[str, Any]) -> str:
+    rows = []
+    for name in sorted(metrics["nodes"]):
+        updates = [entry["clients"][name] for entry in metrics["rounds"] if name in entry["clients"]]
+        down, up = (sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes"))
+        rows.append([name, _size(down), _size(up)])
+    down, up = (sum(entry["bytes"][way] for entry in metrics["rounds"]) for way in ("down", "up"))
+    return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
+
+
+def _faults(metrics: dict[str, Any], refused_joins: list[str]) -> str:
+    """What went wrong, the same fault of the same node once, with all its rounds."""
+    rounds: dict[tuple[str, str, str], list[int]] = {}
+    for entry in metrics["rounds"]:
+        faults = [(name, "missing", "no reply in time") for name in entry["missing"]]
+        faults += [(name, "refused", why) for name, why in entry["refused"].items()]
+        for fault in faults:
+            rounds.setdefault(fault, []).append(entry["round"])
+    rows = [[_Text(""), _Text("refused to join"), _Text(reason), ""] for reason in refused_joins]
+    rows += [
+        [_Text(name), _Text(what), _Text(why), _Text(", ".join(map(str, when)))]
+        for (name, what, why), when in rounds.items()
+    ]
+    if not rows:
+        return "<p>No node was missing, no update was refused.</p>"
+    return _table(["node", "what", "why", "rounds"], rows)
+
+
+def _configuration(config: dict[str, Any]) -> str:
+    """Every setting; those that differ from the defaults are bold."""
+    defaults = flatten(RunConfig())
+    changed = {key for key, value in config.items() if value != defaults.get(key)}
+    note = "<p class=quiet>Bold: other than the default.</p>"
+    return note + _table(["setting", "value"], [[key, value] for key, value in config.items()], changed)
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    rows = [
+        [key.removesuffix("_bytes"), _size(value) if key.endswith("_bytes") else value]
+        for key, value in environment.items()
+    ]
+    return _table(["what", "value"], rows) if rows else "<p>It was not recorded.</p>"
+
+
+def _figure(svg: bytes, caption: str) -> str:
+    source = base64.b64encode(svg).decode()
+    return (
+        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{source}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], bold: frozenset[str] | set[str] = frozenset()
+) -> str:
+    text = [isinstance(cell, _Text) for cell in rows[0]] if rows else [False] * len(header)
+    head = "".join(
+        f"<th{' class=text' if left else ''}>{html.escape(cell)}"
+        for cell, left in zip(header, text, strict=True)
+    )
+    body = ""
+    for row in rows:
+        cells = "".join(
+            f"<td class=text>{html.escape(cell)}"
+            if isinstance(cell, _Text)
+            else f"<td>{html.escape(str(cell))}"
+            for cell in row
+        )
+        body += f"<tr class=changed>{cells}" if row[0] in bold else f"<tr>{cells}"
+    return f'<div class="wide"><table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
         r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",
     ),
     "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),
+    "app_refused": ("the site does not let this app's code in", r"this site refuses the app"),
     "dataset": ("the node's data set cannot be used", r"^data set "),
     "node_failed": ("anything else that went wrong on the node", r""),
 }

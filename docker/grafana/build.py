@@ -29,7 +29,7 @@ def _panel(
     queries: Sequence[Query],
     *,
     description: str = "",
-    unit: str = "short",
+    unit: str = "none",
     decimals: int | None = None,
     thresholds: dict[str, Any] | None = None,
     mappings: Sequence[dict[str, Any]] = (),
@@ -45,7 +45,7 @@ def _panel(
     if limits is not None:
         defaults |= {"min": limits[0], "max": limits[1]}
     defaults["thresholds"] = thresholds or _steps((None, "blue"))
-    defaults["color"] = {"mode": "thresholds" if kind in ("stat", "gauge") else "palette-classic"}
+    defaults["color"] = {"mode": "thresholds" if kind in ("stat", "bargauge") else "palette-classic"}
     if custom:
         defaults["custom"] = custom
     return {
@@ -86,8 +86,8 @@ def _lines(title: str, queries: Sequence[Query], *, stacked: bool = False, **res
         "lineWidth": 2,
         "fillOpacity": 70 if stacked else 0,
         "showPoints": "never",
-        "spanNulls": True,
-        "lineInterpolation": "stepAfter" if stacked else "linear",
+        "spanNulls": False,
+        "lineInterpolation": "stepAfter",  # a round's figure holds until the next round's
         "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
     }
     options = {
@@ -114,6 +114,11 @@ def _map(values: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
         for index, (value, (text, color)) in enumerate(values.items())
     }
     return [{"type": "value", "options": entries}]
+
+
+def _dashed(name: str) -> dict[str, Any]:
+    style = {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [6, 6]}}
+    return {"matcher": {"id": "byName", "options": name}, "properties": [style]}
 
 
 def _table(title: str, columns: Sequence[tuple[str, str, dict[str, Any]]], label: str, **rest: Any) -> Panel:
@@ -204,6 +209,22 @@ _ONLINE = _map({"0": ("offline", _BAD), "1": ("online", _GOOD)})
 _UP = _map({"0": ("down", _BAD), "1": ("up", _GOOD)})
 
 
+def _alerts() -> Panel:
+    return _stat(
+        "Alerts",
+        'count(ALERTS{alertstate="firing"}) or vector(0)',
+        thresholds=_steps((None, _GOOD), (1, _BAD)),
+        description="Firing now: see /alerts of Prometheus; RUNBOOK.md says what to do.",
+    )
+
+
+def _rounds() -> Panel:
+    panel = _stat("Rounds", "federation_round", "done", text="value_and_name", decimals=0)
+    planned = {**panel["targets"][0], "refId": "B", "expr": "federation_rounds_planned"}
+    panel["targets"].append(planned | {"legendFormat": "planned"})
+    return panel
+
+
 def federation() -> dict[str, Any]:
     """Is it learning, who takes part, where does the time go?"""
     return _dashboard(
@@ -214,12 +235,7 @@ def federation() -> dict[str, Any]:
                 4,
                 [
                     _stat("Run", _STATE, mappings=_STATES, description="What the newest run is doing."),
-                    _stat(
-                        "Rounds done",
-                        "federation_round / on() federation_rounds_planned",
-                        unit="percentunit",
-                        description="Complete rounds of those planned.",
-                    ),
+                    _rounds(),
                     _stat(
                         "Policy loss since the start",
                         "federation:loss_change:ratio",
@@ -238,15 +254,10 @@ def federation() -> dict[str, Any]:
                         "Time of a round",
                         "federation_round_duration_seconds",
                         unit="s",
-                        decimals=0,
+                        decimals=1,
                         description="The newest complete round.",
                     ),
-                    _stat(
-                        "Alerts",
-                        'count(ALERTS{alertstate="firing"}) or vector(0)',
-                        thresholds=_steps((None, _GOOD), (1, _BAD)),
-                        description="Firing now: see /alerts of Prometheus; RUNBOOK.md says what to do.",
-                    ),
+                    _alerts(),
                 ],
             ),
             (
@@ -255,11 +266,12 @@ def federation() -> dict[str, Any]:
                     _lines(
                         "Is it learning? Held-out policy loss",
                         [
-                            ("federation_policy_loss", "{{dataset}}"),
-                            ("federation_policy_loss_best", "best"),
                             ("federation_policy_loss_baseline", "before training"),
+                            ("federation_policy_loss_best", "best"),
+                            ("federation_policy_loss", "{{dataset}}"),
                         ],
                         decimals=2,
+                        overrides=[_dashed("best"), _dashed("before training")],
                         description="Flow-matching loss on data no node has seen.",
                     ),
                     _lines(
@@ -335,7 +347,7 @@ def federation() -> dict[str, Any]:
                         description="Critical path: the server's own work and the slowest node's.",
                     ),
                     _lines(
-                        "Where does the time go? Newest round",
+                        "Where does the time go? Round by round",
                         [("federation_round_phase_seconds", "{{phase}}")],
                         stacked=True,
                         unit="s",
@@ -353,7 +365,7 @@ def federation() -> dict[str, Any]:
                     _lines(
                         "Bytes moved",
                         [("federation_transferred_bytes_total", "{{direction}}")],
-                        unit="bytes",
+                        unit="decbytes",
                         decimals=1,
                         description="Encoded weights (down) and updates (up), since the run began.",
                     ),
@@ -371,7 +383,6 @@ def site() -> dict[str, Any]:
         "type": "query",
         "datasource": _SOURCE,
         "query": {"query": "label_values(federation_node_frames, node)", "refId": "node"},
-        "definition": "label_values(federation_node_frames, node)",
         "refresh": 2,
         "sort": 1,
         "includeAll": False,
@@ -460,13 +471,13 @@ def site() -> dict[str, Any]:
                     _lines(
                         "Peak memory of the device",
                         [('federation_node_device_memory_bytes{node="$node"}', "peak")],
-                        unit="bytes",
+                        unit="decbytes",
                         decimals=1,
                     ),
                     _lines(
                         "Bytes moved",
                         [('federation_node_transferred_bytes_total{node="$node"}', "{{direction}}")],
-                        unit="bytes",
+                        unit="decbytes",
                         decimals=1,
                     ),
                 ],
@@ -540,6 +551,7 @@ def infrastructure() -> dict[str, Any]:
                         decimals=0,
                         thresholds=_steps((None, _GOOD), (1, _BAD)),
                     ),
+                    _alerts(),
                 ],
             ),
             (
@@ -569,6 +581,8 @@ def infrastructure() -> dict[str, Any]:
                         "federation:certificate_left:days",
                         "{{certificate}}",
                         decimals=0,
+                        thresholds=_steps((None, _BAD), (14, _WARN), (30, _GOOD)),
+                        limits=(0, 400),
                     ),
                     _lines(
                         "Free disk",
@@ -576,7 +590,7 @@ def infrastructure() -> dict[str, Any]:
                             ("federation_disk_free_bytes", "runs"),
                             ("federation_site_scratch_free_bytes", "scratch of {{node}}"),
                         ],
-                        unit="bytes",
+                        unit="decbytes",
                         decimals=1,
                     ),
                 ],
@@ -587,7 +601,7 @@ def infrastructure() -> dict[str, Any]:
                     _lines(
                         "Memory of the exporters",
                         [('process_resident_memory_bytes{job=~"federation|sites"}', "{{instance}}")],
-                        unit="bytes",
+                        unit="decbytes",
                         decimals=0,
                     ),
                     _lines(

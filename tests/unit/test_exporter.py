@@ -288,6 +288,7 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("policy loss is nan, gradient norm nan: lower training.learning_rate", "non_finite"),
         ("num_examples = 0: nothing was trained on", "malformed"),
         ("frozen weights differ from the server's: install", "frozen_weights"),
+        ("<class 'client.consent.ConsentError'>:<'this site refuses the app: it differs", "app_refused"),
         ("data set site-a: 100 frames in a row cannot be decoded", "dataset"),
         ("RuntimeError; the log of this SuperNode says more", "node_failed"),
     ):

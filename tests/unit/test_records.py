@@ -8,8 +8,6 @@ from federation.errors import ConfigError, FederationError
 from server import records
 from server.files import write_atomically, write_json
 from server.records import RunRecord, new_run_name, recorded_config
-from server.report import main as report_main
-from server.report import write_report
 
 
 def _evaluation(loss: float) -> dict:
@@ -176,40 +174,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         write_atomically(file, torn)
     assert json.loads(file.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_report_shows_rounds_nodes_and_what_went_wrong(record: RunRecord) -> None:
-    record.node_joined("site-a", {"episodes": 3, "frames": 9, "fps": 30, "cameras": ["top", "wrist"]})
-    record.evaluated(0, _evaluation(2.0))
-    record.round_finished(_round(1))
-    failed = {"clients": {}, "policy_loss": None, "aggregated": False, "update_norm": 0.0}
-    bad = _round(2, missing=["site-a"], refused={"site-b": "<NaN>"}, **failed)
-    del bad["evaluation"]
-    record.round_finished(bad)
-    record.close("finished")
-    page = write_report(record.folder).read_text()
-    for text in (
-        "2.0000",
-        "1.0000",
-        "-50.0 %",
-        "3.0 MB down",
-        "top, wrist",
-        "training.local_steps",
-        "data:image/png",
-    ):
-        assert text in page
-    assert {file.name for file in (record.folder / "plots").iterdir()} == {
-        "policy_loss.png",
-        "client_losses.png",
-        "update_norm.png",
-    }
-
-
-def test_the_report_of_a_run_without_rounds_says_so(record: RunRecord) -> None:
-    assert "No round has been evaluated yet" in write_report(record.folder).read_text()
-
-
-def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    assert report_main() == 2
-    assert "name a run's folder" in capsys.readouterr().err

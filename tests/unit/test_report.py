@@ -1,0 +1,134 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from federation.config import parse_run_config
+from server.records import RunRecord
+from server.report import main as report_main
+from server.report import write_report
+from tests.unit.test_exporter import CLIENT, FACTS, _entry, _evaluation
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    """Three rounds: a good one, one without site-b, one with a refused update and no evaluation."""
+    config = parse_run_config({"training.local_steps": 8}, "tests")
+    record = RunRecord(tmp_path, "run-1", config)
+    record.event("node_refused", node_id="7", reason="data set lab: lacks the camera <wrist>")
+    record.node_joined("site-a", {**FACTS, "cameras": ["top", "wrist"]})
+    record.node_joined("site-b", {**FACTS, "cameras": ["top", "wrist"]})
+    record.evaluated(0, _evaluation(2.0))
+    record.round_finished(_entry(1, evaluation=_evaluation(1.0)))
+    record.round_finished(
+        _entry(2, clients={"site-a": CLIENT}, missing=["site-b"], evaluation=_evaluation(0.5))
+    )
+    failed = {"clients": {}, "policy_loss": None, "aggregated": False, "update_norm": 0.0, "num_examples": 0}
+    why = {"site-a": "policy_loss = nan must be a finite number"}
+    record.round_finished(_entry(3, refused=why, missing=["site-b"], bytes={"down": 0, "up": 0}, **failed))
+    return record
+
+
+class _Page(HTMLParser):
+    """The text of a page, and what it would load from elsewhere."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for key, value in attributes if key in ("src", "href")]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_first_screen_says_how_good_it_is(record: RunRecord) -> None:
+    record.close("finished")
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "0.5000 -75.0 % policy loss, 2.0000 before training" in text
+    assert "0.5000 best policy loss, round 2" in text
+    assert "3 of 20 rounds done" in text
+    assert "finished" in text
+
+
+def test_it_shows_nodes_time_and_bytes(record: RunRecord) -> None:
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "site-a top, wrist 3 9 2 24 4 1.5000 2.00 75 % 1.0 GB" in text
+    assert "wait" in text
+    assert "all 1.2 kB 400 B" in text
+
+
+def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) -> None:
+    page = write_report(record.folder).read_text()
+    text = _Page(page).text
+    assert "site-b missing no reply in time 2, 3" in text
+    assert "site-a refused policy_loss = nan must be a finite number 3" in text
+    assert "refused to join data set lab: lacks the camera <wrist>" in text
+    assert "<wrist>" not in page  # escaped
+
+
+def test_a_failed_run_says_why(record: RunRecord) -> None:
+    record.close("failed", "1 of 2 nodes joined within 300 s")
+    assert "1 of 2 nodes joined within 300 s" in _Page(write_report(record.folder).read_text()).text
+
+
+def test_settings_other_than_the_default_stand_out(record: RunRecord) -> None:
+    page = write_report(record.folder).read_text()
+    bold = re.findall(r"<tr class=changed><td>([^<]+)<td>([^<]+)", page)
+    assert bold == [("training.local_steps", "8")]
+    assert "lerobot" in _Page(page).text  # the environment
+
+
+def test_it_is_one_file_that_loads_nothing(record: RunRecord) -> None:
+    page = write_report(record.folder).read_text()
+    sources = _Page(page).sources
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "url(" not in page
+    assert "@media print" in page
+    plots = {file.name for file in (record.folder / "plots").iterdir()}
+    assert plots == {"policy_loss.png", "client_losses.png", "update_norm.png", "time_by_phase.png"}
+
+
+def test_the_report_of_a_run_without_rounds_says_so(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "No round has been evaluated yet" in text
+    assert "No node was missing, no update was refused." in text
+
+
+def test_many_nodes_are_drawn_without_a_legend_of_all(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
+    names = [f"site-{number}" for number in range(30)]
+    for name in names:
+        record.node_joined(name, FACTS)
+    record.evaluated(0, _evaluation(2.0))
+    record.round_finished(_entry(1, clients=dict.fromkeys(names, CLIENT), evaluation=_evaluation(1.0)))
+    assert "site-29" in write_report(record.folder).read_text()
+
+
+def test_a_record_of_an_older_version_is_shown(record: RunRecord) -> None:
+    file = record.folder / "federated_metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["environment"]
+    for entry in metrics["rounds"]:
+        for client in entry["clients"].values():
+            for key in [key for key in client if key.endswith("_seconds") or "memory" in key]:
+                del client[key]
+    file.write_text(json.dumps(metrics))
+    assert "It was not recorded." in write_report(record.folder).read_text()
+
+
+def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    assert report_main() == 2
+    assert "name a run's folder" in capsys.readouterr().err
