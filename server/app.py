@@ -50,6 +50,8 @@ def main(grid: Grid, context: Context) -> None:
             _run(grid, config, record, tracking, endings)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            reason = "the ServerApp was told to stop"
         _log.error("the run failed: %s", reason)
         _end(record, "failed", reason)
         raise

@@ -211,7 +211,7 @@ def restore_model(model: GlobalModel, checkpoint: Checkpoint) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.optimizer.items():
             index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
+            state.setdefault(int(index), {})[key] = tensor.clone()
         model.optimizer.load_state_dict(model.optimizer.state_dict() | {"state": state})
 
 

@@ -27,7 +27,7 @@ from federation.dataset_description import check_fits, describe_dataset, find_da
 from federation.errors import DatasetError, FederationError
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
-from server.records import EVENTS_FILE, METRICS_FILE, new_run_name, recorded_config
+from server.records import EVENTS_FILE, new_run_name, read_metrics, recorded_config
 from server.supervisor import as_continuation
 
 __all__ = ["main", "run_demo"]
@@ -139,7 +139,7 @@ def _show(
         # Those of the run so far, if this goes on with one; a torn line at their end is going to be cut off.
         position = (folder / EVENTS_FILE).read_bytes().rfind(b"\n") + 1 if config.run.resume else 0
         steps = {site: progress.add_task(site, total=config.training.local_steps, note="") for site in sites}
-        baseline = None
+        baseline = (read_metrics(folder)["baseline"] or {}).get("policy_loss") if config.run.resume else None
         for event in _follow(folder / EVENTS_FILE, position, cluster, run_id):
             kind = event["event"] if event else "tick"
             if kind == "tick":
@@ -222,7 +222,7 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
 
 
 def _print_summary(folder: Path, console: Console) -> None:
-    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    metrics = read_metrics(folder)
     table = Table(title=f"{metrics['run']}: policy loss by round")
     nodes = sorted(metrics["nodes"])
     for column in ("round", "held-out", "action MSE", *(f"{name} (training)" for name in nodes)):

@@ -214,14 +214,19 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """The `federated_metrics.json` of the run in `folder`.
 
     Raises:
-        FederationError: it is missing or is no JSON object.
+        FederationError: it is missing or damaged.
     """
+    file = folder / METRICS_FILE
     try:
-        return dict(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise FederationError(
-            f"{folder / METRICS_FILE} cannot be read ({error}): name a run's folder"
-        ) from None
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FederationError(f"{file} cannot be read ({error}): name a run's folder") from None
+    needed = {"config": dict, "rounds": list, "status": str, "reason": str}
+    if not isinstance(metrics, dict) or any(
+        type(metrics.get(key)) is not kind for key, kind in needed.items()
+    ):
+        raise FederationError(f"{file} is no record of a run: name a run's folder")
+    return metrics
 
 
 def recorded_config(folder: Path) -> RunConfig:

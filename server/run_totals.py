@@ -32,6 +32,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "a wrong shape, name, count or hash",
         r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",
     ),
+    "norm": ("an update far larger than those of the others", r"^its norm is"),
     "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),
     "app_refused": ("the site does not let this app's code in", r"this site refuses the app"),
     "dataset": ("the node's data set cannot be used", r"^data set "),
@@ -93,6 +94,9 @@ class RunTotals:
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
+
+    def _on_run_resumed(self, _: dict[str, Any]) -> None:
+        self.status, self.round_in_progress = "running", 0
 
     def _on_run_finished(self, _: dict[str, Any]) -> None:
         self.status, self.round_in_progress = "finished", 0

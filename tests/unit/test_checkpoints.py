@@ -87,6 +87,7 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) ->
     restore_model(resumed, checkpoint)
     step(resumed, 3)
     assert all(resumed.weights[name].equal(tensor) for name, tensor in through.weights.items())
+    assert load_checkpoint(tmp_path / "round_0002.safetensors").round == 2  # training on does not touch it
     assert checkpoint.entry == {"round": 2}
     assert checkpoint.config == flatten(RunConfig())
     assert checkpoint.statistics["action"]["mean"].tolist() == [0.1, 1 / 3]

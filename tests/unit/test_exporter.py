@@ -24,6 +24,7 @@ from server.records import RunRecord
 from server.round_phases import PHASES, round_phases
 from server.run_totals import RunFollower, refusal_reason
 from server.superlink_state import SuperLinkState, ask_superlink
+from server.verification import NormJudge
 
 REPOSITORY = Path(__file__).parents[2]
 CLIENT = {
@@ -293,6 +294,22 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("RuntimeError; the log of this SuperNode says more", "node_failed"),
     ):
         assert refusal_reason(text) == reason, text
+
+
+def test_a_refusal_for_the_norm_is_told_by_its_own_words() -> None:
+    judge = NormJudge([], max_ratio=10.0)
+    for norm in (1.0, 1.0, 50.0):
+        judge.passes_at_once(norm)
+    with pytest.raises(WireError) as error:
+        judge.check(50.0)
+    assert refusal_reason(str(error.value)) == "norm"
+
+
+def test_a_resumed_run_is_running_again(record: RunRecord, tmp_path: Path) -> None:
+    record.event("run_failed", reason="killed")
+    assert _scrape(tmp_path)['federation_run_state{state="failed"}'] == 1
+    record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
+    assert _scrape(tmp_path)['federation_run_state{state="running"}'] == 1
 
 
 def test_refused_updates_are_counted_by_reason(record: RunRecord, tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
         RunRecord(tmp_path, "run-1", RESUMED)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"config": 1}', b"\xff\xfe"])
+def test_a_damaged_record_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
+    folder = _interrupted(tmp_path)
+    (folder / "federated_metrics.json").write_bytes(content)
+    with pytest.raises(FederationError, match=r"federated_metrics.json .*name a run's folder"):
+        RunRecord(tmp_path, "run-1", RESUMED)
+
+
 def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "_LOCK_SECONDS", 0.0)
     holder = RunRecord(tmp_path, "run-1", RunConfig())

@@ -24,7 +24,7 @@ def _terminate_supernode(cluster: FaultyCluster) -> None:
 def _kill_supernode(cluster: FaultyCluster) -> None:
     cluster.app("clientapp", "site-a")
     cluster.kill("site-a")
-    cluster.start_again_when_let_in("site-a", seconds=120)
+    cluster.start_again_when_let_in("site-a", seconds=240)
 
 
 def _kill_client_app(cluster: FaultyCluster) -> None:
