@@ -96,9 +96,13 @@ def test_the_demo_shows_nodes_rounds_and_the_report(demo) -> None:
     assert str(folder / "report.html") in printed
 
 
-def test_the_exported_policy_is_the_last_checkpoint_and_loads_with_lerobot(demo) -> None:
+def test_the_exported_policy_is_the_last_checkpoint_and_loads_with_lerobot(
+    demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = demo
-    policy = SmolVLAPolicy.from_pretrained(folder / "pretrained_model", strict=True)
+    assert (folder / "pretrained_model_best" / "model.safetensors").is_file()
+    monkeypatch.chdir(folder / "pretrained_model")
+    policy = SmolVLAPolicy.from_pretrained(".", strict=True)
     parameters = dict(policy.named_parameters())
     last = load_file(folder / "checkpoints" / "round_0002.safetensors")
     assert last
