@@ -57,6 +57,20 @@ rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resum
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
 	@$(PY) -m server.report outputs/$(RUN)
 
+.PHONY: simulate
+simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20)
+	@$(PY) -m server.simulation --policy $(or $(POLICY),outputs/$(RUN)/pretrained_model) \
+		--out $(or $(POLICY),outputs/$(RUN))/simulation.json --episodes $(or $(EPISODES),20)
+
+.PHONY: compare
+compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50)
+	@$(PY) -m server.compare $(A) $(B) --episodes $(or $(EPISODES),50)
+
+.PHONY: serve
+serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=name or POLICY=folder, SERVE_PORT=8080)
+	cd $(or $(POLICY),outputs/$(RUN)/pretrained_model) && \
+		$(CURDIR)/$(PY) -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=$(or $(SERVE_PORT),8080)
+
 .PHONY: lint
 lint: $(VENV)/.installed ## ruff and mypy
 	$(VENV)/bin/ruff check .
