@@ -18,6 +18,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from server.plots import PLOTS, draw
 from server.records import EVENTS_FILE, METRICS_FILE
+from server.report_simulation import simulation_section
 from server.round_phases import PHASES, round_phases
 
 __all__ = ["write_report"]
@@ -79,7 +80,8 @@ def write_report(folder: Path) -> Path:
         figure.savefig(vector, format="svg", metadata={"Date": None})
         images[name] = vector.getvalue()
     report = folder / "report.html"
-    report.write_text(_page(metrics, images, _refused_joins(folder)), encoding="utf-8")
+    page = _page(metrics, images, _refused_joins(folder), simulation_section(metrics, folder))
+    report.write_text(page, encoding="utf-8")
     return report
 
 
@@ -93,7 +95,7 @@ def _refused_joins(folder: Path) -> list[str]:
     return [json.loads(line)["reason"] for line in lines if '"event": "node_refused"' in line]
 
 
-def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list[str]) -> str:
+def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list[str], simulated: str) -> str:
     name, status = html.escape(metrics["run"]), metrics["status"]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -105,6 +107,7 @@ def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list
         _figures(metrics),
         "<h2>Is it learning?</h2>",
         _figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
+        simulated,
         "<h2>Rounds</h2>",
         _rounds(metrics["rounds"]),
         "<h2>Nodes</h2>",
