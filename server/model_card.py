@@ -74,7 +74,7 @@ _RUN = """```
 pip install "lerobot[smolvla,async]"
 cd this-folder
 lerobot-eval --policy.path=. --env.type=...          # a simulated environment
-lerobot-record --policy.path=. --robot.type=so101_follower ...
+lerobot-rollout --policy.path=. --robot.type=so101_follower ...
 python -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=8080
 ```
 

@@ -56,6 +56,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(401, {"error": "Invalid token"})
         if path == "/api/whoami-v2":
             return self._send(200, {"name": "lab", "auth": {"accessToken": {"role": "write"}}})
+        if path == "/api/validate-yaml":  # of the model card
+            return self._send(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
             wish = json.loads(body)
             name = f"{wish.get('organization') or 'lab'}/{wish['name']}"

@@ -1,0 +1,94 @@
+"""What becomes of a run's policy: exports, closed loop and Hub together."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from federation.config import RunConfig, flatten, parse_run_config
+from federation.errors import ConfigError
+from federation.policy import frozen_fingerprint
+from server import delivery as delivery_module
+from server import hub as hub_module
+from server.checkpoints import Checkpoints
+from server.delivery import Delivery
+from server.records import EVENTS_FILE, RunRecord
+from server.rounds import GlobalModel
+from tests.conftest import TINY
+from tests.local_hub import TOKEN, LocalHub, local_hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    with local_hub() as server:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=server.url))
+        monkeypatch.setattr(hub_module, "_SECONDS_BEFORE_RETRIES", (0.0,))
+        yield server
+
+
+@pytest.fixture
+def model(policy, weights, statistics) -> GlobalModel:
+    return GlobalModel(weights, statistics, frozen_fingerprint(policy))
+
+
+def _config(**changes: object) -> RunConfig:
+    return parse_run_config(TINY | changes, "tests")
+
+
+def _deliver(policy, model: GlobalModel, config: RunConfig, outputs: Path) -> Path:
+    """Two rounds of a run in which round 1 is the best."""
+    record = RunRecord(outputs, "run-1", config)
+    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
+    with Delivery(policy, config, record) as delivery:
+        for round_, loss in ((0, 2.0), (1, 1.0), (2, 1.5)):
+            checkpoints.save(round_, model, loss, entry=None)
+            delivery.after_round(round_, model)
+            for tensor in model.weights.values():
+                tensor.add_(1)
+        delivery.finish(model, checkpoints)
+    return record.folder
+
+
+def _pushes(folder: Path) -> list[tuple[str, int]]:
+    events = [json.loads(line) for line in (folder / EVENTS_FILE).read_text().splitlines()]
+    return [(event["event"], event["round"]) for event in events if "push" in event["event"]]
+
+
+def test_the_last_and_the_best_policy_are_exported(policy, model, tmp_path: Path) -> None:
+    folder = _deliver(policy, model, _config(), tmp_path)
+    assert "weights after round 2" in (folder / "pretrained_model" / "README.md").read_text()
+    assert "weights after round 1" in (folder / "pretrained_model_best" / "README.md").read_text()
+    last, best = (folder / f"pretrained_model{end}" / "model.safetensors" for end in ("", "_best"))
+    assert last.read_bytes() != best.read_bytes()
+
+
+def test_the_policy_is_pushed_on_the_way_and_at_the_end(policy, model, hub, tmp_path: Path) -> None:
+    folder = _deliver(policy, model, _config(**{"hub.repo": "lab/so101", "hub.push_frequency": 1}), tmp_path)
+    assert sorted(_pushes(folder)) == [("pushed", 1), ("pushed", 2)]
+    assert hub.tags == [("lab/so101", "round-1"), ("lab/so101", "round-2")]
+    pushed = hub.repos["lab/so101"]["README.md"].decode()
+    assert "weights after round 2" in pushed
+    assert not list((folder / "to_push").iterdir())
+
+
+def test_a_failed_push_is_an_event_and_not_the_end_of_the_run(policy, model, hub, tmp_path: Path) -> None:
+    hub.failures[("POST", "/lab/so101/commit")] = [403] * 50
+    folder = _deliver(policy, model, _config(**{"hub.repo": "lab/so101"}), tmp_path)
+    assert _pushes(folder) == [("push_failed", 2)]
+    assert (folder / "pretrained_model" / "model.safetensors").is_file()
+
+
+def test_a_missing_simulator_ends_the_run_before_its_first_round(
+    policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ConfigError("mujoco is not installed")
+
+    monkeypatch.setattr(delivery_module, "check_simulator", missing)
+    config = _config(**{"evaluation.sim_frequency": 1})
+    with pytest.raises(ConfigError, match="mujoco"):
+        Delivery(policy, config, RunRecord(tmp_path, "run-1", config))
