@@ -45,6 +45,14 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
+.PHONY: resume
+resume: keys ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
+	@$(PY) -m server.demo --resume "$(RUN)" --data $(DATA) --port $(PORT)
+
+.PHONY: rollback
+rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)
+	@$(PY) -m server.rollback "outputs/$(RUN)" "$(ROUND)"
+
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
 	@$(PY) -m server.report outputs/$(RUN)
@@ -62,11 +70,22 @@ test: $(VENV)/.installed ## the whole test suite with coverage
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
+.PHONY: faults
+faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
+	FAULT_MATRIX=tests/integration/faults/MATRIX.md $(PY) -m pytest -q \
+		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
+
 .PHONY: bench
 bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
 	$(PY) -m tests.benchmarks.aggregation
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
+	$(PY) -m tests.benchmarks.data_loading
+	$(PY) -m tests.benchmarks.poisoning
+
+.PHONY: study
+study: $(VENV)/.installed ## federated against centralised training on four simulated sites, about an hour on two cores
+	$(PY) -m tests.benchmarks.study
 
 # Docker. GPU=1: NVIDIA devices for training.
 COMPOSE_FILES := $(or $(shell sed -n 's/^COMPOSE_FILE=//p' .env 2>/dev/null),docker-compose.yml)

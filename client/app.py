@@ -84,9 +84,9 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
-    from client.sample_cache import open_samples
     from client.training import run_training_loop, setup_training_components
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
+    from federation.sample_cache import open_samples
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
@@ -130,13 +130,12 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         result.policy_loss,
         result.skipped_frames,
     )
-    add_residual(site.scratch, run, result.update)
+    add_residual(site.scratch, run, round_, result.update)
     header = Header(config.wire.upload, run, round_, base=weights.header.sha256)
     arrays, header_record, sealed = pack_tensors(result.update.items(), header)
     sent = open_payload(arrays, header_record, {n: u.shape for n, u in result.update.items()}, sealed)
-    keep_residual(
-        site.scratch, run, {name: result.update[name].sub_(decoded) for name, decoded in sent.tensors()}
-    )
+    residual = {name: result.update[name].sub_(decoded) for name, decoded in sent.tensors()}
+    keep_residual(site.scratch, run, round_, residual)
     metrics = {k: v for k, v in vars(result).items() if k != "update"} | {
         "setup_seconds": setup_seconds,
         "download_bytes": weights.size_bytes,

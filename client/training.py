@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream
-from client.sample_cache import SampleCache
 from client.schedule import learning_rate
 from federation.config import RunConfig, TrainingConfig
 from federation.errors import FederationError
@@ -28,6 +27,7 @@ from federation.policy import (
     load_trainable,
     trainable_parameters,
 )
+from federation.sample_cache import SampleCache
 from federation.statistics import Statistics
 
 __all__ = [
@@ -133,20 +133,23 @@ def setup_training_components(
     )
 
 
-def run_training_step(components: TrainingComponents, batch: dict[str, Any]) -> StepMetrics:
-    """One optimizer step on a preprocessed batch.
+def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:
+    """One optimizer step on preprocessed batches, whose gradients are averaged.
 
     Raises:
         TrainingError: the policy loss is NaN or infinite.
     """
     components.policy.train()
-    with autocast(components.device):
-        loss, _ = components.policy.forward(batch)
-    loss.backward()
+    policy_loss = 0.0
+    for batch in batches:
+        with autocast(components.device):
+            loss, _ = components.policy.forward(batch)
+        (loss / len(batches)).backward()
+        policy_loss += loss.item() / len(batches)
     parameters = list(components.parameters.values())
     proximal_loss = add_proximal_gradient(parameters, components.received, components.config.proximal_mu)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, components.config.grad_clip_norm)
-    metrics = StepMetrics(loss.item(), proximal_loss.item(), grad_norm.item())
+    metrics = StepMetrics(policy_loss, proximal_loss.item(), grad_norm.item())
     if not math.isfinite(metrics.policy_loss) or not math.isfinite(metrics.grad_norm):
         raise TrainingError(
             f"policy loss is {metrics.policy_loss}, gradient norm {metrics.grad_norm}: "
@@ -180,14 +183,14 @@ def run_training_loop(
     rate = config.learning_rate
     for step in range(config.local_steps):
         asked = time.monotonic()
-        batch = next(components.batches)
+        batches = [next(components.batches) for _ in range(config.gradient_accumulation_steps)]
         data_seconds += time.monotonic() - asked
-        skipped_frames += int(batch.pop(SKIPPED_FRAMES).sum())
-        num_examples += len(batch["action"])
+        skipped_frames += sum(int(batch.pop(SKIPPED_FRAMES).sum()) for batch in batches)
+        num_examples += sum(len(batch["action"]) for batch in batches)
         rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
         for group in components.optimizer.param_groups:
             group["lr"] = rate
-        history.append(run_training_step(components, components.preprocessor(batch)))
+        history.append(run_training_step(components, *map(components.preprocessor, batches)))
         on_step(step + 1, history[-1])
     update = {
         name: (parameter.detach() - received).cpu()

@@ -56,6 +56,7 @@ class RunSection:
     name: str = _setting("")  # outputs/<name>; empty: a name is made from the date and time
     seed: int = _setting(0, at_least=0)
     num_rounds: int = _setting(20, at_least=1)
+    resume: bool = _setting(False)  # go on with outputs/<name> after its newest checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ class FederationConfig:
 
     fraction_fit: float = _setting(1.0, above=0, at_most=1)  # share of the online nodes sampled each round
     min_nodes: int = _setting(2, at_least=1)  # nodes that must be online before a round starts
+    min_updates: int = _setting(1, at_least=1)  # good updates below which the weights stay as they are
     round_deadline_seconds: float = _setting(1800.0, above=0)
+    # Once this share of the asked nodes has replied, the others get `straggler_factor` times the median
+    # reply time and no more.
+    quorum: float = _setting(0.75, above=0, at_most=1)
+    straggler_factor: float = _setting(4.0, at_least=1)
     join_timeout_seconds: float = _setting(300.0, above=0)  # how long to wait for min_nodes
 
 
@@ -90,6 +96,7 @@ class TrainingConfig:
 
     local_steps: int = _setting(200, at_least=1)
     batch_size: int = _setting(16, at_least=1)
+    gradient_accumulation_steps: int = _setting(1, at_least=1)  # batches of an optimizer step
     proximal_mu: float = _setting(0.001, at_least=0)  # FedProx mu; 0 is FedAvg
     learning_rate: float = _setting(1e-4, above=0)
     min_learning_rate: float = _setting(2.5e-6, at_least=0)  # where the cosine ends
@@ -106,6 +113,9 @@ class AggregationConfig:
     """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
 
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
+    # An update with a norm beyond this many times the median is refused; 0: none is. See
+    # `server/verification.py`.
+    max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
     byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
@@ -139,6 +149,7 @@ class CheckpointConfig:
 
     frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
     keep: int = _setting(3, at_least=1)  # newest N are kept, and the best one besides
+    keep_every: int = _setting(10, at_least=0)  # and those of every Nth round, to go back to; 0: none
 
 
 @dataclass(frozen=True)
@@ -254,6 +265,13 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: policy.cameras = {config.policy.cameras!r}: "
             "must be different names separated by commas, e.g. 'top,wrist'"
+        )
+    participants = math.ceil(config.federation.fraction_fit * config.federation.min_nodes)
+    if config.federation.min_updates > participants:
+        raise ConfigError(
+            f"{source}: federation.min_updates = {config.federation.min_updates}: with fraction_fit = "
+            f"{config.federation.fraction_fit} a round may have {participants} participants only; raise "
+            "federation.min_nodes or lower it"
         )
     if config.training.min_learning_rate > config.training.learning_rate:
         raise ConfigError(

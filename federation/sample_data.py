@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -74,6 +74,16 @@ class SampleParameters:
 
 
 @dataclass(frozen=True)
+class Job:
+    """An episode to record."""
+
+    dataset: str
+    variant: str
+    number: tuple[int, int]
+    """of the data set, and of the episode in it: they decide its seeds"""
+
+
+@dataclass(frozen=True)
 class Episode:
     """One recorded pick of T frames: what was seen, then what was commanded."""
 
@@ -87,10 +97,19 @@ class Episode:
     attempts: int
 
 
-def ensure_sample_data(out: Path, parameters: SampleParameters, workers: int = 2) -> dict[str, Any] | None:
+def ensure_sample_data(
+    out: Path,
+    parameters: SampleParameters,
+    workers: int = 2,
+    datasets: Mapping[str, tuple[str, ...]] = DATASETS,
+) -> dict[str, Any] | None:
     """Record the data sets into `out`, unless they are there already.
 
     They appear under `out` all at once or not at all; sample data of other parameters is replaced.
+
+    Args:
+        datasets: data set -> the scene variants that its episodes take in turn; "holdout" has
+            `eval_episodes` of them.
 
     Returns:
         data set -> {"episodes", "frames", "attempts"}, or None if nothing had to be done.
@@ -101,18 +120,18 @@ def ensure_sample_data(out: Path, parameters: SampleParameters, workers: int = 2
     """
     out = out.absolute()
     manifest = {"kind": MANIFEST_KIND, "schema": SCHEMA_VERSION, "parameters": asdict(parameters)}
-    if _is_complete(out, manifest):
+    if _is_complete(out, manifest, datasets):
         return None
-    _refuse_foreign_folder(out)
+    _refuse_foreign_folder(out, datasets)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.recording-{os.getpid()}"
     try:
         unfinished.mkdir()
-        manifest["datasets"] = recorded = _record_all(unfinished, parameters, workers)
+        manifest["datasets"] = recorded = _record_all(unfinished, parameters, datasets, workers)
         (unfinished / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for video in unfinished.rglob("*.mp4"):
             video.chmod(0o644)  # LeRobot moves them from temporary files, which only their owner may read
-        _refuse_foreign_folder(out)  # minutes have passed
+        _refuse_foreign_folder(out, datasets)  # minutes have passed
         if out.exists():
             out.rename(unfinished / "replaced")
         unfinished.rename(out)
@@ -131,14 +150,14 @@ def _read_manifest(out: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) and manifest.get("kind") == MANIFEST_KIND else {}
 
 
-def _is_complete(out: Path, wanted: dict[str, Any]) -> bool:
+def _is_complete(out: Path, wanted: dict[str, Any], datasets: Iterable[str]) -> bool:
     found = _read_manifest(out)
     return all(found.get(key) == value for key, value in wanted.items()) and all(
-        (out / name / "meta" / "info.json").is_file() for name in DATASETS
+        (out / name / "meta" / "info.json").is_file() for name in datasets
     )
 
 
-def _refuse_foreign_folder(out: Path) -> None:
+def _refuse_foreign_folder(out: Path, datasets: Iterable[str]) -> None:
     """Raise SampleDataError if replacing `out` would delete anything that this command did not record."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise SampleDataError(f"--out {out} is not a plain folder; name another one")
@@ -146,14 +165,16 @@ def _refuse_foreign_folder(out: Path) -> None:
         return
     foreign = sorted(entry.name for entry in out.iterdir())
     if _read_manifest(out):
-        foreign = [name for name in foreign if name not in {MANIFEST_NAME, *DATASETS}]
+        foreign = [name for name in foreign if name not in {MANIFEST_NAME, *datasets}]
     if foreign:
         raise SampleDataError(
             f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
         )
 
 
-def _record_all(root: Path, parameters: SampleParameters, workers: int) -> dict[str, dict[str, int]]:
+def _record_all(
+    root: Path, parameters: SampleParameters, datasets: Mapping[str, tuple[str, ...]], workers: int
+) -> dict[str, dict[str, int]]:
     """Record every data set under `root`; data set -> {"episodes", "frames", "attempts"}."""
     import av
     from datasets.utils.logging import disable_progress_bar
@@ -163,17 +184,18 @@ def _record_all(root: Path, parameters: SampleParameters, workers: int) -> dict[
     disable_progress_bar()
     av.logging.set_libav_level(av.logging.ERROR)
     jobs = [
-        (dataset, episode)
-        for dataset in DATASETS
+        Job(dataset, variants[episode % len(variants)], (number, episode))
+        for number, (dataset, variants) in enumerate(datasets.items())
         for episode in range(parameters.eval_episodes if dataset == "holdout" else parameters.episodes)
     ]
-    counts = {name: {"episodes": 0, "frames": 0, "attempts": 0} for name in DATASETS}
+    counts = {name: {"episodes": 0, "frames": 0, "attempts": 0} for name in datasets}
     writers: dict[str, Any] = {}
     with (
         closing(_episodes(jobs, parameters, workers)) as episodes,
         tqdm(total=len(jobs), unit="ep") as progress,
     ):
-        for (name, _), episode in zip(jobs, episodes, strict=True):
+        for job, episode in zip(jobs, episodes, strict=True):
+            name = job.dataset
             progress.set_description(name)
             if name not in writers:
                 writers[name] = _create_dataset(root / name, parameters.image_size_px)
@@ -186,9 +208,7 @@ def _record_all(root: Path, parameters: SampleParameters, workers: int) -> dict[
     return counts
 
 
-def _episodes(
-    jobs: Sequence[tuple[str, int]], parameters: SampleParameters, workers: int
-) -> Generator[Episode]:
+def _episodes(jobs: Sequence[Job], parameters: SampleParameters, workers: int) -> Generator[Episode]:
     """The recorded episodes in the order of `jobs`, made by `workers` processes, or by this one if 1."""
     if workers == 1:
         for job in jobs:
@@ -221,24 +241,22 @@ def _exit_after(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _record_episode(job: tuple[str, int], parameters: SampleParameters) -> Episode:
-    """Simulate episode `job` (data set, index) with one seed after another until the pick succeeds."""
+def _record_episode(job: Job, parameters: SampleParameters) -> Episode:
+    """Simulate one episode with one seed after another until the pick succeeds."""
     import numpy as np
 
     from federation.so101_expert import plan_pick, play
 
-    dataset, index = job
-    variants = DATASETS[dataset]
-    scene = _scene(variants[index % len(variants)], parameters.image_size_px)
+    scene = _scene(job.variant, parameters.image_size_px)
     for attempt in range(MAX_ATTEMPTS):
-        entropy = (parameters.seed, list(DATASETS).index(dataset), index, attempt)
+        entropy = (parameters.seed, *job.number, attempt)
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         scene.reset(seed)
         plan = plan_pick(scene, seed)
         if play(scene, plan):
             return _draw_episode(scene, seed, plan, attempts=attempt + 1)
     raise SampleDataError(
-        f"{dataset} episode {index}: {MAX_ATTEMPTS} picks failed in a row; try another --seed"
+        f"{job.dataset} episode {job.number[1]}: {MAX_ATTEMPTS} picks failed in a row; try another --seed"
     )
 
 

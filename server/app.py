@@ -7,6 +7,7 @@ sets), `FEDERATION_SCRATCH` (caches).
 
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,18 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
-from federation.config import RunConfig, parse_run_config
+from federation.config import RunConfig, flatten, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import ConfigError, FederationError
-from server.nodes import NodeTable, sample_nodes
+from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord, new_run_name
 from server.tracking import Tracking, evaluation_scalars, round_scalars
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    from server.checkpoints import Checkpoints
+    from server.rounds import GlobalModel
 
 app = ServerApp()
 _log = logs.get_logger("server.app")
@@ -31,29 +35,40 @@ _log = logs.get_logger("server.app")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federated fine-tuning from its configuration to its report."""
+    """Run one federated fine-tuning, or what is left of one, from its configuration to its report."""
     config = parse_run_config(context.run_config, "the run configuration")
     record = RunRecord(_folder("FEDERATION_OUTPUTS"), config.run.name or new_run_name("run"), config)
     logs.configure(record.folder / "server.log")
     logs.speak_as(run=record.name, node="server", round_=0)
-    record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
+    if not config.run.resume:
+        record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
     tracking = None
     try:
         tracking = Tracking(record.folder, config)
         _run(grid, config, record, tracking)
-        record.close("finished")
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         _log.error("the run failed: %s", reason)
-        record.close("failed", reason)
+        _end(record, "failed", reason)
         raise
     finally:
-        from server.report import write_report
-
         if tracking is not None:
             tracking.close()
+    _end(record, "finished")
+
+
+def _end(record: RunRecord, status: str, reason: str = "") -> None:
+    """Record the end. On a full disk that may fail, and must not hide why the run failed."""
+    from server.report import write_report
+
+    try:
+        record.close(status, reason)
         write_report(record.folder)
         record.announce_end()
+    except OSError as error:
+        _log.error("the end of the run cannot be recorded: %s", error)
+        if status == "finished":
+            raise
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -> None:
@@ -64,35 +79,30 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -
         online = nodes.wait_for_nodes()
         policy = building.result()
 
-    from federation.policy import frozen_fingerprint, trainable_parameters
-    from server.aggregation import make_server_optimizer
     from server.checkpoints import Checkpoints
     from server.evaluation import Evaluator
     from server.export import export_policy
-    from server.normalisation import merge_statistics
-    from server.rounds import GlobalModel, run_round
+    from server.rounds import run_round
 
-    weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
-    model = GlobalModel(
-        weights=weights,
-        statistics=merge_statistics([node.statistics for node in online.values()]),
-        fingerprint=frozen_fingerprint(policy),
-        optimizer=make_server_optimizer(config.aggregation, weights),
-    )
+    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
+    model, done = _begin_or_resume(policy, online, checkpoints, config, record)
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
-    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, model.fingerprint)
-    evaluation = evaluator.evaluate(model.weights)
-    record.evaluated(0, evaluation)
-    tracking.log(0, evaluation_scalars(evaluation))
-    _log.info("policy loss %.4f before training", evaluation["policy_loss"])
+    if done is None:
+        evaluation = evaluator.evaluate(model.weights)
+        record.evaluated(0, evaluation)
+        tracking.log(0, evaluation_scalars(evaluation))
+        _log.info("policy loss %.4f before training", evaluation["policy_loss"])
+        checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
+        done = 0
 
-    for round_ in range(1, config.run.num_rounds + 1):
+    for round_ in range(done + 1, config.run.num_rounds + 1):
         logs.speak_as(round_=round_)
         started = time.monotonic()
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
         sample_seconds = time.monotonic() - started
         entry = run_round(grid, model, sampled, round_, config, record)
+        nodes.count_refusals(entry["refused"], entry["clients"])
         entry["seconds"]["sample"] = sample_seconds
         last = round_ == config.run.num_rounds
         policy_loss = None
@@ -104,12 +114,47 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking) -
             entry["seconds"]["evaluate"] = evaluation["seconds"]
         if last or round_ % config.checkpoint.frequency == 0:
             started = time.monotonic()
-            checkpoints.save(round_, model.weights, policy_loss)
+            checkpoints.save(round_, model, policy_loss, entry)
             entry["seconds"]["checkpoint"] = time.monotonic() - started
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
     export_policy(record.folder / "pretrained_model", policy, model)
+
+
+def _begin_or_resume(
+    policy: "SmolVLAPolicy",
+    online: Mapping[int, Node],
+    checkpoints: "Checkpoints",
+    config: RunConfig,
+    record: RunRecord,
+) -> tuple["GlobalModel", int | None]:
+    """The model to go on with, and the round it is after; None if not even round 0 is complete."""
+    from federation.policy import frozen_fingerprint, trainable_parameters
+    from server.aggregation import make_server_optimizer
+    from server.checkpoints import restore_model
+    from server.normalisation import merge_statistics
+    from server.rounds import GlobalModel
+
+    checkpoint = checkpoints.newest() if config.run.resume else None
+    weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
+    model = GlobalModel(
+        weights=weights,
+        # Those of the nodes that began the run: one normalisation from its first round to its last.
+        statistics=checkpoint.statistics
+        if checkpoint
+        else merge_statistics([node.statistics for node in online.values()]),
+        fingerprint=frozen_fingerprint(policy),
+        optimizer=make_server_optimizer(config.aggregation, weights),
+    )
+    if checkpoint is None:
+        if config.run.resume:
+            record.resume_after(None, None)
+        return model, None
+    restore_model(model, checkpoint)
+    record.resume_after(checkpoint.round, checkpoint.entry)
+    _log.info("resumed after round %d", checkpoint.round)
+    return model, checkpoint.round
 
 
 def _evaluation_datasets(config: RunConfig) -> dict[str, Path]:

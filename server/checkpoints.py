@@ -1,52 +1,275 @@
-"""Checkpoints of the global weights: `checkpoints/round_0007.safetensors`, and `best.safetensors`."""
+"""Checkpoints: a run as it was after a round, `checkpoints/round_0007.safetensors`, and `best.safetensors`.
 
+One file holds all that the next round needs, so there is no half of a checkpoint: the trainable weights under
+their own names, the server optimizer's state under `server_optimizer/`, and in the metadata the round, the
+federation's normalisation, the configuration, the fingerprint of the frozen weights, the norms that updates
+are compared with, the round's entry in the record, and a SHA-256 over all of it. What is drawn at random
+depends on the seed and the round alone, so no generator has a state to keep.
+"""
+
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from federation.config import CheckpointConfig
+from federation.errors import FederationError
+from federation.logs import get_logger
+from federation.statistics import Statistics
 from server.files import write_atomically
+from server.rounds import GlobalModel
 
-__all__ = ["Checkpoints"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
+    "load_checkpoint",
+    "restore_model",
+    "set_checkpoints_back",
+]
+
+_OPTIMIZER = "server_optimizer/"
+_log = get_logger("server.checkpoints")
+
+
+class CheckpointError(FederationError):
+    """A checkpoint cannot be written, is damaged, or belongs to another run or policy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `round`; round 0 is before training."""
+
+    round: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "<index of the parameter>/<name>" -> state
+    statistics: Statistics
+    fingerprint: str
+    norms: list[float]
+    policy_loss: float | None  # of the evaluation after this round
+    entry: dict[str, Any] | None  # of this round in the record; round 0 has none
+    config: dict[str, Any]
 
 
 class Checkpoints:
-    """Saves the trainable weights; keeps the newest `keep` and the one with the lowest policy loss.
+    """The checkpoints of one run: the newest `keep`, every `keep_every`th, and the one of lowest policy loss.
 
-    The file's metadata says which round, which policy loss and which frozen weights it belongs to.
+    Args:
+        folder: made if it is not there.
+        config: the run's whole configuration, flat; it goes into each file.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, fingerprint: str) -> None:
-        self._folder, self._config, self._fingerprint = folder, config, fingerprint
-        self._best_loss = float("inf")
+    def __init__(self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any]) -> None:
+        self._folder, self._settings, self._config = folder, settings, dict(config)
         folder.mkdir(parents=True, exist_ok=True)
+        self._best_loss = float("inf")
+        with contextlib.suppress(CheckpointError):  # a damaged one is replaced by the next
+            if self.best.exists() and (loss := load_checkpoint(self.best).policy_loss) is not None:
+                self._best_loss = loss
 
     @property
     def best(self) -> Path:
         """The checkpoint with the lowest evaluated policy loss."""
         return self._folder / "best.safetensors"
 
-    def save(self, round_: int, weights: Mapping[str, Tensor], policy_loss: float | None) -> Path:
-        """Save round `round_` atomically; remove what is no longer kept.
+    def save(
+        self, round_: int, model: GlobalModel, policy_loss: float | None, entry: Mapping[str, Any] | None
+    ) -> Path:
+        """Save round `round_` atomically; then remove what is no longer kept.
 
         Args:
             policy_loss: of the evaluation after this round, None if there was none.
+            entry: the round's entry in the record, None for round 0.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk. All earlier ones are still there.
         """
-        path = self._folder / f"round_{round_:04d}.safetensors"
-        metadata = {"round": str(round_), "frozen_fingerprint": self._fingerprint}
+        path = _path(self._folder, round_)
+        tensors = {**model.weights, **_optimizer_tensors(model.optimizer)}
+        metadata = {"round": str(round_), "frozen_fingerprint": model.fingerprint}
         if policy_loss is not None:
             metadata["policy_loss"] = repr(policy_loss)
-        write_atomically(path, lambda staging: save_file(dict(weights), staging, metadata))
-        if policy_loss is not None and policy_loss < self._best_loss:
-            self._best_loss = policy_loss
-            write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
-        for old in sorted(self._folder.glob("round_*.safetensors"))[: -self._config.keep]:
-            old.unlink()
+        metadata["state"] = json.dumps(
+            {
+                "statistics": {
+                    feature: {name: np.asarray(values, np.float64).tolist() for name, values in named.items()}
+                    for feature, named in model.statistics.items()
+                },
+                "norms": list(model.norms),
+                "entry": entry,
+                "config": self._config,
+            },
+            allow_nan=False,
+        )
+        metadata["sha256"] = _digest(tensors, metadata)
+        try:
+            write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
+            if policy_loss is not None and policy_loss < self._best_loss:
+                write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
+                self._best_loss = policy_loss
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(self._folder).free / 1e6
+            raise CheckpointError(
+                f"{path} cannot be written ({error}; {free:.0f} MB are free): round {round_} is not saved, "
+                "earlier ones are; make room and resume the run"
+            ) from None
+        self._remove_old()
         return path
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None if there is none yet. A damaged one is passed over and named.
+
+        Raises:
+            CheckpointError: there are some and not one is whole.
+        """
+        paths = _round_files(self._folder)
+        for path in reversed(paths):
+            try:
+                return load_checkpoint(path)
+            except CheckpointError as error:
+                _log.error("%s; the one before it is taken", error)
+        if paths:
+            raise CheckpointError(f"{self._folder}: none of {len(paths)} checkpoints is whole")
+        return None
+
+    def _remove_old(self) -> None:
+        every = self._settings.keep_every
+        for path in _round_files(self._folder)[: -self._settings.keep]:
+            round_ = _round_of(path)
+            if not every or round_ == 0 or round_ % every:
+                path.unlink()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify what `Checkpoints.save` wrote.
+
+    Raises:
+        CheckpointError: it is missing, torn, changed, or of another version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    claimed = metadata.pop("sha256", "")
+    if claimed != _digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")
+    try:
+        state = json.loads(metadata["state"])
+        return Checkpoint(
+            round=int(metadata["round"]),
+            weights={name: t for name, t in tensors.items() if not name.startswith(_OPTIMIZER)},
+            optimizer={
+                name.removeprefix(_OPTIMIZER): t for name, t in tensors.items() if name.startswith(_OPTIMIZER)
+            },
+            statistics={
+                feature: {name: np.asarray(values, np.float64) for name, values in named.items()}
+                for feature, named in state["statistics"].items()
+            },
+            fingerprint=metadata["frozen_fingerprint"],
+            norms=state["norms"],
+            policy_loss=float(metadata["policy_loss"]) if "policy_loss" in metadata else None,
+            entry=state["entry"],
+            config=state["config"],
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} was written by another version of this software ({error})") from None
+
+
+def restore_model(model: GlobalModel, checkpoint: Checkpoint) -> None:
+    """Put `model`, built from the same configuration, into the state of `checkpoint`.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another policy or to other frozen weights.
+    """
+    if checkpoint.fingerprint != model.fingerprint:
+        raise CheckpointError(
+            f"the frozen weights are not those of the checkpoint of round {checkpoint.round}: resume with "
+            "the same versions of torch, transformers and lerobot, and the same policy.pretrained"
+        )
+    if {n: t.shape for n, t in checkpoint.weights.items()} != model.shapes:
+        raise CheckpointError(
+            f"the weights of the checkpoint of round {checkpoint.round} do not fit the policy"
+        )
+    for name, tensor in checkpoint.weights.items():
+        model.weights[name].copy_(tensor)
+    model.norms.clear()
+    model.norms.extend(checkpoint.norms)
+    if model.optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.optimizer.items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+        model.optimizer.load_state_dict(model.optimizer.state_dict() | {"state": state})
+
+
+def set_checkpoints_back(folder: Path, round_: int) -> None:
+    """Make the checkpoint of `round_` the newest: later ones are moved to `folder/set_aside`.
+
+    Raises:
+        CheckpointError: there is no checkpoint of `round_`, or it is damaged.
+    """
+    kept = [path for path in _round_files(folder) if _round_of(path) <= round_]
+    if not kept or _round_of(kept[-1]) != round_:
+        known = ", ".join(str(_round_of(path)) for path in _round_files(folder)) or "none"
+        raise CheckpointError(f"{folder}: no checkpoint of round {round_}; there are those of rounds {known}")
+    load_checkpoint(kept[-1])
+    aside = folder / "set_aside"
+    aside.mkdir(exist_ok=True)
+    for path in _round_files(folder):
+        if _round_of(path) > round_:
+            path.replace(aside / path.name)
+    best = folder / "best.safetensors"
+    if best.exists() and load_checkpoint(best).round > round_:
+        best.replace(aside / best.name)
+        evaluated = [(loss, path) for path in kept if (loss := load_checkpoint(path).policy_loss) is not None]
+        if evaluated:
+            source = min(evaluated)[1]
+            write_atomically(best, lambda staging: _link_or_copy(source, staging))
+
+
+def _path(folder: Path, round_: int) -> Path:
+    return folder / f"round_{round_:04d}.safetensors"
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round_"))
+
+
+def _round_files(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` in order of their rounds."""
+    return sorted(folder.glob("round_*.safetensors"), key=_round_of)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    if optimizer is None:
+        return {}
+    return {
+        f"{_OPTIMIZER}{index}/{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

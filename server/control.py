@@ -26,6 +26,7 @@ __all__ = [
     "count_online",
     "register_supernode",
     "run_status",
+    "stop_run",
     "submit_run",
     "unregister_supernode",
     "write_connection",
@@ -84,13 +85,22 @@ def submit_run(flwr_home: Path, config: RunConfig) -> str:
 
 
 def run_status(flwr_home: Path, run_id: str) -> str:
-    """Flower's status of a run, e.g. `running` or `finished:failed`.
+    """Flower's status of a run, e.g. `running` or `finished:failed`; `unknown` if SuperLink has no such run.
 
     Raises:
-        ControlError: SuperLink cannot be reached or knows no such run.
+        ControlError: SuperLink cannot be reached.
     """
-    answer = _flwr(flwr_home, "ls", _CONNECTION, "--run-id", run_id)
-    return str(answer["runs"][0]["status"])
+    runs = _flwr(flwr_home, "ls", _CONNECTION)["runs"]
+    return next((str(run["status"]) for run in runs if str(run["run-id"]) == run_id), "unknown")
+
+
+def stop_run(flwr_home: Path, run_id: str) -> None:
+    """End a run that is active.
+
+    Raises:
+        ControlError: it is over already, or SuperLink cannot be reached.
+    """
+    _flwr(flwr_home, "stop", run_id, _CONNECTION)
 
 
 def active_run(flwr_home: Path) -> str | None:

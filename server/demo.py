@@ -1,6 +1,7 @@
 """`make demo`: a whole federated run on this machine, and a display of it.
 
     python -m server.demo --config configs/demo.toml --data data/sample
+    python -m server.demo --resume demo-20261123-184002 --data data/sample
 
 Starts SuperLink, SuperExec and a SuperNode for each `site-*` data set in `--data` over TLS, submits the run,
 follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
@@ -26,7 +27,8 @@ from federation.dataset_description import check_fits, describe_dataset, find_da
 from federation.errors import DatasetError, FederationError
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
-from server.records import EVENTS_FILE, METRICS_FILE, new_run_name
+from server.records import EVENTS_FILE, METRICS_FILE, new_run_name, recorded_config
+from server.supervisor import as_continuation
 
 __all__ = ["main", "run_demo"]
 
@@ -42,12 +44,16 @@ def main() -> int:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8443)
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run, with its own configuration")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
     console = Console()
     try:
-        name = new_run_name(arguments.config.stem)
-        config = load_run_config(arguments.config, {"run.name": name})
+        if arguments.resume:
+            config = as_continuation(recorded_config(arguments.outputs / arguments.resume))
+        else:
+            name = new_run_name(arguments.config.stem)
+            config = load_run_config(arguments.config, {"run.name": name})
         return run_demo(config, arguments.data, arguments.outputs, arguments.certs, arguments.port, console)
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,7 +85,11 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
     finally:
         console.show_cursor(True)
     if failure:
-        console.print(f"[red]the run failed: {failure}[/]\nlogs: {folder / 'logs'}", soft_wrap=True)
+        console.print(
+            f"[red]the run failed: {failure}[/]\nlogs: {folder / 'logs'}\n"
+            f"go on after its last complete round: make resume RUN={config.run.name}",
+            soft_wrap=True,
+        )
         return 1
     _print_summary(folder, console)
     return 0
@@ -126,9 +136,11 @@ def _show(
     )
     with Progress(*columns, console=console) as progress:
         rounds = progress.add_task("round", total=config.run.num_rounds, note="waiting for nodes")
+        # Those of the run so far, if this goes on with one; a torn line at their end is going to be cut off.
+        position = (folder / EVENTS_FILE).read_bytes().rfind(b"\n") + 1 if config.run.resume else 0
         steps = {site: progress.add_task(site, total=config.training.local_steps, note="") for site in sites}
         baseline = None
-        for event in _follow(folder / EVENTS_FILE, cluster, run_id):
+        for event in _follow(folder / EVENTS_FILE, position, cluster, run_id):
             kind = event["event"] if event else "tick"
             if kind == "tick":
                 for site, task in steps.items():
@@ -139,6 +151,11 @@ def _show(
                 )
             elif kind == "node_refused":
                 console.print(f"[red]a node was refused: {event['reason']}[/]", soft_wrap=True)
+            elif kind == "run_resumed":
+                console.print(f"goes on after round {event['after_round']}")
+                progress.update(rounds, completed=event["after_round"])
+            elif kind == "node_left_out":
+                console.print(f"[red]{event['node']} is left out: {event['reason']}[/]", soft_wrap=True)
             elif kind == "round_started":
                 if event["round"] == 1:
                     console.print(f"first round begins after {time.monotonic() - started:.0f} s")
@@ -146,8 +163,8 @@ def _show(
             elif kind == "update_received":
                 progress.update(rounds, note=f"update of {event['node']}")
             elif kind in ("update_refused", "update_missing"):
-                reason = event.get("reason", "no reply before the deadline")
-                console.print(f"[yellow]round {event['round']}: {event['node']}: {reason}[/]", soft_wrap=True)
+                where = f"round {event['round']}: {event['node']}"
+                console.print(f"[yellow]{where}: {event['reason']}[/]", soft_wrap=True)
             elif kind == "evaluated":
                 baseline = baseline or event["policy_loss"]
                 change = 100 * (event["policy_loss"] / baseline - 1)
@@ -174,10 +191,13 @@ def _show_local_progress(file: Path, progress: Progress, task: Any) -> None:
     )
 
 
-def _follow(events: Path, cluster: LocalCluster, run_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the run's events as they are written, and `{}` whenever there is nothing new."""
+def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the run's events as they are written, and `{}` whenever there is nothing new.
+
+    Args:
+        position: byte in the file of events to begin at.
+    """
     check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
-    position = 0
     while True:
         lines: list[str] = []
         if events.exists():

@@ -3,18 +3,40 @@
 Flower's `send_and_receive` returns when all replies are in and then holds them all, sleeps three seconds
 between looks, and does not say which reply never came. Here each reply is handed over and dropped before
 the next is fetched, and every node that was asked is answered for: by its reply, its error, or as missing.
+
+Flower 1.41 never delivers a message again that a SuperNode took and lost in its own restart, and tells
+nobody. SuperLink does say since when each node is online, so a node that came back is asked again.
 """
 
+import math
+import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-__all__ = ["Pending", "Reply", "receive", "send"]
+from federation.logs import get_logger
+
+__all__ = ["Patience", "Pending", "Reply", "receive", "send"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_RETURN_SECONDS = 75.0  # how long an offline node may take to come back
+_LEAST_PATIENCE_SECONDS = 30.0  # nobody is a straggler before: Flower itself takes 6 s and more
+_MOST_TIMES_ASKED = 3
+_LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+_log = get_logger("server.exchange")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long replies are waited for: never past the deadline, less once a quorum is in."""
+
+    deadline_seconds: float
+    quorum: float = 1.0  # share of the asked nodes
+    straggler_factor: float = math.inf  # times the median reply time, for the rest
 
 
 @dataclass(frozen=True)
@@ -24,57 +46,155 @@ class Reply:
     node_id: int
     content: RecordDict | None  # None: see `error`
     error: str  # empty if there is content
-    missing: bool  # no reply at all before the deadline
-    seconds: float  # from sending to here
+    missing: bool  # no reply at all
+    seconds: float  # since it was asked, for the last time
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pending:
-    """Messages under way: message id -> node id, and when to stop waiting."""
+    """What is under way to the nodes of one exchange."""
 
-    node_ids: dict[str, int]
-    not_sent: list[int]
-    sent_at: float
-    deadline_seconds: float
+    grid: Grid
+    make_content: Callable[[], RecordDict]
+    message_type: str
+    group_id: str
+    patience: Patience
+    started: float
+    node_ids: dict[str, int] = field(default_factory=dict)  # message id -> node asked
+    online_since: dict[int, str | None] = field(default_factory=dict)  # as it was when asked; None: offline
+    asked_at: dict[int, float] = field(default_factory=dict)
+    times_asked: dict[int, int] = field(default_factory=dict)
+    not_sent: list[int] = field(default_factory=list)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the exchange began."""
+        return time.monotonic() - self.started
 
 
 def send(
-    grid: Grid, contents: Mapping[int, RecordDict], message_type: str, group_id: str, deadline_seconds: float
+    grid: Grid,
+    node_ids: Sequence[int],
+    make_content: Callable[[], RecordDict],
+    message_type: str,
+    group_id: str,
+    patience: Patience,
 ) -> Pending:
-    """Send `contents[node_id]` to each node; `receive` takes the replies.
+    """Send the same content to each node; `receive` takes the replies.
 
     Args:
-        deadline_seconds: replies later than this are not waited for, and the message expires.
+        make_content: called once for all nodes and again for a node that has to be asked again, so that
+            nobody holds the content in between.
     """
-    sent_at = time.monotonic()
-    messages = [
-        Message(content, node_id, message_type, ttl=deadline_seconds, group_id=group_id)
-        for node_id, content in contents.items()
-    ]
-    ids: list[str | None] = list(grid.push_messages(messages)) or [None] * len(messages)
-    node_ids = {id_: node_id for id_, node_id in zip(ids, contents, strict=True) if id_ is not None}
-    not_sent = [node_id for id_, node_id in zip(ids, contents, strict=True) if id_ is None]
-    return Pending(node_ids, not_sent, sent_at, deadline_seconds)
+    pending = Pending(grid, make_content, message_type, group_id, patience, time.monotonic())
+    pending.not_sent = _push(pending, node_ids, _online(grid))
+    return pending
 
 
-def receive(grid: Grid, pending: Pending) -> Iterator[Reply]:
+def receive(pending: Pending) -> Iterator[Reply]:
     """Yield exactly one `Reply` for each node asked, in order of arrival."""
     for node_id in pending.not_sent:
         yield Reply(node_id, None, "the message could not be sent to this node", False, 0.0)
-    waiting = dict(pending.node_ids)
-    while waiting and time.monotonic() - pending.sent_at < pending.deadline_seconds:
+    waiting = set(pending.asked_at) - set(pending.not_sent)
+    quorum = math.ceil(pending.patience.quorum * (len(waiting) + len(pending.not_sent)))
+    offline_since: dict[int, float] = {}
+    reply_seconds: list[float] = []
+    while waiting:
         arrived = False
-        for message_id in list(waiting):
+        for message_id, node_id in list(pending.node_ids.items()):
+            if node_id not in waiting:
+                continue
             # One at a time: the next reply is not fetched before this one is folded in and dropped.
-            for message in grid.pull_messages([message_id]):
+            for message in pending.grid.pull_messages([message_id]):
                 arrived = True
+                del pending.node_ids[message_id]
+                if message.has_error() and message.error.code in _LOST:
+                    continue  # the node is asked again below, if it is there
+                waiting.discard(node_id)
                 # An error made by SuperLink carries SuperLink's node id, so the asked node is looked up.
-                yield _reply(message, waiting.pop(message_id), time.monotonic() - pending.sent_at)
-        if not arrived:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-    for node_id in waiting.values():
-        seconds = pending.deadline_seconds
+                reply = _reply(message, node_id, time.monotonic() - pending.asked_at[node_id])
+                if reply.content is not None:
+                    reply_seconds.append(reply.seconds)
+                yield reply
+                del reply, message
+                break
+        if arrived:
+            continue
+        if pending.elapsed >= pending.patience.deadline_seconds:
+            break
+        if len(reply_seconds) >= quorum:
+            yield from _drop_stragglers(pending, waiting, reply_seconds)
+        yield from _follow_restarts(pending, waiting, offline_since)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    for node_id in sorted(waiting):
+        seconds = pending.patience.deadline_seconds
         yield Reply(node_id, None, f"no reply within {seconds:.0f} s", True, seconds)
+
+
+def _drop_stragglers(pending: Pending, waiting: set[int], reply_seconds: list[float]) -> Iterator[Reply]:
+    """Wait no longer for nodes that take many times as long as the others."""
+    limit = pending.patience.straggler_factor * statistics.median(reply_seconds)
+    limit = max(limit, _LEAST_PATIENCE_SECONDS)
+    for node_id in sorted(waiting):
+        if time.monotonic() - pending.asked_at[node_id] > limit:
+            waiting.discard(node_id)
+            reason = f"no reply within {limit:.0f} s while {len(reply_seconds)} nodes have replied"
+            yield Reply(node_id, None, reason, True, limit)
+
+
+def _follow_restarts(pending: Pending, waiting: set[int], offline_since: dict[int, float]) -> Iterator[Reply]:
+    """Ask the nodes again that came back; give up those that stay away."""
+    online = _online(pending.grid)
+    now = time.monotonic()
+    for node_id in sorted(waiting):
+        if node_id not in online:
+            away = now - offline_since.setdefault(node_id, now)
+            if away > _RETURN_SECONDS:
+                waiting.discard(node_id)
+                reason = f"it went offline and did not come back within {_RETURN_SECONDS:.0f} s"
+                yield Reply(node_id, None, reason, True, now - pending.asked_at[node_id])
+            continue
+        offline_since.pop(node_id, None)
+        is_open = node_id in pending.node_ids.values()
+        known = pending.online_since[node_id]
+        if is_open and known is None:  # the message waited for it at SuperLink
+            pending.online_since[node_id] = online[node_id]
+            continue
+        if is_open and known == online[node_id]:
+            continue
+        if pending.times_asked[node_id] >= _MOST_TIMES_ASKED:
+            if not is_open:
+                waiting.discard(node_id)
+                reason = f"it lost the message {_MOST_TIMES_ASKED} times"
+                yield Reply(node_id, None, reason, True, now - pending.asked_at[node_id])
+            continue
+        _log.warning("node %d lost its message in a restart and is asked again", node_id)
+        _push(pending, [node_id], online)
+
+
+def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> list[int]:
+    """Send to `node_ids`; return those that it could not be sent to. A message expires at the deadline."""
+    seconds = pending.patience.deadline_seconds
+    if pending.times_asked:
+        seconds = max(1.0, seconds - pending.elapsed)
+    content = pending.make_content()
+    messages = [
+        Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)
+        for node_id in node_ids
+    ]
+    ids: list[str | None] = list(pending.grid.push_messages(messages)) or [None] * len(messages)
+    for id_, node_id in zip(ids, node_ids, strict=True):
+        pending.asked_at[node_id] = time.monotonic()
+        pending.online_since[node_id] = online.get(node_id)
+        pending.times_asked[node_id] = pending.times_asked.get(node_id, 0) + 1
+        if id_ is not None:
+            pending.node_ids[id_] = node_id
+    return [node_id for id_, node_id in zip(ids, node_ids, strict=True) if id_ is None]
+
+
+def _online(grid: Grid) -> dict[int, str]:
+    """The nodes that are online -> since when, as SuperLink says it."""
+    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
 
 
 def _reply(message: Message, node_id: int, seconds: float) -> Reply:

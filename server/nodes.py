@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
 from federation.statistics import Statistics
 from federation.wire import record_to_statistics
-from server.exchange import receive, send
+from server.exchange import Patience, receive, send
 from server.records import RunRecord
 
 __all__ = ["Node", "NodeTable", "NotEnoughNodesError", "sample_nodes"]
 
 _JOIN_DEADLINE_SECONDS = 120.0
+_MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
 _log = get_logger("server.nodes")
@@ -45,12 +46,16 @@ class Node:
 
 
 class NodeTable:
-    """The nodes of one run: every online node is asked once who it is, then known or refused."""
+    """The nodes of one run: every online node is asked once who it is, then known or shut out.
+
+    One that was shut out is asked again once it has restarted.
+    """
 
     def __init__(self, grid: Grid, config: RunConfig, record: RunRecord) -> None:
         self._grid, self._config, self._record = grid, config, record
         self._known: dict[int, Node] = {}
-        self._refused: set[int] = set()
+        self._refused_in_row: dict[int, int] = {}
+        self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
 
     def wait_for_nodes(self) -> dict[int, Node]:
         """The joined nodes that are online now, as soon as there are `min_nodes` of them.
@@ -64,7 +69,7 @@ class NodeTable:
         give_up_at = time.monotonic() + settings.join_timeout_seconds
         remind_at = time.monotonic() + _SECONDS_BETWEEN_REMINDERS
         while True:
-            online = set(self._grid.get_node_ids())
+            online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
             self._ask_to_join(online)
             joined = {id_: node for id_, node in self._known.items() if id_ in online}
             if len(joined) >= settings.min_nodes:
@@ -73,7 +78,7 @@ class NodeTable:
             if now >= give_up_at:
                 raise NotEnoughNodesError(
                     f"{len(joined)} of {settings.min_nodes} nodes joined within "
-                    f"{settings.join_timeout_seconds:.0f} s ({len(self._refused)} refused): start the other "
+                    f"{settings.join_timeout_seconds:.0f} s ({len(self._shut_out)} refused): start the other "
                     "SuperNodes, or lower federation.min_nodes"
                 )
             if now >= remind_at:
@@ -81,14 +86,38 @@ class NodeTable:
                 remind_at = now + _SECONDS_BETWEEN_REMINDERS
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _ask_to_join(self, online: set[int]) -> None:
-        strangers = sorted(online - self._known.keys() - self._refused)
+    def count_refusals(self, refused: Mapping[str, str], accepted: Iterable[str]) -> None:
+        """Leave a node out whose updates were refused three rounds in a row, until it restarts and rejoins.
+
+        Args:
+            refused: node name -> reason, of one round.
+            accepted: names of the nodes with a good update; a missing node is neither.
+        """
+        since = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+        accepted = set(accepted)
+        for node in list(self._known.values()):
+            if node.name in accepted:
+                self._refused_in_row.pop(node.node_id, None)
+            if node.name not in refused:
+                continue
+            count = self._refused_in_row.get(node.node_id, 0) + 1
+            self._refused_in_row[node.node_id] = count
+            if count >= _MOST_REFUSALS_IN_ROW:
+                del self._known[node.node_id], self._refused_in_row[node.node_id]
+                self._shut_out[node.node_id] = since.get(node.node_id, "")
+                reason = f"{count} updates in a row refused, the last because {refused[node.name]}"
+                _log.warning("%s is left out until its SuperNode restarts: %s", node.name, reason)
+                self._record.event("node_left_out", node=node.name, reason=reason)
+
+    def _ask_to_join(self, online: Mapping[int, str]) -> None:
+        for node_id, since in list(self._shut_out.items()):
+            if online.get(node_id, since) != since:  # restarted, so perhaps put right
+                del self._shut_out[node_id]
+        strangers = sorted(online.keys() - self._known.keys() - self._shut_out.keys())
         if not strangers:
             return
-        contents = {node_id: RecordDict() for node_id in strangers}
-        for reply in receive(
-            self._grid, send(self._grid, contents, QUERY_JOIN, "join", _JOIN_DEADLINE_SECONDS)
-        ):
+        patience = Patience(_JOIN_DEADLINE_SECONDS)
+        for reply in receive(send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)):
             if reply.missing:
                 continue  # asked again at the next look
             try:
@@ -97,7 +126,7 @@ class NodeTable:
                 node = _read_answer(reply.node_id, reply.content)
                 self._check_name(node, online)
             except FederationError as error:
-                self._refused.add(reply.node_id)
+                self._shut_out[reply.node_id] = online[reply.node_id]
                 _log.warning("node %d refused: %s", reply.node_id, error)
                 self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
                 continue
@@ -105,7 +134,7 @@ class NodeTable:
             _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
             self._record.node_joined(node.name, _facts(node))
 
-    def _check_name(self, node: Node, online: set[int]) -> None:
+    def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         for other in list(self._known.values()):
             if other.name != node.name:
                 continue

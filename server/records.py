@@ -7,21 +7,35 @@ server_eval_round_N.json  the evaluation after round N; 0 is before training
 server.log                the ServerApp's log
 """
 
+import fcntl
 import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from federation.config import RunConfig, flatten
-from federation.errors import FederationError
+from federation.config import RunConfig, flatten, parse_run_config
+from federation.errors import ConfigError, FederationError
 from server.environment import describe_environment
 from server.files import write_json
 
-__all__ = ["EVENTS_FILE", "METRICS_FILE", "RunRecord", "new_run_name"]
+__all__ = [
+    "EVENTS_FILE",
+    "METRICS_FILE",
+    "RunRecord",
+    "is_being_written",
+    "new_run_name",
+    "read_metrics",
+    "recorded_config",
+]
 
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "federated_metrics.json"
+_LOCK_FILE = ".lock"
+_LOCK_SECONDS = 90.0  # a ServerApp that lost SuperLink notices within 60 s
+_SECONDS_BETWEEN_LOOKS = 1.0
+# What a continuation must share with the rounds before it; anything else may be changed for it.
+_FIXED = ("run.name", "run.seed", "policy.", "aggregation.server_optimizer")
 
 
 def new_run_name(prefix: str) -> str:
@@ -32,27 +46,37 @@ def new_run_name(prefix: str) -> str:
 class RunRecord:
     """The folder of one run.
 
+    A new run needs a new folder: a record is never written over. With `run.resume` the run that is there is
+    continued; call `resume_after` next.
+
     Args:
         outputs: where runs are kept.
-        name: of the run; its folder must not exist yet, a record is never written over.
 
     Raises:
-        FederationError: the folder exists or cannot be made.
+        FederationError: the folder exists, cannot be made or, to resume, is not there or still being written.
+        ConfigError: a continuation would change what it must share with the rounds before it.
     """
 
     def __init__(self, outputs: Path, name: str, config: RunConfig) -> None:
         self.name, self.folder = name, outputs / name
+        self._changed: dict[str, Any] = {}  # settings that a continuation changes
+        if config.run.resume:
+            self._reopen(config)
+        else:
+            self._create(config)
+
+    def _create(self, config: RunConfig) -> None:
+        if (self.folder / METRICS_FILE).exists():
+            raise FederationError(f"{self.folder} exists: choose another run.name or move it away")
         try:
-            self.folder.mkdir(parents=True)
-        except FileExistsError:
-            raise FederationError(f"{self.folder} exists: choose another run.name or move it away") from None
+            self.folder.mkdir(parents=True, exist_ok=True)  # a ServerApp may have died with nothing in it
         except OSError as error:
             raise FederationError(
                 f"{self.folder} cannot be made ({error.strerror}): check its owner"
             ) from None
-        self._events = (self.folder / EVENTS_FILE).open("a", encoding="utf-8")
+        self._open(wait_seconds=0)
         self._metrics: dict[str, Any] = {
-            "run": name,
+            "run": self.name,
             "status": "running",
             "reason": "",
             "started": _now(),
@@ -62,9 +86,41 @@ class RunRecord:
             "nodes": {},
             "baseline": None,
             "rounds": [],
+            "resumed": [],
         }
         write_json(self.folder / "config.json", self._metrics["config"])
         self._save()
+
+    def _reopen(self, config: RunConfig) -> None:
+        if not self.folder.is_dir():
+            raise FederationError(f"{self.folder} does not exist: there is no such run to resume")
+        # SuperLink gives a run up before its ServerApp knows: that one may still be writing.
+        self._open(wait_seconds=_LOCK_SECONDS)
+        self._metrics = read_metrics(self.folder)
+        old, new = flatten(recorded_config(self.folder)), flatten(config) | {"run.resume": False}
+        self._changed = {key: new[key] for key in new if new[key] != old[key]}
+        for key in self._changed:
+            if key.startswith(_FIXED):
+                raise ConfigError(
+                    f"{key} = {new[key]!r}: the run began with {old[key]!r}; resume it with the same value"
+                )
+        self._metrics |= {"config": new, "status": "running", "reason": "", "finished": None}
+
+    def resume_after(self, round_: int | None, entry: dict[str, Any] | None) -> None:
+        """Go on after `round_`, None for the very beginning: later rounds will be done again.
+
+        Args:
+            entry: of `round_`, from its checkpoint: the record may have been cut off before it.
+        """
+        kept = [e for e in self._metrics["rounds"] if round_ is not None and e["round"] <= round_]
+        if entry is not None and entry["round"] not in [e["round"] for e in kept]:
+            kept.append(entry)
+        again = [e["round"] for e in self._metrics["rounds"] if e not in kept]
+        self._metrics["rounds"] = kept
+        self._metrics.setdefault("resumed", []).append({"time": _now(), "after_round": round_ or 0})
+        write_json(self.folder / "config.json", self._metrics["config"])
+        self._save()
+        self.event("run_resumed", after_round=round_ or 0, rounds_done_again=again, changed=self._changed)
 
     def event(self, event: str, **fields: Any) -> None:
         """Append `{"time": unix seconds, "event": event, ...fields}` to the event file."""
@@ -90,6 +146,13 @@ class RunRecord:
         self._save()
         self.event("round_finished", **round_)
 
+    def roll_back(self, round_: int) -> None:
+        """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""
+        later = [entry["round"] for entry in self._metrics["rounds"] if entry["round"] > round_]
+        self._metrics["rounds"] = [e for e in self._metrics["rounds"] if e["round"] <= round_]
+        self.event("rolled_back", to_round=round_, rounds_dropped=later)
+        self.close("failed", f"rolled back to round {round_} by the operator: resume it")
+
     def close(self, status: str, reason: str = "") -> None:
         """Save how the run ended: `finished`, or `failed` for `reason`."""
         self._metrics |= {"status": status, "reason": reason, "finished": _now()}
@@ -100,8 +163,64 @@ class RunRecord:
         self.event(f"run_{self._metrics['status']}", reason=self._metrics["reason"])
         self._events.close()
 
+    def _open(self, wait_seconds: float) -> None:
+        """Take the record for this process alone, and open its events behind the last whole line."""
+        self._lock: IO[str] = (self.folder / _LOCK_FILE).open("a")
+        give_up_at = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when we end
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    raise FederationError(
+                        f"{self.folder} is being written by another ServerApp: stop that run first"
+                    ) from None
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        path = self.folder / EVENTS_FILE
+        path.touch()
+        with path.open("rb+") as events:
+            events.truncate(events.read().rfind(b"\n") + 1)
+        self._events = path.open("a", encoding="utf-8")
+
     def _save(self) -> None:
         write_json(self.folder / METRICS_FILE, self._metrics)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write."""
+    try:
+        with (folder / _LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The `federated_metrics.json` of the run in `folder`.
+
+    Raises:
+        FederationError: it is missing or is no JSON object.
+    """
+    try:
+        return dict(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FederationError(
+            f"{folder / METRICS_FILE} cannot be read ({error}): name a run's folder"
+        ) from None
+
+
+def recorded_config(folder: Path) -> RunConfig:
+    """The configuration that the run in `folder` was started, or last resumed, with.
+
+    Raises:
+        FederationError: the record cannot be read.
+        ConfigError: a newer version wrote it.
+    """
+    return parse_run_config(read_metrics(folder)["config"], str(folder / METRICS_FILE))
 
 
 def _now() -> str:

@@ -1,48 +1,37 @@
 """One round of FedProx on the server: send the weights, fold the updates in as they arrive, apply the mean.
 
 The proximal term itself is the nodes' business (`client/fedprox.py`). An update is used only after its
-names, shapes, values and example count have been verified; a bad one is refused by name and never ends the
-round. If no good update comes, the weights stay as they are.
+names, shapes, values, norm and example count have been verified (`verification.py`); a bad one is refused
+by name and never ends the round. If fewer than `min_updates` good ones come, the weights stay as they are
+and the round is marked so (`"aggregated": false`).
 """
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.config import RunConfig
 from federation.errors import WireError
 from federation.logs import get_logger
-from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, TRAIN, UPDATE, WEIGHTS
+from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.statistics import Statistics
-from federation.wire import Header, Payload, open_payload, pack_tensors, statistics_to_record
+from federation.wire import Header, Payload, pack_tensors, statistics_to_record
 from server.aggregation import apply_update, make_aggregator
-from server.exchange import Reply, receive, send
+from server.exchange import Patience, Reply, receive, send
 from server.nodes import Node
 from server.records import RunRecord
+from server.verification import NORMS_KEPT, NormJudge, update_norm, verify_reply
 
 __all__ = ["GlobalModel", "run_round"]
 
-_CLIENT_METRICS = (
-    "policy_loss",
-    "proximal_loss",
-    "grad_norm",
-    "update_norm",
-    "learning_rate",
-    "train_seconds",
-    "setup_seconds",
-    "data_seconds",
-    "device_memory_bytes",
-    "received_at",
-    "answered_at",
-)
 _SPREAD_METRICS = ("policy_loss", "proximal_loss", "grad_norm")
 _log = get_logger("server.rounds")
 
@@ -55,6 +44,7 @@ class GlobalModel:
     statistics: Statistics
     fingerprint: str  # of the frozen weights
     optimizer: torch.optim.Optimizer | None = None  # over `weights`; None adds each update as it is
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS_KEPT))  # of accepted updates
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -76,69 +66,45 @@ def run_round(
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
-    wire = config.wire
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
-    weights, header, sealed = pack_tensors(
-        model.weights.items(), Header(wire.download, record.name, round_, base="")
-    )
-    facts = ConfigRecord({"run": record.name, "round": round_, "fingerprint": model.fingerprint})
-    order = RecordDict(
-        {
-            WEIGHTS: weights,
-            HEADER: header,
-            STATISTICS: statistics_to_record(model.statistics),
-            CONFIG: facts,
-        }
-    )
-    expected = Header(wire.upload, record.name, round_, base=sealed.sha256)
-    contents = {node.node_id: order for node in nodes}
-    pending = send(grid, contents, TRAIN, str(round_), config.federation.round_deadline_seconds)
-    del weights, order, contents
+    base = ""
+
+    def order() -> RecordDict:
+        nonlocal base
+        content = _order(model, round_, config, record.name)
+        base = str(content.config_records[HEADER]["sha256"])
+        return content
+
+    settings = config.federation
+    names = {node.node_id: node.name for node in nodes}
+    patience = Patience(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
+    pending = send(grid, list(names), order, TRAIN, str(round_), patience)
     send_seconds = time.monotonic() - started
 
-    names = {node.node_id: node.name for node in nodes}
-    aggregator = make_aggregator(config.aggregation, model.shapes)
-    clients: dict[str, dict[str, float]] = {}
-    refused: dict[str, str] = {}
-    missing: list[str] = []
+    intake = _Intake(model, Header(config.wire.upload, record.name, round_, base), config, record)
     aggregate_seconds = 0.0
-    for reply in receive(grid, pending):
-        name = names[reply.node_id]
+    for reply in receive(pending):
         arrived = time.monotonic()
-        if reply.missing:
-            missing.append(name)
-            _log.warning("%s is missing: %s", name, reply.error)
-            record.event("update_missing", round=round_, node=name)
-            continue
-        try:
-            update, metrics = _verify(reply, model.shapes, expected)
-        except WireError as error:
-            refused[name] = str(error)
-            _log.warning("update of %s refused: %s", name, error)
-            record.event("update_refused", round=round_, node=name, reason=str(error))
-            continue
-        aggregator.add(update, int(metrics["num_examples"]))
-        transfer = _transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at"))
-        clients[name] = {
-            **metrics,
-            **transfer,
-            "update_bytes": update.size_bytes,
-            "reply_seconds": reply.seconds,
-        }
-        del reply, update  # the encoded update, before the next one is fetched
-        record.event("update_received", round=round_, node=name, policy_loss=metrics["policy_loss"])
+        intake.take(names[reply.node_id], reply)
+        del reply  # the encoded update, before the next one is fetched
         aggregate_seconds += time.monotonic() - arrived
     started_step = time.monotonic()
-    update_norm = apply_update(aggregator, model.weights, model.optimizer)
+    aggregated = intake.close() >= settings.min_updates
+    step_norm = apply_update(intake.aggregator, model.weights, model.optimizer) if aggregated else 0.0
     aggregate_seconds += time.monotonic() - started_step
+    clients = intake.clients
+    if aggregated:
+        model.norms.extend(intake.norms[name] for name in sorted(clients))
+    else:
+        _log.warning("%d good updates of %d needed: the weights stay", len(clients), settings.min_updates)
     return {
         "round": round_,
-        "aggregated": bool(clients),
+        "aggregated": aggregated,
         "clients": dict(sorted(clients.items())),
-        "refused": refused,
-        "missing": missing,
+        "refused": intake.refused,
+        "missing": intake.missing,
         **{name: _spread([metrics[name] for metrics in clients.values()]) for name in _SPREAD_METRICS},
-        "update_norm": update_norm,
+        "update_norm": step_norm,
         "num_examples": int(sum(metrics["num_examples"] for metrics in clients.values())),
         "skipped_frames": int(sum(metrics["skipped_frames"] for metrics in clients.values())),
         "bytes": {
@@ -153,33 +119,81 @@ def run_round(
     }
 
 
-def _verify(
-    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header
-) -> tuple[Payload, dict[str, int | float]]:
-    """The update and the metrics of a reply, or a `WireError` that says why it cannot be used."""
-    if reply.content is None:
-        raise WireError(reply.error)
-    update, header, metrics = (reply.content.get(name) for name in (UPDATE, HEADER, METRICS))
-    if not (
-        isinstance(update, ArrayRecord)
-        and isinstance(header, ConfigRecord)
-        and isinstance(metrics, MetricRecord)
-    ):
-        raise WireError(f"the reply lacks {UPDATE!r}, {HEADER!r} or {METRICS!r}")
-    checked: dict[str, int | float] = {}
-    for name in ("num_examples", "skipped_frames", "download_bytes"):
-        count = metrics.get(name)
-        if not isinstance(count, int) or count < 0:
-            raise WireError(f"{name} = {count!r} must be a whole number, not negative")
-        checked[name] = count
-    if checked["num_examples"] == 0:
-        raise WireError("num_examples = 0: nothing was trained on")
-    for name in _CLIENT_METRICS:
-        value = metrics.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise WireError(f"{name} = {value!r} must be a finite number")
-        checked[name] = float(value)
-    return open_payload(update, header, shapes, expected), checked
+class _Intake:
+    """Takes the replies of one round: a good update is folded in and dropped, a bad one refused by name."""
+
+    def __init__(self, model: GlobalModel, expected: Header, config: RunConfig, record: RunRecord) -> None:
+        self.aggregator = make_aggregator(config.aggregation, model.shapes)
+        self.clients: dict[str, dict[str, int | float]] = {}
+        self.norms: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+        self.missing: list[str] = []
+        self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
+        self._judge = NormJudge(model.norms, config.aggregation.max_norm_ratio)
+        self._shapes, self._expected, self._record = model.shapes, expected, record
+
+    def take(self, name: str, reply: Reply) -> None:
+        """Take what came of asking node `name`."""
+        if reply.missing:
+            self.missing.append(name)
+            _log.warning("%s is missing: %s", name, reply.error)
+            self._record.event("update_missing", round=self._expected.round, node=name, reason=reply.error)
+            return
+        try:
+            update, metrics = verify_reply(reply, self._shapes, self._expected)
+        except WireError as error:
+            self._refuse(name, str(error))
+            return
+        metrics |= {
+            **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
+            "update_bytes": update.size_bytes,
+            "reply_seconds": reply.seconds,
+        }
+        self.norms[name] = update_norm(update)
+        if self._judge.passes_at_once(self.norms[name]):
+            self._accept(name, update, metrics)
+        else:
+            self._held[name] = update, metrics
+
+    def close(self) -> int:
+        """Judge what was held, now that all are in; return the number of good updates."""
+        for name, (update, metrics) in sorted(self._held.items(), key=lambda item: item[0]):
+            try:
+                self._judge.check(self.norms[name])
+            except WireError as error:
+                self._refuse(name, str(error))
+            else:
+                self._accept(name, update, metrics)
+        self._held.clear()
+        return len(self.clients)
+
+    def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
+        self.aggregator.add(update, int(metrics["num_examples"]))
+        self.clients[name] = metrics
+        self._record.event(
+            "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]
+        )
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused[name] = reason
+        _log.warning("update of %s refused: %s", name, reason)
+        self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)
+
+
+def _order(model: GlobalModel, round_: int, config: RunConfig, run: str) -> RecordDict:
+    """What a node is sent; always the same bytes as long as the weights are the same."""
+    weights, header, _ = pack_tensors(
+        model.weights.items(), Header(config.wire.download, run, round_, base="")
+    )
+    facts = ConfigRecord({"run": run, "round": round_, "fingerprint": model.fingerprint})
+    return RecordDict(
+        {
+            WEIGHTS: weights,
+            HEADER: header,
+            STATISTICS: statistics_to_record(model.statistics),
+            CONFIG: facts,
+        }
+    )
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

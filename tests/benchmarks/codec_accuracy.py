@@ -27,11 +27,11 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
     import torch
 
     from client.feedback import add_residual, keep_residual
-    from client.sample_cache import open_samples
     from client.training import run_training_loop, setup_training_components
     from federation.config import load_run_config
     from federation.dataset_description import describe_dataset
     from federation.policy import build_policy, trainable_parameters
+    from federation.sample_cache import open_samples
     from federation.wire import Header
     from server.aggregation import WeightedMean, apply_update
     from server.evaluation import Evaluator
@@ -62,10 +62,10 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
                 )
                 result = run_training_loop(components, round_, ROUNDS, lambda *_: None)
                 site_scratch = scratch / name
-                add_residual(site_scratch, "benchmark", result.update)
+                add_residual(site_scratch, "benchmark", round_, result.update)
                 arrived = _send(result.update, Header(codec, "benchmark", round_, "x"), shapes)
                 residual = {n: result.update[n] - tensor for n, tensor in arrived.tensors()}
-                keep_residual(site_scratch, "benchmark", residual)
+                keep_residual(site_scratch, "benchmark", round_, residual)
                 mean.add(arrived, result.num_examples)
             apply_update(mean, weights, None)
             losses.append(evaluator.evaluate(weights)["policy_loss"])

@@ -22,7 +22,7 @@ BATCH_SIZE, WORKERS = 16, 2
 
 
 def record(root: Path) -> None:
-    """Record a data set of moving noise in `root`: harder to compress than a workshop, easier than nothing."""
+    """Record a data set of moving noise in `root`: harder to compress than a workshop."""
     import numpy as np
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -66,9 +66,9 @@ def main() -> None:
     from torch.utils.data import DataLoader
 
     from client.frames import FrameStream
-    from client.sample_cache import open_samples
     from federation.config import PolicyConfig
     from federation.policy import build_policy
+    from federation.sample_cache import open_samples
 
     parser = argparse.ArgumentParser(description="Samples a second against LeRobot's own DataLoader.")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/data_loading.json"))

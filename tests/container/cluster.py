@@ -80,8 +80,7 @@ class Cluster:
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
         self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240))
-        # Shorter than the deadline of a real run: a message lost in a restart is waited for so long.
-        self.write_config("faults", CONFIG.format(rounds=5, deadline=75))
+        self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)
         self.prometheus_port = _free_port()
@@ -120,8 +119,8 @@ class Cluster:
         return self.compose("ps", "--all", "--services").split()
 
     def submit(self, config: str) -> str:
-        """Submit `configs/CONFIG.toml` with the `run` service and return the run's name."""
-        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml"]
+        """Submit `configs/CONFIG.toml` with the `run` service's program and return the run's name."""
+        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml", "--detach"]
         command += ["--ca=/run/secrets/ca.crt", "--sites"]
         command += [f"{site}=/run/secrets/{site}.pub" for site in SITES]
         return run_name(self.compose("run", "--rm", "-T", "run", *command))

@@ -32,7 +32,7 @@ def cluster(
 @pytest.fixture(scope="session")
 def finished_run(cluster: Cluster) -> str:
     """The name of the run that `up` submitted, once it has finished."""
-    docker("wait", cluster.compose("ps", "--all", "--quiet", "run").strip(), timeout=240)
+    docker("wait", cluster.compose("ps", "--all", "--quiet", "run").strip(), timeout=420)
     name = run_name(cluster.compose("logs", "--no-log-prefix", "run"))
     cluster.wait_for(name, lambda event: event["event"] == "run_finished", seconds=420)
     return name

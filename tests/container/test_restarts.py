@@ -13,13 +13,13 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
     faults = {
         1: [("restart", "superlink")],
         2: [("restart", "gateway", "exporter", "prometheus")],
-        3: [
-            ("restart", "supernode-a")
-        ],  # SIGTERM: its message in flight is lost, the round goes on without it
+        3: [("restart", "supernode-a")],  # SIGTERM: its message in flight is lost, and it is asked again
         4: [("kill", "supernode-b"), ("start", "supernode-b")],
     }
     run = cluster.submit("faults")
-    assert "no other is submitted" in cluster.compose("run", "--rm", "-T", "run")
+    command = ("python", "-m", "server.submit", "--ca=/run/secrets/ca.crt", "--detach")
+    command += ("--config=configs/faults.toml",)
+    assert "no other is submitted" in cluster.compose("run", "--rm", "-T", "run", *command)
     for round_, commands in faults.items():
         cluster.wait_for(
             run, lambda event, r=round_: event["event"] == "round_started" and event["round"] == r, 300

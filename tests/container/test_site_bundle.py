@@ -75,9 +75,7 @@ def test_a_site_elsewhere_checks_joins_and_is_shut_out(
     cluster: Cluster, finished_run: str, site: Path
 ) -> None:
     doctor = _compose(site, "run", "--rm", "-T", "supernode", "doctor")
-    for what in ("data set", "cameras", "scratch", "key", "ca", "SuperLink"):
-        assert what.lower() in doctor.lower(), doctor
-    assert "error" not in doctor, doctor
+    assert "this site is ready" in doctor
 
     _compose(site, "up", "--detach")
     _logs_with(site, "SuperNode ID", 60)

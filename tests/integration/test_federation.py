@@ -25,25 +25,16 @@ from server.control import run_status, submit_run
 from server.demo import run_demo
 from server.records import EVENTS_FILE
 from tests.conftest import TINY
+from tests.integration.conftest import free_port
 from tests.synthetic import record_dataset
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("certs") / "generated"
-    issue_all(out, hosts=[], sites=["site-a", "site-b", "site-c"])
-    return out
-
-
 @pytest.fixture
 def port() -> int:
-    """A port that was free a moment ago, with free ones after it for the SuperNodes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 60000)
+    return free_port()
 
 
 def _config(**changes: object) -> RunConfig:
@@ -58,11 +49,8 @@ def _events(folder: Path) -> list[dict]:
 def demo(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished run of two rounds and what the demo printed."""
     outputs = tmp_path_factory.mktemp("outputs")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = min(int(probe.getsockname()[1]), 60000)
     console = Console(width=200, record=True)
-    code = run_demo(_config(**{"run.name": "two-rounds"}), data, outputs, certs, port, console)
+    code = run_demo(_config(**{"run.name": "two-rounds"}), data, outputs, certs, free_port(), console)
     printed = console.export_text()
     assert code == 0, printed
     return outputs / "two-rounds", printed

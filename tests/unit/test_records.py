@@ -2,15 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor, ones
 
-from federation.config import CheckpointConfig, RunConfig
-from federation.errors import FederationError
-from server.checkpoints import Checkpoints
+from federation.config import RunConfig, RunSection, TrainingConfig
+from federation.errors import ConfigError, FederationError
+from server import records
 from server.files import write_atomically, write_json
-from server.records import RunRecord, new_run_name
+from server.records import RunRecord, new_run_name, recorded_config
 
 
 def _evaluation(loss: float) -> dict:
@@ -75,6 +72,82 @@ def test_a_record_is_never_written_over(record: RunRecord, tmp_path: Path) -> No
         RunRecord(tmp_path, "run-1", RunConfig())
 
 
+RESUMED = RunConfig(run=RunSection(resume=True))
+
+
+def _interrupted(tmp_path: Path) -> Path:
+    """The folder of a run that died in its fourth round, in the middle of a line."""
+    record = RunRecord(tmp_path, "run-1", RunConfig())
+    for number in (1, 2, 3):
+        record.round_finished(_round(number))
+    record._events.write('{"time": 1.0, "event": "round_sta')
+    record._events.close()
+    record._lock.close()
+    return record.folder
+
+
+def test_a_resumed_run_goes_on_in_the_same_record(tmp_path: Path) -> None:
+    folder = _interrupted(tmp_path)
+    started = json.loads((folder / "federated_metrics.json").read_text())["started"]
+    record = RunRecord(tmp_path, "run-1", RESUMED)
+    record.resume_after(3, _round(3))
+    record.round_finished(_round(4))
+    metrics = _read(record)
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2, 3, 4]
+    assert (metrics["status"], metrics["started"]) == ("running", started)
+    assert metrics["resumed"][0]["after_round"] == 3
+    assert metrics["config"]["run.resume"] is False
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events[-2:]] == ["run_resumed", "round_finished"]
+
+
+def test_a_round_whose_checkpoint_outlived_its_record_is_not_lost(tmp_path: Path) -> None:
+    _interrupted(tmp_path)
+    record = RunRecord(tmp_path, "run-1", RESUMED)
+    record.resume_after(4, _round(4))
+    assert [entry["round"] for entry in _read(record)["rounds"]] == [1, 2, 3, 4]
+
+
+def test_rounds_without_a_checkpoint_are_done_again_and_that_is_said(tmp_path: Path) -> None:
+    folder = _interrupted(tmp_path)
+    record = RunRecord(tmp_path, "run-1", RESUMED)
+    record.resume_after(2, _round(2))
+    assert [entry["round"] for entry in _read(record)["rounds"]] == [1, 2]
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["rounds_done_again"] == [3]
+
+
+def test_a_continuation_may_change_settings_but_not_what_the_rounds_share(tmp_path: Path) -> None:
+    folder = _interrupted(tmp_path)
+    lower = RunConfig(run=RunSection(resume=True), training=TrainingConfig(learning_rate=1e-5))
+    RunRecord(tmp_path, "run-1", lower).resume_after(3, None)
+    assert recorded_config(folder).training.learning_rate == 1e-5
+    assert json.loads((folder / "config.json").read_text())["training.learning_rate"] == 1e-5
+    with pytest.raises(ConfigError, match=r"run.seed = 5: the run began with 0"):
+        RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True, seed=5)))
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="there is no such run to resume"):
+        RunRecord(tmp_path, "run-1", RESUMED)
+
+
+def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_LOCK_SECONDS", 0.0)
+    holder = RunRecord(tmp_path, "run-1", RunConfig())
+    with pytest.raises(FederationError, match="is being written by another ServerApp"):
+        RunRecord(tmp_path, "run-1", RESUMED)
+    assert records.is_being_written(holder.folder)
+    holder._lock.close()  # as the kernel does when a process dies
+    assert not records.is_being_written(holder.folder)
+    assert not records.is_being_written(tmp_path / "nowhere")
+    RunRecord(tmp_path, "run-1", RESUMED)
+
+
+def test_a_folder_in_which_nothing_was_recorded_does_not_stop_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run-1").mkdir()
+    assert _read(RunRecord(tmp_path, "run-1", RunConfig()))["status"] == "running"
+
+
 def test_run_names_sort_by_time() -> None:
     assert new_run_name("demo").startswith("demo-20")
 
@@ -93,21 +166,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         write_atomically(file, torn)
     assert json.loads(file.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [file]
-
-
-def _weights(value: float) -> dict[str, Tensor]:
-    return {"w": ones(3) * value}
-
-
-def test_checkpoints_keep_the_newest_and_the_best(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=2), "f" * 64)
-    for round_, loss in enumerate([3.0, 1.0, 2.0, None], start=1):
-        checkpoints.save(round_, _weights(round_), loss)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "best.safetensors",
-        "round_0003.safetensors",
-        "round_0004.safetensors",
-    ]
-    assert load_file(checkpoints.best)["w"].tolist() == [2.0, 2.0, 2.0]
-    with safe_open(checkpoints.best, "pt") as file:
-        assert file.metadata() == {"round": "2", "frozen_fingerprint": "f" * 64, "policy_loss": "1.0"}

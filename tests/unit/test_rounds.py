@@ -53,10 +53,18 @@ def record(tmp_path) -> RunRecord:
     return RunRecord(tmp_path, "run", RunConfig())
 
 
-def _run(grid: FakeGrid, record: RunRecord, statistics, *names: str) -> tuple[dict, torch.Tensor]:
+def _run(
+    grid: FakeGrid,
+    record: RunRecord,
+    statistics,
+    *names: str,
+    min_updates: int = 1,
+    norms: tuple[float, ...] = (),
+) -> tuple[dict, torch.Tensor]:
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    model.norms.extend(norms)
     settings = RunConfig(
-        federation=FederationConfig(round_deadline_seconds=1.0),
+        federation=FederationConfig(round_deadline_seconds=1.0, min_updates=min_updates),
         wire=WireConfig(download="fp32", upload="fp32"),
     )
     return run_round(grid, model, _nodes(*names), 1, settings, record), model.weights["w"]  # type: ignore
@@ -125,6 +133,65 @@ def test_without_a_good_update_the_weights_stay_and_the_round_says_so(record, st
     assert (entry["aggregated"], entry["policy_loss"], entry["update_norm"]) == (False, None, 0.0)
 
 
+NORM_OF_1 = math.sqrt(2)
+
+
+@pytest.mark.parametrize("norms", [(), (NORM_OF_1,) * 4], ids=["first round", "later round"])
+def test_an_update_a_thousand_times_as_large_is_refused(record, statistics, norms) -> None:
+    answers = {10: _reply(1000.0), 11: _reply(1.0), 12: _reply(2.0), 13: _reply(1.5)}
+    entry, weights = _run(FakeGrid(answers), record, statistics, "a", "b", "c", "d", norms=norms)
+    assert list(entry["clients"]) == ["b", "c", "d"]
+    assert "1000 times the median of the round" in entry["refused"]["a"] or "norm is" in entry["refused"]["a"]
+    assert weights.tolist() == [1.5, 1.5]
+
+
+def test_of_two_the_larger_by_far_is_refused(record, statistics) -> None:
+    entry, weights = _run(FakeGrid({10: _reply(1.0), 11: _reply(1000.0)}), record, statistics, "a", "b")
+    assert list(entry["refused"]) == ["b"]
+    assert weights.tolist() == [1.0, 1.0]
+
+
+def test_a_jump_that_all_nodes_share_is_no_reason_to_refuse_them(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(40.0), 11: _reply(42.0), 12: _reply(44.0)})
+    entry, weights = _run(grid, record, statistics, "a", "b", "c", norms=(NORM_OF_1,) * 30)
+    assert entry["refused"] == {}
+    assert weights.tolist() == [42.0, 42.0]
+
+
+def test_nodes_that_learnt_nothing_do_not_make_the_others_guilty(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(0.0), 11: _reply(0.0), 12: _reply(3.0)})
+    entry, _ = _run(grid, record, statistics, "a", "b", "c")
+    assert entry["refused"] == {}
+
+
+def test_with_too_few_good_updates_the_weights_stay_and_the_round_is_marked(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(1.0), 11: Error(1, "no"), 12: _reply(num_examples=0)})
+    entry, weights = _run(grid, record, statistics, "a", "b", "c", min_updates=2)
+    assert weights.tolist() == [0.0, 0.0]
+    assert (entry["aggregated"], entry["update_norm"], list(entry["clients"])) == (False, 0.0, ["a"])
+
+
+def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again(record, statistics) -> None:
+    class Restarting(FakeGrid):
+        looks = 0
+
+        def get_nodes(self):
+            self.looks += 1
+            self.online_since = {10: "t0" if self.looks < 3 else "t1"}
+            return super().get_nodes()
+
+    grid = Restarting({10: [None, _reply(1.0)]})
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=20.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+    )
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    entry = run_round(grid, model, _nodes("a"), 1, settings, record)  # type: ignore[arg-type]
+    assert list(entry["clients"]) == ["a"]
+    first, second = (message.content[HEADER]["sha256"] for message in grid.sent.values())
+    assert first == second
+
+
 def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
     nodes = {node.node_id: node for node in _nodes("d", "a", "c", "b")}
     half = FederationConfig(fraction_fit=0.5)
@@ -135,13 +202,6 @@ def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
     seen = {node.name for round_ in range(20) for node in sample_nodes(nodes, half, seed=1, round_=round_)}
     assert seen == {"a", "b", "c", "d"}
     assert len(sample_nodes(nodes, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
-
-
-class JoiningGrid(FakeGrid):
-    """A grid on which the nodes of `answers` are online."""
-
-    def get_node_ids(self):
-        return list(self.answers)
 
 
 def _answer(name: str, statistics, **changes: object) -> RecordDict:
@@ -156,7 +216,7 @@ def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0
 
 
 def test_nodes_are_asked_once_and_then_known(record, statistics) -> None:
-    grid = JoiningGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
+    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
     table = _table(grid, record, min_nodes=2)
     assert {node.name for node in table.wait_for_nodes().values()} == {"a", "b"}
     table.wait_for_nodes()
@@ -164,7 +224,7 @@ def test_nodes_are_asked_once_and_then_known(record, statistics) -> None:
 
 
 def test_a_late_node_joins_and_an_offline_one_is_left_out(record, statistics) -> None:
-    grid = JoiningGrid({10: _answer("a", statistics)})
+    grid = FakeGrid({10: _answer("a", statistics)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
     grid.answers = {11: _answer("b", statistics)}
@@ -182,20 +242,45 @@ def test_a_late_node_joins_and_an_offline_one_is_left_out(record, statistics) ->
     ids=["error", "empty", "no fps", "frames are no number"],
 )
 def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, statistics, answer) -> None:
-    grid = JoiningGrid({10: answer(statistics), 11: _answer("b", statistics)})
+    grid = FakeGrid({10: answer(statistics), 11: _answer("b", statistics)})
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert "node_refused" in (record.folder / "events.jsonl").read_text()
 
 
+def test_a_refused_node_that_restarts_is_asked_again(record, statistics) -> None:
+    grid = FakeGrid({10: [Error(2, "no data set"), _answer("a", statistics)], 11: _answer("b", statistics)})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    grid.online_since = {10: "later", 11: "t0"}
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
+
+
+def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, statistics) -> None:
+    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    for refused in ({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}):
+        table.count_refusals(refused, {"a", "b"} - refused.keys())
+    assert len(table.wait_for_nodes()) == 2
+    table.count_refusals({"a": "NaN"}, {"b"})
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    assert "3 updates in a row refused, the last because NaN" in (record.folder / "events.jsonl").read_text()
+    grid.online_since = {11: "t0"}  # away
+    assert len(table.wait_for_nodes()) == 1
+    grid.online_since = {10: "later", 11: "t0"}
+    assert len(table.wait_for_nodes()) == 2
+
+
 def test_two_nodes_of_the_same_name_are_not_both_taken(record, statistics) -> None:
-    grid = JoiningGrid({10: _answer("a", statistics), 11: _answer("a", statistics)})
+    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("a", statistics)})
     assert len(_table(grid, record, min_nodes=1).wait_for_nodes()) == 1
     assert "the name a is taken" in (record.folder / "events.jsonl").read_text()
 
 
 def test_too_few_nodes_are_an_error_that_says_what_to_do(record, statistics) -> None:
-    grid = JoiningGrid({10: _answer("a", statistics)})
+    grid = FakeGrid({10: _answer("a", statistics)})
     with pytest.raises(NotEnoughNodesError, match=r"1 of 3 nodes joined .* lower federation.min_nodes"):
         _table(grid, record, min_nodes=3).wait_for_nodes()
 

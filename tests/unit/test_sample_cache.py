@@ -7,8 +7,8 @@ import pytest
 import torch
 from lerobot.policies.common.vla_utils import resize_with_pad
 
-from client.sample_cache import SampleCache, open_samples
 from federation.dataset import open_dataset, policy_inputs
+from federation.sample_cache import SampleCache, open_samples
 
 GB = 10**9
 
@@ -67,7 +67,7 @@ def test_another_process_finds_what_the_first_stored(policy, root, monkeypatch) 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 128), (128, 96), (75, 100), (64, 64), (31, 17)])
 def test_shrinking_leaves_what_the_policy_sees(policy, height: int, width: int) -> None:
-    from client.sample_cache import _shrink
+    from federation.sample_cache import _shrink
 
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(1))
     seen = resize_with_pad(image[None], 64, 64, pad_value=0)

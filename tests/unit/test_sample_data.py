@@ -319,7 +319,7 @@ def test_a_failed_replacement_leaves_the_old_sample_data_whole(monkeypatch, tmp_
 def test_an_expert_that_keeps_failing_is_an_error_and_not_an_endless_loop(monkeypatch):
     monkeypatch.setattr("federation.so101_expert.play", lambda scene, plan: False)
     with pytest.raises(SampleDataError, match="20 picks failed"):
-        sample_data._record_episode(("site-a", 0), TINY)
+        sample_data._record_episode(sample_data.Job("site-a", "site-a", (0, 0)), TINY)
 
 
 @pytest.mark.parametrize(

@@ -1,63 +1,228 @@
-"""The `run` service's program; a whole run with it is in tests/container."""
+"""The `run` service's program and its supervisor; whole runs: tests/integration, container."""
 
 from pathlib import Path
 
 import pytest
 
-from federation.config import RunConfig
-from server import submit
+from federation.config import RunConfig, load_run_config
+from server import submit, supervisor
+from server.control import ControlError
+from server.records import RunRecord
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     """A command line of two sites whose files all exist."""
     (tmp_path / "ca.crt").write_text("certificate")
-    (tmp_path / "tiny.toml").write_text("[policy]\nsize = 'tiny'\n")
+    (tmp_path / "tiny.toml").write_text("[policy]\nsize = 'tiny'\n[run]\nnum_rounds = 4\n")
+    (tmp_path / "outputs").mkdir()
     sites = []
     for name in ("site-a", "site-b"):
         (tmp_path / f"{name}.pub").write_text("key")
         sites.append(f"{name}={tmp_path / name}.pub")
-    return [f"--config={tmp_path / 'tiny.toml'}", f"--ca={tmp_path / 'ca.crt'}", "--sites", *sites]
+    files = [f"--config={tmp_path / 'tiny.toml'}", f"--ca={tmp_path / 'ca.crt'}"]
+    return [*files, f"--outputs={tmp_path / 'outputs'}", "--sites", *sites]
+
+
+class SuperLink:
+    """Stands in for SuperLink and the ServerApp: each submission does the next of `outcomes`.
+
+    An outcome is the number of rounds that are complete when the run ends, and the end: `finished`,
+    `failed`, `killed` (nothing more is recorded), `stopped`, or `nothing` (no record was even begun).
+    """
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        self.registered: list[str] = []
+        self.online = [0, 2]
+        self.active: str | None = None
+        self.away = 0  # how many questions nobody answers
+        self.outcomes: list[tuple[int, str]] = [(4, "finished")]
+        self.submitted: list[RunConfig] = []
+        self.status = "running"
+
+    def count_online(self, home: Path) -> int:
+        return self.online.pop(0) if len(self.online) > 1 else self.online[0]
+
+    def active_run(self, home: Path) -> str | None:
+        return self.active
+
+    def submit_run(self, home: Path, config: RunConfig) -> str:
+        self.submitted.append(config)
+        rounds, end = self.outcomes.pop(0)
+        self.status = {"finished": "finished:completed", "stopped": "finished:stopped"}.get(
+            end, "finished:failed"
+        )
+        if end != "nothing":
+            record = RunRecord(self.outputs, config.run.name, config)
+            record._metrics["rounds"] = [{"round": number} for number in range(1, rounds + 1)]
+            record._save()
+            if end in ("finished", "failed"):
+                record.close(end, "" if end == "finished" else "disk full")
+            record._events.close()
+            record._lock.close()
+        return str(len(self.submitted))
+
+    def run_status(self, home: Path, run_id: str) -> str:
+        if self.away:
+            self.away -= 1
+            raise ControlError("cannot be reached")
+        return self.status
 
 
 @pytest.fixture
-def superlink(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Stands in for SuperLink: what it was asked, what it answers."""
-    state: dict = {"registered": [], "online": [0, 2], "active": None, "submitted": []}
-
-    def count_online(home: Path) -> int:
-        online = state["online"]
-        return online.pop(0) if len(online) > 1 else online[0]
-
-    def submit_run(home: Path, config: RunConfig) -> str:
-        state["submitted"].append(config.run.name)
-        return "7"
-
-    monkeypatch.setattr(submit, "register_supernode", lambda _, key, name: state["registered"].append(name))
-    monkeypatch.setattr(submit, "active_run", lambda _: state["active"])
-    monkeypatch.setattr(submit, "count_online", count_online)
-    monkeypatch.setattr(submit, "submit_run", submit_run)
-    monkeypatch.setattr(submit, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    return state
+def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
+    link = SuperLink(tmp_path / "outputs")
+    monkeypatch.setattr(submit, "register_supernode", lambda _, key, name: link.registered.append(name))
+    monkeypatch.setattr(submit, "count_online", link.count_online)
+    for module in (submit, supervisor):
+        monkeypatch.setattr(module, "active_run", link.active_run)
+        monkeypatch.setattr(module, "submit_run", link.submit_run)
+        monkeypatch.setattr(module, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(supervisor, "run_status", link.run_status)
+    monkeypatch.setattr(supervisor, "_SECONDS_BEFORE_CONTINUATION", 0.0)
+    monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 0.0)
+    return link
 
 
-def test_it_registers_the_sites_waits_for_them_and_submits(
-    arguments: list[str], superlink: dict, capsys: pytest.CaptureFixture
+def test_it_registers_the_sites_waits_for_them_and_sees_the_run_through(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
 ) -> None:
     assert submit.main(arguments) == 0
-    assert superlink["registered"] == ["site-a", "site-b"]
-    (name,) = superlink["submitted"]
-    assert name.startswith("tiny-")
-    assert f"/outputs/{name}/server.log" in capsys.readouterr().out
+    assert superlink.registered == ["site-a", "site-b"]
+    (config,) = superlink.submitted
+    assert config.run.name.startswith("tiny-")
+    assert not config.run.resume
+    assert f"run {config.run.name} has finished" in capsys.readouterr().out
 
 
-def test_it_submits_no_second_run_beside_an_active_one(
-    arguments: list[str], superlink: dict, capsys: pytest.CaptureFixture
+def test_a_run_that_dies_is_continued_until_it_has_finished(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
 ) -> None:
-    superlink["active"] = "6"
+    superlink.outcomes = [(0, "nothing"), (1, "killed"), (3, "failed"), (4, "finished")]
+    superlink.away = 2
     assert submit.main(arguments) == 0
-    assert superlink["submitted"] == []
-    assert "run 6 is active; no other is submitted" in capsys.readouterr().out
+    assert [config.run.resume for config in superlink.submitted] == [False, False, True, True]
+    assert len({config.run.name for config in superlink.submitted}) == 1
+    printed = capsys.readouterr().out
+    assert "ended after round 3: disk full" in printed
+    assert printed.count("waiting for SuperLink") == 1
+
+
+def test_a_run_that_makes_no_progress_is_given_up(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(1, "killed"), (2, "failed"), *[(2, "failed")] * 20]
+    assert submit.main(arguments) == 2
+    assert "5 attempts brought no round after 2: disk full" in capsys.readouterr().err
+    assert len(superlink.submitted) == 7
+
+
+def test_a_run_that_its_operator_stopped_stays_stopped(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(1, "stopped")]
+    assert submit.main(arguments) == 2
+    assert "was stopped after round 1; it can be resumed" in capsys.readouterr().err
+
+
+def test_started_again_it_goes_on_with_the_unfinished_run_of_the_same_configuration(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(1, "stopped"), (4, "finished"), (4, "finished"), (1, "stopped"), (4, "finished")]
+    assert submit.main(arguments) == 2
+    assert submit.main(arguments) == 0
+    stopped, resumed = superlink.submitted
+    assert (resumed.run.name, resumed.run.resume) == (stopped.run.name, True)
+    superlink.submitted.clear()
+    named = load_run_config(tmp_path / "tiny.toml", {"run.name": "named"})
+    assert supervisor.unfinished_run(superlink.outputs, named) is None  # it has finished
+    supervisor.see_through(tmp_path, superlink.outputs, named, print)
+    assert not superlink.submitted[0].run.resume
+
+
+@pytest.mark.parametrize("option", ["--new", "--resume=tiny-1"])
+def test_the_operator_may_say_which_run_it_is(
+    option: str, arguments: list[str], superlink: SuperLink, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(1, "killed"), (4, "finished")]
+    superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"}))
+    assert submit.main([*arguments, option]) == 0
+    assert (superlink.submitted[1].run.name == "tiny-1") == (option != "--new")
+
+
+def test_an_active_run_is_followed(
+    arguments: list[str],
+    superlink: SuperLink,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    superlink.outcomes = [(1, "killed"), (4, "finished")]
+    config = load_run_config(tmp_path / "tiny.toml", {"run.name": "other", "run.seed": 3})
+    superlink.active = superlink.submit_run(tmp_path, config)
+
+    def give_up(home: Path, run_id: str) -> str:
+        superlink.active = None
+        return superlink.status
+
+    monkeypatch.setattr(supervisor, "run_status", give_up)
+    assert submit.main(arguments) == 0
+    assert [config.run.name for config in superlink.submitted] == ["other", "other"]
+    assert "run other is active as 1 and is followed" in capsys.readouterr().out
+
+
+def test_an_active_run_without_a_record_is_not_meddled_with(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.active = "6"
+    assert submit.main(arguments) == 2
+    assert "run 6 is active" in capsys.readouterr().err
+    assert superlink.submitted == []
+
+
+def test_a_serverapp_that_died_is_replaced_before_superlink_notices(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(2, "killed"), (4, "finished")]
+    held = [True, True, False]
+    stopped: list[str] = []
+
+    def is_being_written(folder: Path) -> bool:
+        superlink.status = "running"
+        return held.pop(0) if held else False
+
+    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
+    monkeypatch.setattr(supervisor, "stop_run", lambda _, run_id: stopped.append(run_id))
+    assert submit.main(arguments) == 0
+    assert stopped == ["1"]
+    assert [config.run.resume for config in superlink.submitted] == [False, True]
+
+
+def test_a_serverapp_that_its_operator_stopped_is_not_replaced(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.outcomes = [(2, "killed")]
+    held = [True, False]
+
+    def is_being_written(folder: Path) -> bool:
+        superlink.status = "running" if len(held) == 2 else "finished:stopped"
+        return held.pop(0)
+
+    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
+    assert submit.main(arguments) == 2
+    assert len(superlink.submitted) == 1
+
+
+def test_detached_it_submits_one_run_and_ends(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(0, "killed")]
+    assert submit.main([*arguments, "--detach"]) == 0
+    assert "submitted as 1" in capsys.readouterr().out
+    superlink.active = "1"
+    assert submit.main([*arguments, "--detach"]) == 0
+    assert "run 1 is active; no other is submitted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -76,11 +241,11 @@ def test_what_is_wrong_is_said_in_one_line(
     fault: str,
     message: str,
     arguments: list[str],
-    superlink: dict,
+    superlink: SuperLink,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    superlink["online"] = [1]
+    superlink.online = [1]
     if fault == "configuration":
         (tmp_path / "tiny.toml").write_text("[training]\nlocal_step = 3\n")
     elif fault == "certificate":
@@ -91,7 +256,7 @@ def test_what_is_wrong_is_said_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
-    assert superlink["submitted"] == []
+    assert superlink.submitted == []
 
 
 def test_a_site_without_a_key_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture) -> None:

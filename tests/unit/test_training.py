@@ -8,7 +8,6 @@ from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
 from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
-from client.sample_cache import open_samples
 from client.training import (
     TrainingError,
     run_training_loop,
@@ -18,6 +17,7 @@ from client.training import (
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import DatasetError
 from federation.policy import trainable_parameters
+from federation.sample_cache import open_samples
 
 
 def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
@@ -61,6 +61,28 @@ def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
             Accelerator(cpu=True),
         )
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), reference.parameters(), strict=True))
+
+
+def test_accumulated_gradients_make_the_step_of_one_large_batch(
+    tiny_config, make_policy, weights, statistics, data, monkeypatch
+) -> None:
+    """But for padded actions, which each batch leaves out of its own mean. Noise and time are fixed here."""
+    from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching
+
+    monkeypatch.setattr(VLAFlowMatching, "sample_noise", lambda _, shape, device: torch.ones(shape))
+    monkeypatch.setattr(VLAFlowMatching, "sample_time", lambda _, size, device: torch.full((size,), 0.4))
+    config = _configure(tiny_config, proximal_mu=0.0)
+    halves, whole = make_policy(), make_policy()
+    components = _components(config, halves, weights, statistics, data)
+    large = components.preprocessor(_without_count(next(components.batches)))
+
+    def half(part: slice) -> dict:
+        return {k: v[part] if isinstance(v, torch.Tensor | list) else v for k, v in large.items()}
+
+    accumulated = run_training_step(components, half(slice(0, 2)), half(slice(2, 4)))
+    at_once = run_training_step(_components(config, whole, weights, statistics, data), dict(large))
+    assert accumulated.policy_loss == pytest.approx(at_once.policy_loss, rel=0.01)
+    assert accumulated.grad_norm == pytest.approx(at_once.grad_norm, rel=0.05)
 
 
 def test_the_proximal_term_keeps_the_weights_closer(

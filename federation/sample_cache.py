@@ -37,7 +37,7 @@ _CHECKSUM = "crc32"
 _TEXT_BYTES = 512  # of a task; a longer one is not cached
 _SPARE_BYTES = 2 * 10**9  # of the disk, left for weights and residuals
 _PROBED_SAMPLES = 50
-_log = get_logger("client.sample_cache")
+_log = get_logger("federation.sample_cache")
 
 
 class SampleCache(Dataset[dict[str, Any]]):

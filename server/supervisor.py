@@ -1,0 +1,159 @@
+"""Sees a run through to its end: whenever it ends unfinished, a continuation is submitted.
+
+Flower 1.41 resumes nothing: a run whose ServerApp dies, or whose SuperLink is away for a minute, is failed
+for good. A continuation is a new run for Flower and the same one for us: it takes the record and the newest
+checkpoint of `outputs/<run>` and goes on with the next round. `server/submit.py` calls this in the `run`
+container. It looks at the record, which only the ServerApp writes, and at SuperLink; it knows nothing of
+policies or nodes.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from federation.config import RunConfig
+from federation.errors import FederationError
+from server.control import ControlError, active_run, run_status, stop_run, submit_run
+from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
+
+__all__ = ["RunGivenUpError", "as_continuation", "see_through", "unfinished_run"]
+
+_MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_STATUS_CHECKS = 10.0  # each starts a process
+_SECONDS_BEFORE_CONTINUATION = 3.0
+_RECORD_SECONDS = 60.0  # a ServerApp starts within it
+
+
+class RunGivenUpError(FederationError):
+    """A run was stopped by its operator, or failed again and again without one more round."""
+
+
+def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Submit `config`, or follow the run that is active instead, until it has finished.
+
+    Args:
+        outputs: where the ServerApp records runs, to be read only.
+        config: of the run; with `run.resume` its first submission is a continuation already.
+        say: takes lines for the operator.
+
+    Raises:
+        RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
+        ControlError: SuperLink refuses the first submission or cannot be reached for it.
+    """
+    run_id = active_run(flwr_home)
+    if run_id is None:
+        run_id = submit_run(flwr_home, config)
+        say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
+    else:
+        config = _recorded(outputs, run_id)
+        say(f"run {config.run.name} is active as {run_id} and is followed")
+    folder = outputs / config.run.name
+    failures, newest = 0, _complete_rounds(folder)
+    while True:
+        status = _wait_for_end(flwr_home, folder, run_id, say)
+        if _is_finished(folder):
+            say(f"run {config.run.name} has finished")
+            return
+        rounds, reason = _complete_rounds(folder), _reason(folder)
+        if status == "finished:stopped":
+            raise RunGivenUpError(
+                f"run {config.run.name} was stopped after round {rounds}; it can be resumed"
+            )
+        failures, newest = (0, rounds) if rounds > newest else (failures + 1, newest)
+        if failures == _MOST_ATTEMPTS_WITHOUT_PROGRESS:
+            raise RunGivenUpError(
+                f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
+                f"{reason or status}"
+            )
+        say(f"run {config.run.name} ended after round {rounds}: {reason or status}")
+        time.sleep(_SECONDS_BEFORE_CONTINUATION)
+        # Before its record begins a run has nothing to continue, and the name is still free.
+        again = as_continuation(config) if _has_record(folder) else config
+        run_id = _when_reachable(say, lambda: active_run(flwr_home)) or submit_run(flwr_home, again)
+        say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
+
+
+def as_continuation(config: RunConfig) -> RunConfig:
+    """`config` with `run.resume` set."""
+    return replace(config, run=replace(config.run, resume=True))
+
+
+def unfinished_run(outputs: Path, config: RunConfig | None = None) -> RunConfig | None:
+    """The configuration of the newest run in `outputs` if it has not finished, else None.
+
+    Args:
+        config: only a run of this configuration counts, whatever its name.
+    """
+    files = sorted(outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not files or _is_finished(files[-1].parent):
+        return None
+    found = recorded_config(files[-1].parent)
+    if config is not None and replace(found, run=replace(found.run, name="")) != replace(
+        config, run=replace(config.run, name="")
+    ):
+        return None
+    return found
+
+
+def _recorded(outputs: Path, run_id: str) -> RunConfig:
+    """The configuration of the active run; its ServerApp may be about to write it."""
+    give_up_at = time.monotonic() + _RECORD_SECONDS
+    while (config := unfinished_run(outputs)) is None:
+        if time.monotonic() > give_up_at:
+            raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return config
+
+
+def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
+    """How the run ended, once it is over; a finished record is enough."""
+    check_at = time.monotonic()
+    was_written = False
+    while not _is_finished(folder):
+        is_written = is_being_written(folder)
+        has_gone, was_written = was_written and not is_written, is_written
+        if has_gone or time.monotonic() >= check_at:
+            status = _when_reachable(say, lambda: run_status(flwr_home, run_id))
+            if status == "unknown" or status.startswith("finished"):
+                return status
+            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+        if has_gone and not _is_finished(folder):
+            # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
+            with contextlib.suppress(ControlError):
+                stop_run(flwr_home, run_id)
+            return "its ServerApp died"
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return "finished:completed"
+
+
+def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
+    """What `ask` returns, however long SuperLink is away."""
+    told = False
+    while True:
+        try:
+            return ask()
+        except ControlError as error:
+            if not told:
+                say(f"waiting for SuperLink: {error}")
+            told = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _has_record(folder: Path) -> bool:
+    return (folder / METRICS_FILE).exists()
+
+
+def _is_finished(folder: Path) -> bool:
+    return _has_record(folder) and bool(read_metrics(folder)["status"] == "finished")
+
+
+def _complete_rounds(folder: Path) -> int:
+    rounds = read_metrics(folder)["rounds"] if _has_record(folder) else []
+    return int(rounds[-1]["round"]) if rounds else 0
+
+
+def _reason(folder: Path) -> str:
+    return str(read_metrics(folder)["reason"]) if _has_record(folder) else ""

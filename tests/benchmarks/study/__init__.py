@@ -1,0 +1,1 @@
+"""The comparison that shows what federated training reaches: `make study`."""

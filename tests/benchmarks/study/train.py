@@ -1,0 +1,179 @@
+"""Training of one arm with one seed: the project's own training, aggregation and evaluation, without Flower.
+
+Flower's transport moves bytes and changes none (fp32 here), so it is left out to compare in minutes.
+"""
+
+import hashlib
+import multiprocessing
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from client.training import TrainingComponents, run_training_loop, setup_training_components
+from federation.config import RunConfig, parse_run_config
+from federation.dataset_description import describe_dataset
+from federation.policy import build_policy, load_trainable, trainable_parameters
+from federation.sample_cache import SampleCache, open_samples
+from federation.statistics import Statistics
+from federation.wire import Header, Payload, open_payload, pack_tensors
+from server.aggregation import apply_update, make_aggregator, make_server_optimizer
+from server.evaluation import Evaluator
+from server.normalisation import merge_statistics
+from tests.benchmarks.study.arms import BATCH_SIZE, Arm
+
+__all__ = ["run_arm", "run_job"]
+
+_EVALUATIONS = 10  # over the run, besides the one before training
+_SERVER_RATES = {"none": 1.0, "momentum": 0.3, "adam": 2e-3}
+
+
+def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
+    """`run_arm` for a process of a pool, which decodes into a cache of its own."""
+    arm, seed, data = job
+    process = multiprocessing.current_process().name
+    return run_arm(arm, seed, data, data.parent / ".study-cache" / process)
+
+
+def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
+    """Train and return {"arm", "seed", "steps": [...], "policy_loss": [...], "action_mse": [...]}.
+
+    Args:
+        data: folder with the data sets of the sites and `holdout`.
+        cache: folder for decoded samples, shared by all arms.
+    """
+    torch.set_num_threads(1)
+    config = _configure(arm, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = build_policy(config.policy, seed=seed, device=torch.device("cpu"), cache=Path(folder))
+        roots = {site: data / site for site in arm.sites}
+        if arm.corrupt:
+            roots[arm.corrupt] = _with_damaged_video(roots[arm.corrupt], Path(folder))
+        samples: dict[str, Any] = {
+            site: open_samples(root, policy.config, _cache(cache, site, arm), 2 * 10**9)
+            for site, root in roots.items()
+        }
+        own = {site: describe_dataset(root).statistics for site, root in roots.items()}
+        shared = merge_statistics(list(own.values()))
+        if arm.pooled:
+            samples, own = {"pooled": _Pooled(list(samples.values()))}, {"pooled": shared}
+        statistics = {site: shared if arm.shared_normalisation else own[site] for site in samples}
+        weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
+        evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
+        return _train(arm, seed, config, policy, weights, samples, statistics, evaluator)
+
+
+def _train(
+    arm: Arm,
+    seed: int,
+    config: RunConfig,
+    policy: Any,
+    weights: dict[str, Tensor],
+    samples: dict[str, Any],
+    statistics: dict[str, Statistics],
+    evaluator: Evaluator,
+) -> dict[str, Any]:
+    curve: dict[str, list[float]] = {"steps": [], "policy_loss": [], "action_mse": []}
+    optimizer = make_server_optimizer(config.aggregation, weights)
+    kept: dict[str, dict[str, Any]] = {}  # states of the sites' optimizers
+    taken = skipped = 0
+
+    def evaluate() -> None:
+        figures = evaluator.evaluate(weights)
+        curve["steps"].append(taken)
+        curve["policy_loss"].append(figures["policy_loss"])
+        curve["action_mse"].append(figures["action_mse"])
+
+    evaluate()
+    pooled: TrainingComponents | None = None
+    for round_ in range(1, arm.num_rounds + 1):
+        count = max(1, round(len(samples) * arm.fraction_fit))
+        sites = sorted(random.Random(f"{seed}/{round_}").sample(sorted(samples), count))
+        aggregator = make_aggregator(config.aggregation, {n: w.shape for n, w in weights.items()})
+        for site in sites:
+            if pooled is None:
+                digest = hashlib.sha256(f"{seed}/{site}/{round_}".encode()).digest()
+                components = setup_training_components(
+                    config,
+                    policy,
+                    weights,
+                    statistics[site],
+                    samples[site],
+                    int.from_bytes(digest[:7], "big"),
+                )
+                if arm.keep_optimizer and site in kept:
+                    components.optimizer.load_state_dict(kept[site])
+            else:  # one learner goes on where it was, as plain training does
+                components = pooled
+                load_trainable(policy, weights)
+                components.received = [weights[name].clone() for name in components.parameters]
+            result = run_training_loop(components, round_, arm.num_rounds, lambda *_: None)
+            taken += arm.local_steps
+            skipped += result.skipped_frames
+            if arm.keep_optimizer:
+                kept[site] = components.optimizer.state_dict()
+            if arm.pooled:
+                pooled = components
+            aggregator.add(_as_received(result.update), result.num_examples)
+        apply_update(aggregator, weights, optimizer)
+        if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
+            evaluate()
+            print(f"{arm.name}, seed {seed}, step {taken}: {curve['policy_loss'][-1]:.4f}", flush=True)
+    return {"arm": arm.name, "seed": seed, "skipped_frames": skipped, **curve}
+
+
+def _configure(arm: Arm, seed: int) -> RunConfig:
+    return parse_run_config(
+        {
+            "run.seed": seed,
+            "run.num_rounds": arm.num_rounds,
+            "policy.size": "tiny",
+            "training.local_steps": arm.local_steps,
+            "training.batch_size": BATCH_SIZE,
+            "training.proximal_mu": arm.proximal_mu,
+            "training.learning_rate": 2e-3,
+            "training.min_learning_rate": 2e-4,
+            "training.warmup_steps": 10,
+            "training.num_workers": 0,
+            "aggregation.server_optimizer": arm.server_optimizer,
+            "aggregation.server_learning_rate": _SERVER_RATES[arm.server_optimizer],
+            "evaluation.eval_mode": "full",
+            "evaluation.frame_stride": 10,
+        },
+        arm.name,
+    )
+
+
+def _as_received(update: dict[str, Tensor]) -> Payload:
+    shapes = {name: tensor.shape for name, tensor in update.items()}
+    record, header, sealed = pack_tensors(update.items(), Header("fp32", "study", 1, ""))
+    return open_payload(record, header, shapes, sealed)
+
+
+class _Pooled(ConcatDataset[dict[str, Any]]):
+    """The samples of several sites as one data set."""
+
+    name = "pooled"
+
+    def __init__(self, samples: list[SampleCache]) -> None:
+        super().__init__(samples)
+
+
+def _with_damaged_video(root: Path, folder: Path) -> Path:
+    """A copy of the data set whose wrist video has a hole of a quarter of its bytes."""
+    copy = Path(shutil.copytree(root, folder / f"{root.name}-corrupt"))
+    video = next((copy / "videos" / "observation.images.wrist").rglob("*.mp4"))
+    content = bytearray(video.read_bytes())
+    start, length = len(content) // 3, len(content) // 4
+    content[start : start + length] = bytes(length)
+    video.write_bytes(content)
+    return copy
+
+
+def _cache(cache: Path, site: str, arm: Arm) -> Path:
+    return cache / (f"{site}-corrupt" if arm.corrupt == site else site)

@@ -1,0 +1,152 @@
+"""A local federation whose processes can be taken away and brought back, and runs that this is done to."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from federation.config import RunConfig
+from server.cluster import LocalCluster
+from server.records import EVENTS_FILE
+from server.supervisor import see_through
+
+_PATIENCE_SECONDS = 600.0  # on a busy machine a round takes a minute and a half
+_APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
+
+
+class FaultyCluster(LocalCluster):
+    """A `LocalCluster` on a database that outlives its SuperLink, with kills and restarts."""
+
+    @property
+    def database(self) -> Path:
+        """SuperLink's."""
+        return self._state / "superlink.db"
+
+    def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
+        if name == "superlink":
+            command = [*command, "--database", str(self.database)]
+        self._commands = {**getattr(self, "_commands", {}), name: (command, others, more)}
+        super()._start(name, command, *others, **more)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a process, and to nothing it started; wait until it has gone."""
+        self._processes[name].send_signal(number)
+        self._processes[name].wait(30)
+
+    def start_again(self, name: str) -> None:
+        """Start what has gone with the same command; its log begins anew."""
+        log = self.logs / f"{name}.log"
+        log.replace(log.with_name(f"{name}-{time.time():.0f}.log"))
+        command, others, more = self._commands[name]
+        LocalCluster._start(self, name, command, *others, **more)
+
+    def start_again_when_let_in(self, name: str, seconds: float) -> None:
+        """As `restart: always`: SuperLink lets a killed SuperNode back in once its lease is over."""
+        give_up_at = time.monotonic() + seconds
+        while time.monotonic() < give_up_at:
+            self.start_again(name)
+            for _ in range(8):
+                if "SuperNode ID" in (self.logs / f"{name}.log").read_text(errors="replace"):
+                    return
+                time.sleep(0.5)
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(name)
+        raise AssertionError(f"{name} was not let in within {seconds:.0f} s")
+
+    def app(self, kind: str, parent: str) -> psutil.Process:
+        """The ServerApp of `superexec`, or the ClientApp of a site, that is running now."""
+        give_up_at = time.monotonic() + 60
+        while time.monotonic() < give_up_at:
+            for process in psutil.Process(self.process_id(parent)).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if any(_APPS[kind] in part for part in process.cmdline()):
+                        return process
+            time.sleep(0.1)
+        raise AssertionError(f"{parent} runs no {kind}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a federation in the middle of a round."""
+
+    name: str
+    moment: str
+    strikes_at: Callable[[dict], bool]  # the event of the round after which it happens
+    strike: Callable[[FaultyCluster], None]  # returns once everything is back
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fault did."""
+
+    fault: Fault
+    completed_rounds_lost: int
+    seconds_to_recover: float  # from the return of what was away to the next sign of progress
+    operator_sees: str
+
+
+def run_with_faults(
+    cluster: FaultyCluster, outputs: Path, config: RunConfig, faults: Mapping[int, Fault]
+) -> list[Outcome]:
+    """Have the supervisor see a run through while `faults[round]` happen to it."""
+    said: list[str] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            see_through(cluster.flwr_home, outputs, config, said.append)
+        except BaseException as error:
+            failures.append(error)
+
+    folder = outputs / config.run.name
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    moments: dict[int, tuple[float, float]] = {}
+    for round_, fault in faults.items():
+        _wait_for(folder, lambda e, r=round_, f=fault: e.get("round") == r and f.strikes_at(e))
+        struck = time.time()
+        fault.strike(cluster)
+        moments[round_] = struck, time.time()
+    thread.join(_PATIENCE_SECONDS)
+    assert not thread.is_alive(), said
+    assert not failures, (failures, said)
+    return [_outcome(folder, faults[round_], *moments[round_]) for round_ in faults]
+
+
+def events(folder: Path) -> list[dict]:
+    """The events of a run so far."""
+    file = folder / EVENTS_FILE
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _outcome(folder: Path, fault: Fault, struck: float, returned: float) -> Outcome:
+    later = [event for event in events(folder) if event["time"] > struck]
+    until = next(i for i, event in enumerate(later) if event["event"] == "round_finished")
+    progress = ("update_received", "round_finished")
+    recovered = next(e["time"] for e in later if e["event"] in progress and e["time"] > returned)
+    kinds = {
+        "update_missing": "{node} is missing: {reason}",
+        "update_refused": "{node} is refused: {reason}",
+        "run_failed": "the run failed: {reason}",
+        "run_resumed": "the run goes on after round {after_round}",
+    }
+    seen = [kinds[e["event"]].format(**e) for e in later[: until + 1] if e["event"] in kinds]
+    lost = [e["rounds_done_again"] for e in later if e["event"] == "run_resumed"]
+    return Outcome(
+        fault, sum(map(len, lost)), recovered - returned, "; ".join(seen) or "the round takes longer"
+    )
+
+
+def _wait_for(folder: Path, seen: Callable[[dict], bool]) -> None:
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+    while not any(seen(event) for event in events(folder)):
+        assert time.monotonic() < give_up_at, events(folder)[-5:]
+        time.sleep(0.1)

@@ -1,0 +1,31 @@
+"""`MATRIX.md`: the table of faults, written by the runs themselves when `FAULT_MATRIX` names the file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.integration.faults.cluster import Outcome
+
+_HEADER = """# Faults and what became of them
+
+Written by `make faults`; every row was measured in that run, on local processes over TLS, two sites.
+
+| fault | when | completed rounds lost | seconds to recover, from its return | what the operator sees |
+|---|---|---|---|---|
+"""
+
+
+def write_table(outcomes: Sequence[Outcome]) -> None:
+    """Print a row for each fault, and put it into the file, instead of the row it had."""
+    rows = {
+        outcome.fault.name: f"| {outcome.fault.name} | {outcome.fault.moment} "
+        f"| {outcome.completed_rounds_lost} | {outcome.seconds_to_recover:.0f} | {outcome.operator_sees} |"
+        for outcome in outcomes
+    }
+    print(*rows.values(), sep="\n")
+    if "FAULT_MATRIX" not in os.environ:
+        return
+    file = Path(os.environ["FAULT_MATRIX"])
+    old = file.read_text(encoding="utf-8").removeprefix(_HEADER).splitlines() if file.exists() else []
+    kept = [line for line in old if not any(line.startswith(f"| {name} |") for name in rows)]
+    file.write_text(_HEADER + "\n".join([*kept, *rows.values()]) + "\n", encoding="utf-8")

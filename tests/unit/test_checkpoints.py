@@ -1,0 +1,249 @@
+import errno
+import json
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from federation.config import AggregationConfig, CheckpointConfig, RunConfig, RunSection, flatten
+from server import checkpoints as module
+from server.aggregation import make_server_optimizer
+from server.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    load_checkpoint,
+    restore_model,
+    set_checkpoints_back,
+)
+from server.records import RunRecord
+from server.rollback import main as rollback_main
+from server.rounds import GlobalModel
+
+FINGERPRINT = "f" * 64
+
+
+def _model(value: float = 0.0, optimizer: str = "none") -> GlobalModel:
+    weights = {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
+    statistics = {"action": {"mean": np.array([0.1, 1 / 3]), "count": np.array([7])}}
+    made = make_server_optimizer(AggregationConfig(server_optimizer=optimizer), weights)
+    return GlobalModel(weights, statistics, FINGERPRINT, made, deque([1.5, 2.5], maxlen=32))
+
+
+def _store(folder: Path, **changes: int) -> Checkpoints:
+    return Checkpoints(folder, CheckpointConfig(**changes), flatten(RunConfig()))
+
+
+def _rounds(folder: Path) -> list[int]:
+    return [int(file.stem[-4:]) for file in sorted(folder.glob("round_*"))]
+
+
+def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = _store(tmp_path, keep=2, keep_every=3)
+    for round_, loss in enumerate([5.0, 3.0, 1.0, 2.0, 4.0, 3.0, 2.0, None, 6.0]):
+        store.save(round_, _model(round_), loss, {"round": round_})
+    assert _rounds(tmp_path) == [3, 6, 7, 8]
+    best = load_checkpoint(store.best)
+    assert (best.round, best.policy_loss) == (2, 1.0)
+    assert load_file(store.best)["a"].tolist() == [
+        2.0,
+        2.0,
+        2.0,
+    ]  # any reader sees the weights by their names
+
+
+def test_the_best_is_remembered_by_a_continuation(tmp_path: Path) -> None:
+    _store(tmp_path).save(1, _model(1), 1.0, {})
+    _store(tmp_path).save(2, _model(2), 2.0, {})
+    assert load_checkpoint(tmp_path / "best.safetensors").round == 1
+
+
+@pytest.mark.parametrize("optimizer", ["none", "momentum", "adam"])
+def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    def step(model: GlobalModel, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in model.weights.values():
+            update = torch.randn(tensor.shape, generator=generator)
+            if model.optimizer is None:
+                tensor.add_(update)
+            else:
+                tensor.grad = update
+        if model.optimizer is not None:
+            model.optimizer.step()
+
+    through = _model(1.0, optimizer)
+    for seed in (1, 2):
+        step(through, seed)
+    _store(tmp_path).save(2, through, 0.5, {"round": 2})
+    step(through, 3)
+
+    resumed = _model(9.0, optimizer)
+    checkpoint = _store(tmp_path).newest()
+    assert checkpoint
+    restore_model(resumed, checkpoint)
+    step(resumed, 3)
+    assert all(resumed.weights[name].equal(tensor) for name, tensor in through.weights.items())
+    assert checkpoint.entry == {"round": 2}
+    assert checkpoint.config == flatten(RunConfig())
+    assert checkpoint.statistics["action"]["mean"].tolist() == [0.1, 1 / 3]
+    assert list(resumed.norms) == [1.5, 2.5]
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "shape"])
+def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path, change: str) -> None:
+    _store(tmp_path).save(1, _model(), None, {})
+    checkpoint = load_checkpoint(tmp_path / "round_0001.safetensors")
+    model = _model()
+    if change == "fingerprint":
+        model.fingerprint = "0" * 64
+    else:
+        model.weights["a"] = torch.zeros(4)
+    with pytest.raises(CheckpointError, match=r"round 1"):
+        restore_model(model, checkpoint)
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "a weight", "the metadata", "unsigned"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path)
+    for round_ in (1, 2):
+        store.save(round_, _model(round_), None, {"round": round_})
+    path = tmp_path / "round_0002.safetensors"
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "a weight":
+        _flip(path, path.stat().st_size - 1)
+    elif damage == "the metadata":
+        _flip(path, path.read_bytes().index(b"norms") + 9)
+    else:
+        save_file(load_file(path), path)
+    lines: list[str] = []
+    monkeypatch.setattr(module._log, "error", lambda text, *values: lines.append(text % values))
+    newest = store.newest()
+    assert newest
+    assert newest.round == 1
+    assert "round_0002.safetensors" in lines[0]
+    (tmp_path / "round_0001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints is whole"):
+        store.newest()
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert _store(tmp_path / "new").newest() is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    return _store(folder).save(1, _model(), 1.0, {"round": 1})
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_is_in_the_file_the_error_is_ours(whole: Path, data: st.DataObject) -> None:
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    damaged = whole.with_name("damaged.safetensors")
+    damaged.write_bytes(content)
+    try:
+        checkpoint = load_checkpoint(damaged)
+    except CheckpointError:
+        return
+    untouched = load_checkpoint(whole)  # only blanks in the file's header may differ
+    assert all(checkpoint.weights[name].equal(tensor) for name, tensor in untouched.weights.items())
+    assert (checkpoint.round, checkpoint.statistics.keys()) == (1, untouched.statistics.keys())
+
+
+@pytest.mark.parametrize("moment", ["write", "flush", "move"])
+def test_a_full_disk_costs_the_round_in_hand_and_says_so(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path, keep=1)
+    store.save(1, _model(1), 1.0, {"round": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if moment == "write":
+
+        def torn(tensors: object, path: Path, metadata: object) -> None:
+            path.write_bytes(b"half a checkpoint")
+            full()
+
+        monkeypatch.setattr(module, "save_file", torn)
+    elif moment == "flush":
+        monkeypatch.setattr("server.files.os.fsync", full)
+    else:
+        monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CheckpointError, match=r"No space left .* round 2 is not saved, earlier ones are"):
+        store.save(2, _model(2), 0.5, {"round": 2})
+    monkeypatch.undo()
+    newest = store.newest()
+    assert newest
+    assert newest.round == 1
+    assert load_checkpoint(store.best).round == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.safetensors", "round_0001.safetensors"]
+
+
+def _recorded_run(tmp_path: Path, rounds: int) -> Path:
+    """The folder of a run of `rounds` rounds whose losses rise after the second."""
+    record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(name="run-1")))
+    store = _store(record.folder / "checkpoints", keep=10)
+    for round_ in range(1, rounds + 1):
+        entry = {"round": round_}
+        store.save(round_, _model(round_), 1.0 + abs(2 - round_) - 2 * (round_ == rounds), entry)
+        record.round_finished(entry)
+    record.close("finished")
+    record.announce_end()
+    record._lock.close()
+    return record.folder
+
+
+def test_a_rollback_sets_later_rounds_aside(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = _recorded_run(tmp_path, 4)
+    assert rollback_main([str(folder), "3"]) == 0
+    assert "make resume RUN=run-1" in capsys.readouterr().out
+    assert _rounds(folder / "checkpoints") == [1, 2, 3]
+    assert _rounds(folder / "checkpoints" / "set_aside") == [4]
+    assert load_checkpoint(folder / "checkpoints" / "best.safetensors").round == 2
+    metrics = json.loads((folder / "federated_metrics.json").read_text())
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2, 3]
+    assert (metrics["status"], metrics["reason"]) == (
+        "failed",
+        "rolled back to round 3 by the operator: resume it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("round_", "message"),
+    [("9", "no checkpoint of round 9; there are those of rounds 1, 2"), ("2", "damaged")],
+)
+def test_a_rollback_to_nowhere_changes_nothing(
+    tmp_path: Path, round_: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = _recorded_run(tmp_path, 2)
+    _flip(folder / "checkpoints" / "round_0002.safetensors", -1)
+    before = (folder / "federated_metrics.json").read_text()
+    assert rollback_main([str(folder), round_]) == 2
+    assert message in capsys.readouterr().err
+    assert (folder / "federated_metrics.json").read_text() == before
+
+
+def test_the_checkpoints_of_a_rolled_back_run_are_an_error_to_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there are those of rounds none"):
+        set_checkpoints_back(tmp_path, 1)
