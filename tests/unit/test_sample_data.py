@@ -235,11 +235,11 @@ def test_a_second_run_returns_at_once_without_heavy_imports(recorded):
 def fake_recording(monkeypatch, record=None):
     """Stand in for the minutes of simulation: three data sets of one file each."""
 
-    def write_info_files(root, parameters, workers):
-        for name in sample_data.DATASETS:
+    def write_info_files(root, parameters, datasets, workers):
+        for name in datasets:
             (root / name / "meta").mkdir(parents=True)
             (root / name / "meta" / "info.json").write_text(str(parameters.seed))
-        return {name: {"episodes": 1, "frames": 1, "attempts": 1} for name in sample_data.DATASETS}
+        return {name: {"episodes": 1, "frames": 1, "attempts": 1} for name in datasets}
 
     monkeypatch.setattr(sample_data, "_record_all", record or write_info_files)
 
@@ -276,6 +276,15 @@ def test_a_folder_that_is_not_ours_is_refused_and_untouched(monkeypatch, tmp_pat
     assert error.count("\n") == 1
 
 
+def test_other_data_sets_can_be_recorded(tmp_path, monkeypatch):
+    fake_recording(monkeypatch)
+    out = tmp_path / "study"
+    datasets = {"site-c": ("site-c",), "holdout": ("site-a", "site-c")}
+    recorded = ensure_sample_data(out, TINY, datasets=datasets)
+    assert list(recorded) == ["site-c", "holdout"]
+    assert ensure_sample_data(out, TINY, datasets=datasets) is None
+
+
 def test_a_file_of_someone_else_inside_our_folder_is_not_deleted(monkeypatch, tmp_path):
     fake_recording(monkeypatch)
     out = tmp_path / "sample"
@@ -290,7 +299,7 @@ def test_a_file_of_someone_else_inside_our_folder_is_not_deleted(monkeypatch, tm
     "cause", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")]
 )
 def test_an_interrupted_recording_leaves_nothing_that_looks_complete(monkeypatch, tmp_path, cause):
-    def record_half(root, parameters, workers):
+    def record_half(root, parameters, datasets, workers):
         (root / "site-a" / "meta").mkdir(parents=True)
         (root / "site-a" / "meta" / "info.json").write_text("{}")
         raise cause
@@ -307,7 +316,7 @@ def test_a_failed_replacement_leaves_the_old_sample_data_whole(monkeypatch, tmp_
     out = tmp_path / "sample"
     ensure_sample_data(out, SampleParameters(seed=1))
 
-    def fail(root, parameters, workers):
+    def fail(root, parameters, datasets, workers):
         raise KeyboardInterrupt
 
     fake_recording(monkeypatch, fail)
