@@ -115,7 +115,7 @@ def _add_run(samples: Samples, run: RunTotals, name: str) -> None:
     samples.add("last_event_timestamp_seconds", run.last_event)
     samples.add("rounds_planned", config["run.num_rounds"])
     samples.add("round_deadline_seconds", config["federation.round_deadline_seconds"])
-    samples.add("round", run.newest["round"] if run.newest else 0)
+    samples.add("round", run.round)
     samples.add("round_in_progress", run.round_in_progress)
     samples.add("rounds", run.rounds)
     samples.add("rounds_aggregated", run.rounds_aggregated)

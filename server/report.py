@@ -255,13 +255,22 @@ def _faults(metrics: dict[str, Any], refused_joins: list[str]) -> str:
         faults += [(name, "refused", why) for name, why in entry["refused"].items()]
         for fault in faults:
             rounds.setdefault(fault, []).append(entry["round"])
-    rows = [[_Text(""), _Text("refused to join"), _Text(reason), ""] for reason in refused_joins]
+    rows = [[_Text(""), _Text("refused to join"), _Text(reason), _Text("")] for reason in refused_joins]
+    rows += [
+        [
+            _Text("server"),
+            _Text("resumed"),
+            _Text(f"at {again['time']}"),
+            _Text(f"after {again['after_round']}"),
+        ]
+        for again in metrics.get("resumed", [])
+    ]
     rows += [
         [_Text(name), _Text(what), _Text(why), _Text(", ".join(map(str, when)))]
         for (name, what, why), when in rounds.items()
     ]
     if not rows:
-        return "<p>No node was missing, no update was refused.</p>"
+        return "<p>No node was missing, no update was refused, nothing had to be resumed.</p>"
     return _table(["node", "what", "why", "rounds"], rows)
 
 

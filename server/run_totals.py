@@ -28,6 +28,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "an update of another run, round or base",
         r"^(run|round|base) is .*, expected",
     ),
+    "too_large": ("an update far larger than the others (aggregation.max_norm_ratio)", r"^its norm is"),
     "malformed": (
         "a wrong shape, name, count or hash",
         r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",
@@ -74,7 +75,8 @@ class RunTotals:
     round_started: float = 0.0
     round_in_progress: int = 0
     sampled: int = 0
-    rounds: int = 0
+    round: int = 0  # the newest complete one
+    rounds: int = 0  # how many were completed, those done again included
     rounds_aggregated: int = 0
     joins_refused: int = 0
     evaluations: int = 0
@@ -95,8 +97,12 @@ class RunTotals:
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
 
-    def _on_run_resumed(self, _: dict[str, Any]) -> None:
-        self.status, self.round_in_progress = "running", 0
+    def _on_run_resumed(self, event: dict[str, Any]) -> None:
+        self.started, self.status, self.round_in_progress = event["time"], "running", 0
+        self.round = event["after_round"]
+
+    def _on_rolled_back(self, event: dict[str, Any]) -> None:
+        self.status, self.round_in_progress, self.round = "failed", 0, event["to_round"]
 
     def _on_run_finished(self, _: dict[str, Any]) -> None:
         self.status, self.round_in_progress = "finished", 0
@@ -137,7 +143,7 @@ class RunTotals:
             self.best = loss
 
     def _on_round_finished(self, entry: dict[str, Any]) -> None:
-        self.newest, self.round_in_progress = entry, 0
+        self.newest, self.round, self.round_in_progress = entry, entry["round"], 0
         self.rounds += 1
         self.rounds_aggregated += bool(entry["aggregated"])
         for phase, seconds in round_phases(entry).items():
@@ -171,8 +177,7 @@ class RunFollower:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._position = 0
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.totals = RunTotals(config)
+        self.totals = RunTotals(self._config())
 
     def catch_up(self) -> RunTotals:
         """Fold in what was appended since the last call.
@@ -182,11 +187,17 @@ class RunFollower:
         """
         for line in self._new_lines():
             try:
-                self.totals.fold(json.loads(line))
+                event = json.loads(line)
+                self.totals.fold(event)
+                if event["event"] == "run_resumed":  # it may have other settings
+                    self.totals.config = self._config()
             except (ValueError, KeyError, TypeError) as error:
                 # A server killed while it wrote leaves half a line; what a resumed one writes is whole again.
                 _log.warning("%s: a line is left out (%r)", self.folder / EVENTS_FILE, error)
         return self.totals
+
+    def _config(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
 
     def _new_lines(self) -> Iterator[bytes]:
         with (self.folder / EVENTS_FILE).open("rb") as file:

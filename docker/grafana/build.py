@@ -70,12 +70,12 @@ def _panel(
     }
 
 
-def _stat(title: str, expression: str, legend: str = "", *, text: str = "auto", **rest: Any) -> Panel:
+def _stat(title: str, expression: str, legend: str = "", **rest: Any) -> Panel:
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "value",
         "graphMode": "none",
-        "textMode": text,
+        "textMode": "auto",
         "justifyMode": "center",
     }
     return _panel("stat", title, [(expression, legend)], options=options, **rest)
@@ -218,11 +218,30 @@ def _alerts() -> Panel:
     )
 
 
-def _rounds() -> Panel:
-    panel = _stat("Rounds", "federation_round", "done", text="value_and_name", decimals=0)
-    planned = {**panel["targets"][0], "refId": "B", "expr": "federation_rounds_planned"}
-    panel["targets"].append(planned | {"legendFormat": "planned"})
+def _pair(panel: Panel, expression: str, legend: str) -> Panel:
+    """A second value beside a stat's first."""
+    second = {**panel["targets"][0], "refId": "B", "expr": expression, "legendFormat": legend}
+    panel["targets"].append(second)
+    panel["options"]["textMode"] = "value_and_name"
     return panel
+
+
+def _rounds() -> Panel:
+    return _pair(
+        _stat("Rounds", "federation_round", "done", decimals=0), "federation_rounds_planned", "planned"
+    )
+
+
+def _round_time() -> Panel:
+    panel = _stat(
+        "Time of a round",
+        "federation:round_age:seconds or on() vector(0)",
+        "this one, so far",
+        unit="s",
+        decimals=1,
+        description="Under way, against the newest complete one: whether a long round is late.",
+    )
+    return _pair(panel, "federation_round_duration_seconds", "the last")
 
 
 def federation() -> dict[str, Any]:
@@ -250,13 +269,7 @@ def federation() -> dict[str, Any]:
                         thresholds=_steps((None, _BAD), (1, _GOOD)),
                         description="Nodes whose update went into the global weights.",
                     ),
-                    _stat(
-                        "Time of a round",
-                        "federation_round_duration_seconds",
-                        unit="s",
-                        decimals=1,
-                        description="The newest complete round.",
-                    ),
+                    _round_time(),
                     _alerts(),
                 ],
             ),

@@ -212,16 +212,26 @@ def test_half_a_line_is_waited_for_and_a_torn_one_left_out(record: RunRecord) ->
     assert (totals.round_started, totals.status, totals.last_event) == (9.0, "failed", 11.0)
 
 
-def test_a_resumed_run_goes_on_counting(record: RunRecord, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_counting_with_its_new_settings(record: RunRecord, tmp_path: Path) -> None:
+    exporter = Exporter(tmp_path)
     record.event("run_failed", reason="killed")
-    record.event("run_started", run="run-1", num_rounds=20)
-    record.node_joined("site-a", FACTS)
-    _play_round(record, 2, 0.7)  # done again: its time and bytes were spent twice
-    values = _scrape(tmp_path)
+    assert _values(exporter)['federation_run_state{state="failed"}'] == 1
+    record._metrics["config"]["run.num_rounds"] = 30
+    record.resume_after(1, None)
+    values = _values(exporter)
     assert values['federation_run_state{state="running"}'] == 1
+    assert values["federation_round"] == 1
+    assert values["federation_rounds_planned"] == 30
+    _play_round(record, 2, 0.7)  # done again: its time and bytes were spent twice
+    values = _values(exporter)
     assert values["federation_round"] == 2
     assert values["federation_rounds_total"] == 3
     assert values['federation_node_examples_total{node="site-a"}'] == 36
+    assert _of_the_run(_scrape(tmp_path)) == _of_the_run(values)
+    record.roll_back(1)
+    values = _values(exporter)
+    assert values["federation_round"] == 1
+    assert values['federation_run_state{state="failed"}'] == 1
 
 
 def test_without_a_run_it_says_there_is_none(tmp_path: Path) -> None:
@@ -288,6 +298,7 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("policy_loss = nan must be a finite number", "non_finite"),
         ("policy loss is nan, gradient norm nan: lower training.learning_rate", "non_finite"),
         ("num_examples = 0: nothing was trained on", "malformed"),
+        ("its norm is 812, 90 times the median of the round; more than 20 times is refused", "too_large"),
         ("frozen weights differ from the server's: install", "frozen_weights"),
         ("<class 'client.consent.ConsentError'>:<'this site refuses the app: it differs", "app_refused"),
         ("data set site-a: 100 frames in a row cannot be decoded", "dataset"),

@@ -77,8 +77,11 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
 
 
 def test_a_failed_run_says_why(record: RunRecord) -> None:
+    record._metrics["resumed"].append({"time": "2026-11-23T20:00:00+00:00", "after_round": 2})
     record.close("failed", "1 of 2 nodes joined within 300 s")
-    assert "1 of 2 nodes joined within 300 s" in _Page(write_report(record.folder).read_text()).text
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "1 of 2 nodes joined within 300 s" in text
+    assert "server resumed at 2026-11-23T20:00:00+00:00 after 2" in text
 
 
 def test_settings_other_than_the_default_stand_out(record: RunRecord) -> None:
@@ -103,7 +106,7 @@ def test_the_report_of_a_run_without_rounds_says_so(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
     text = _Page(write_report(record.folder).read_text()).text
     assert "No round has been evaluated yet" in text
-    assert "No node was missing, no update was refused." in text
+    assert "No node was missing, no update was refused, nothing had to be resumed." in text
 
 
 def test_many_nodes_are_drawn_without_a_legend_of_all(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,11 @@ def test_weights_and_biases_offline_leaves_a_run_to_sync_later(tmp_path: Path) -
     track.log(0, evaluation_scalars(_evaluation(2.0)))
     track.close()
     (file,) = folder.glob("wandb/offline-run-*-run-1/*.wandb")
-    content = file.read_bytes()
-    for text in (b"evaluation/policy_loss", b"arms", b"training.proximal_mu"):
+    give_up_at = time.monotonic() + 60  # its own process writes it
+    while b"evaluation/policy_loss" not in (content := file.read_bytes()):
+        assert time.monotonic() < give_up_at, content
+        time.sleep(0.5)
+    for text in (b"arms", b"training.proximal_mu"):
         assert text in content
     assert str(tmp_path).encode() not in content
 
