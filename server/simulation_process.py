@@ -15,6 +15,7 @@ from federation.logs import get_logger
 
 __all__ = ["Simulations"]
 
+_MOST_SECONDS = 3600.0
 _log = get_logger("server.simulation")
 
 
@@ -55,10 +56,14 @@ class Simulations:
             self._running = round_, self._begin(round_)
 
     def wait(self) -> None:
-        """Until every evaluation has ended."""
+        """Until every evaluation has ended; one that takes longer than an hour from now is stopped."""
         self.collect()
         while self._running is not None:
-            self._running[1].wait()
+            try:
+                self._running[1].wait(_MOST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._running[1].kill()
+                self._running[1].wait()
             self.collect()
 
     def stop(self) -> None:
