@@ -33,7 +33,7 @@ from server.supervisor import as_continuation
 __all__ = ["main", "run_demo"]
 
 _SECONDS_BETWEEN_LOOKS = 0.25
-_SECONDS_BETWEEN_STATUS_CHECKS = 15.0
+_SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 
 
 def main() -> int:

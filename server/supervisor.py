@@ -22,7 +22,7 @@ __all__ = ["RunGivenUpError", "as_continuation", "see_through", "unfinished_run"
 
 _MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
 _SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_STATUS_CHECKS = 10.0  # each starts a process
+_SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 _SECONDS_BEFORE_CONTINUATION = 3.0
 _RECORD_SECONDS = 60.0  # a ServerApp starts within it
 
