@@ -80,7 +80,7 @@ def _plot(runs: list[dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
     alone = [arm.name for arm in ARMS if arm.name.endswith("alone")]
-    left = ["centralised", "FedAvg", "FedProx mu=0.001", "FedProx mu=0.1", *alone]
+    left = ["centralised", "centralised, 400 steps", "FedAvg", "FedProx mu=0.001", "FedProx mu=0.1", *alone]
     right = ["centralised", *(arm.name for arm in ARMS if arm.name not in {*left, "FedProx mu=0.01"})]
     for axis, names in zip(axes, (left, right), strict=True):
         for name in names:

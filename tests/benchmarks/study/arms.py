@@ -1,4 +1,4 @@
-"""What is compared: every arm takes the same number of optimizer steps in total, over all its sites."""
+"""What is compared. All arms but one take the same number of optimizer steps, over all their sites."""
 
 from dataclasses import dataclass
 
@@ -23,16 +23,19 @@ class Arm:
     keep_optimizer: bool = False  # AdamW's state from round to round, at each site
     server_optimizer: str = "none"
     corrupt: str = ""  # the site with a damaged video
+    total_steps: int = TOTAL_STEPS
 
     @property
     def num_rounds(self) -> int:
-        """As many as make `TOTAL_STEPS` over all sites that train."""
+        """As many as make `total_steps` over all sites that train."""
         learners = 1 if self.pooled else max(1, round(len(self.sites) * self.fraction_fit))
-        return TOTAL_STEPS // (self.local_steps * learners)
+        return self.total_steps // (self.local_steps * learners)
 
 
 ARMS = (
     Arm("centralised", pooled=True, local_steps=80),
+    # As many in a row as each federated site takes: what pooling the data is worth, without the longer walk.
+    Arm("centralised, 400 steps", pooled=True, local_steps=20, total_steps=TOTAL_STEPS // len(SITES)),
     Arm("FedAvg"),
     Arm("FedProx mu=0.001", proximal_mu=0.001),
     Arm("FedProx mu=0.01", proximal_mu=0.01),
