@@ -28,7 +28,6 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "an update of another run, round or base",
         r"^(run|round|base) is .*, expected",
     ),
-    "too_large": ("an update far larger than the others (aggregation.max_norm_ratio)", r"^its norm is"),
     "malformed": (
         "a wrong shape, name, count or hash",
         r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",

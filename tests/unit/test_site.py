@@ -90,7 +90,7 @@ def test_only_the_data_set_is_left_to_fill_in(unpacked: Path) -> None:
     assert settings["IMAGE"] == compose["services"]["supernode-a"]["image"]
     assert settings["FEDERATION_ALLOW_APP"] == ""
     used = set(re.findall(r"\$\{(\w+)", (unpacked / "docker-compose.yml").read_text()))
-    assert used - settings.keys() == {"PULL_POLICY", "LOG_FORMAT", "LOG_LEVEL"}
+    assert used - settings.keys() == {"PULL_POLICY"}
 
 
 def test_the_readme_is_short_and_says_what_leaves_and_how_to_leave(unpacked: Path) -> None:
