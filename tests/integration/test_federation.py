@@ -1,13 +1,16 @@
 """The real thing: SuperLink, SuperExec, SuperNodes, ServerApp and ClientApps as processes, over TLS."""
 
+import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +38,11 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture
 def port() -> int:
     return free_port()
+
+
+# All that these tests start inherits it; another federation on this machine does not.
+_MARK = "SO100_TEST_SESSION"
+os.environ.setdefault(_MARK, uuid.uuid4().hex)
 
 
 def _config(**changes: object) -> RunConfig:
@@ -110,11 +118,13 @@ def test_the_exported_policy_is_the_last_checkpoint_and_loads_with_lerobot(
 
 
 def test_nothing_is_left_running(demo) -> None:
-    ours = [
-        process.info["cmdline"]
-        for process in psutil.process_iter(["cmdline"])
-        if any("flower-" in part or "flwr-" in part for part in process.info["cmdline"] or [])
-    ]
+    ours = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            command = process.info["cmdline"] or []
+            flower = any("flower-" in part or "flwr-" in part for part in command)
+            if flower and process.environ().get(_MARK) == os.environ[_MARK]:
+                ours.append(command)
     assert ours == []
 
 
