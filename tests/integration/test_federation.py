@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -238,7 +239,13 @@ def test_ctrl_c_stops_everything_and_says_so(certs: Path, data: Path, tmp_path: 
     command = [sys.executable, "-m", "server.demo", "--config", str(tmp_path / "run.toml")]
     command += ["--data", str(data), "--certs", str(certs), "--outputs", str(tmp_path), "--port", str(port)]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout
     for line in process.stdout:
