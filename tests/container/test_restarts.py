@@ -1,10 +1,11 @@
 """Containers that go away in the middle of a run."""
 
 import json
+import time
 
 import pytest
 
-from tests.container.cluster import Cluster
+from tests.container.cluster import Cluster, run_name
 
 pytestmark = pytest.mark.container
 
@@ -31,3 +32,21 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
     assert [entry["round"] for entry in metrics["rounds"]] == [1, 2, 3, 4, 5]
     assert all(entry["clients"] for entry in metrics["rounds"])
     assert sorted(metrics["rounds"][-1]["clients"]) == ["site-a", "site-b"]
+
+
+def test_a_run_goes_on_after_its_server_was_restarted(cluster: Cluster, finished_run: str) -> None:
+    cluster.compose("up", "--detach", "--no-build", "--force-recreate", "--no-deps", "run")
+    give_up_at = time.monotonic() + 400
+    run, restarted, metrics = "", False, {}
+    while metrics.get("status") != "finished":
+        logs = cluster.compose("logs", "--no-log-prefix", "run")
+        assert time.monotonic() < give_up_at, logs
+        time.sleep(1)
+        run = run or ("submitted as" in logs and run_name(logs)) or ""
+        metrics = json.loads(cluster.read(run, "federated_metrics.json") or "{}") if run else {}
+        if metrics.get("rounds") and not restarted:
+            cluster.compose("restart", "server")
+            restarted = True
+    assert restarted
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2]
+    assert [resumed["after_round"] for resumed in metrics["resumed"]] == [1]
