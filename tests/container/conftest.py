@@ -10,7 +10,7 @@ from tests.container.cluster import IMAGES, Cluster, docker, run_name
 
 @pytest.fixture(scope="session")
 def images() -> tuple[str, ...]:
-    """The images that `make images OFFLINE=1` built."""
+    """The images that `make images` built."""
     docker("compose", "version")
     docker("image", "inspect", *IMAGES)
     return IMAGES
