@@ -51,8 +51,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
     version = str(info.get("codebase_version", "none"))
     if not version.startswith("v3."):
         raise DatasetError(
-            f"data set {root}: format version is {version}, must be v3.x; convert it with "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root={root}"
+            f"data set {root}: format version is {version}, must be v3.x; {_conversion(root, version)}"
         )
     try:
         features = info["features"]
@@ -113,6 +112,18 @@ def find_datasets(folder: Path) -> dict[str, Path]:
         if found:
             return found
     raise DatasetError(f"no data set in {folder}: make it, or name a folder that holds LeRobot v3 data sets")
+
+
+def _conversion(root: Path, version: str) -> str:
+    if version == "v2.1":
+        # Without --push-to-hub=false LeRobot's script uploads the recordings to the Hub.
+        return (
+            "convert it in place with python -m lerobot.scripts.convert_dataset_v21_to_v30 "
+            f"--repo-id=local/{root.name} --root={root} --push-to-hub=false"
+        )
+    if version.startswith(("v1.", "v2.")):
+        return "convert it to v2.1 with an older LeRobot first, then to v3.0 with this one"
+    return "record or convert it with LeRobot 0.6"
 
 
 def _read_json(root: Path, name: str) -> dict[str, Any]:

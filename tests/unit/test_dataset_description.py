@@ -1,5 +1,8 @@
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +41,10 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         (lambda d: (d / "meta/info.json").write_text("[]"), "must hold a JSON object"),
         (
             lambda d: _change_info(d, codebase_version="v2.1"),
-            "format version is v2.1, must be v3.x; convert it",
+            "format version is v2.1, must be v3.x; convert it in place with python -m "
+            "lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/site-a --root=",
         ),
+        (lambda d: _change_info(d, codebase_version="v2.0"), "convert it to v2.1 with an older LeRobot"),
         (lambda d: _change_info(d, features={}), "lacks or garbles 'observation.state'"),
         (lambda d: _change_info(d, total_episodes=0), "holds 0 episodes"),
         (lambda d: (d / "meta/stats.json").unlink(), "meta/stats.json is missing"),
@@ -71,6 +76,20 @@ def test_not_a_number_in_the_statistics_is_refused(copy: Path) -> None:
     (copy / "meta/stats.json").write_text(json.dumps(stats))
     with pytest.raises(DatasetError, match="NaN or infinity for action"):
         describe_dataset(copy)
+
+
+def test_the_conversion_command_is_one_lerobot_takes_and_uploads_nothing(copy: Path) -> None:
+    _change_info(copy, codebase_version="v2.1")
+    with pytest.raises(DatasetError) as caught:
+        describe_dataset(copy)
+    module, *options = str(caught.value).partition("python -m ")[2].split()
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    command = [sys.executable, spec.origin, "--help"]
+    accepted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(option.partition("=")[0] in accepted for option in options)
+    assert "--push-to-hub=false" in options
 
 
 def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
