@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from federation.logs import get_logger
 
-__all__ = ["Patience", "Pending", "Reply", "receive", "send"]
+__all__ = ["Patience", "Pending", "Reply", "look", "receive", "send"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _RETURN_SECONDS = 75.0  # how long an offline node may take to come back
@@ -80,7 +80,7 @@ def send(
     group_id: str,
     patience: Patience,
 ) -> Pending:
-    """Send the same content to each node; `receive` takes the replies.
+    """Send the same content to each node; `receive` or `look` takes the replies.
 
     Args:
         make_content: called once for all nodes and again for a node that has to be asked again, so that
@@ -92,7 +92,17 @@ def send(
 
 
 def receive(pending: Pending) -> Iterator[Reply]:
-    """Yield exactly one `Reply` for each node asked, in order of arrival."""
+    """Yield exactly one `Reply` for each node asked, in order of arrival; wait for them."""
+    for reply in look(pending):
+        if reply is not None:
+            yield reply
+            del reply  # before the next one is fetched
+        else:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def look(pending: Pending) -> Iterator[Reply | None]:
+    """Like `receive`, but yield None where there is nothing yet: the caller waits, or does something else."""
     for node_id in pending.not_sent:
         yield Reply(node_id, None, "the message could not be sent to this node", False, 0.0)
     waiting = set(pending.asked_at) - set(pending.not_sent)
@@ -125,7 +135,7 @@ def receive(pending: Pending) -> Iterator[Reply]:
         if len(reply_seconds) >= quorum:
             yield from _drop_stragglers(pending, waiting, reply_seconds)
         yield from _follow_restarts(pending, waiting, offline_since)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield None
     for node_id in sorted(waiting):
         seconds = pending.patience.deadline_seconds
         yield Reply(node_id, None, f"no reply within {seconds:.0f} s", True, seconds)

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
 from federation.statistics import Statistics
 from federation.wire import record_to_statistics
-from server.exchange import Patience, receive, send
+from server.exchange import Patience, Reply, look, send
 from server.records import RunRecord
 
 __all__ = ["Node", "NodeTable", "NotEnoughNodesError", "sample_nodes"]
 
 _JOIN_DEADLINE_SECONDS = 120.0
+_JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
@@ -54,13 +55,16 @@ class NodeTable:
     def __init__(self, grid: Grid, config: RunConfig, record: RunRecord) -> None:
         self._grid, self._config, self._record = grid, config, record
         self._known: dict[int, Node] = {}
+        self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
+        self._inquiries: list[Iterator[Reply | None]] = []
         self._refused_in_row: dict[int, int] = {}
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
 
     def wait_for_nodes(self) -> dict[int, Node]:
         """The joined nodes that are online now, as soon as there are `min_nodes` of them.
 
-        Nodes that came since the last call are asked to join first: late ones are welcome in any round.
+        Nodes that came since the last call are asked to join first: late ones are welcome in any round. One
+        that does not answer holds nobody up for longer than `_JOIN_GRACE_SECONDS`.
 
         Raises:
             NotEnoughNodesError: `join_timeout_seconds` passed.
@@ -72,9 +76,10 @@ class NodeTable:
             online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
             self._ask_to_join(online)
             joined = {id_: node for id_, node in self._known.items() if id_ in online}
-            if len(joined) >= settings.min_nodes:
-                return joined
             now = time.monotonic()
+            is_expected = any(now - asked < _JOIN_GRACE_SECONDS for asked in self._asked.values())
+            if len(joined) >= settings.min_nodes and not is_expected:
+                return joined
             if now >= give_up_at:
                 raise NotEnoughNodesError(
                     f"{len(joined)} of {settings.min_nodes} nodes joined within "
@@ -113,26 +118,37 @@ class NodeTable:
         for node_id, since in list(self._shut_out.items()):
             if online.get(node_id, since) != since:  # restarted, so perhaps put right
                 del self._shut_out[node_id]
-        strangers = sorted(online.keys() - self._known.keys() - self._shut_out.keys())
-        if not strangers:
+        strangers = sorted(online.keys() - self._known.keys() - self._shut_out.keys() - self._asked.keys())
+        if strangers:
+            patience = Patience(_JOIN_DEADLINE_SECONDS)
+            pending = send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)
+            self._inquiries.append(look(pending))
+            self._asked |= dict.fromkeys(strangers, time.monotonic())
+        for inquiry in list(self._inquiries):
+            for reply in inquiry:
+                if reply is None:
+                    break
+                del self._asked[reply.node_id]
+                self._take_answer(reply, online)
+            else:
+                self._inquiries.remove(inquiry)
+
+    def _take_answer(self, reply: Reply, online: Mapping[int, str]) -> None:
+        if reply.missing:
+            return  # asked again at the next look
+        try:
+            if reply.content is None:
+                raise FederationError(reply.error)
+            node = _read_answer(reply.node_id, reply.content)
+            self._check_name(node, online)
+        except FederationError as error:
+            self._shut_out[reply.node_id] = online.get(reply.node_id, "")
+            _log.warning("node %d refused: %s", reply.node_id, error)
+            self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
             return
-        patience = Patience(_JOIN_DEADLINE_SECONDS)
-        for reply in receive(send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)):
-            if reply.missing:
-                continue  # asked again at the next look
-            try:
-                if reply.content is None:
-                    raise FederationError(reply.error)
-                node = _read_answer(reply.node_id, reply.content)
-                self._check_name(node, online)
-            except FederationError as error:
-                self._shut_out[reply.node_id] = online[reply.node_id]
-                _log.warning("node %d refused: %s", reply.node_id, error)
-                self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
-                continue
-            self._known[node.node_id] = node
-            _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
-            self._record.node_joined(node.name, _facts(node))
+        self._known[node.node_id] = node
+        _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
+        self._record.node_joined(node.name, _facts(node))
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         for other in list(self._known.values()):

@@ -43,12 +43,12 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
         ControlError: SuperLink refuses the first submission or cannot be reached for it.
     """
-    run_id = active_run(flwr_home)
-    if run_id is None:
+    active = _active_run(flwr_home, outputs)
+    if active is None:
         run_id = submit_run(flwr_home, config)
         say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
     else:
-        config = _recorded(outputs, run_id)
+        run_id, config = active
         say(f"run {config.run.name} is active as {run_id} and is followed")
     folder = outputs / config.run.name
     failures, newest = 0, _complete_rounds(folder)
@@ -98,14 +98,20 @@ def unfinished_run(outputs: Path, config: RunConfig | None = None) -> RunConfig 
     return found
 
 
-def _recorded(outputs: Path, run_id: str) -> RunConfig:
-    """The configuration of the active run; its ServerApp may be about to write it."""
+def _active_run(flwr_home: Path, outputs: Path) -> tuple[str, RunConfig] | None:
+    """Flower's id of the active run and its configuration; None if there is none, or soon.
+
+    For a moment a run is active without a record, while its ServerApp starts, and after its record was
+    finished, while its ServerApp ends.
+    """
     give_up_at = time.monotonic() + _RECORD_SECONDS
-    while (config := unfinished_run(outputs)) is None:
+    while (run_id := active_run(flwr_home)) is not None:
+        if (config := unfinished_run(outputs)) is not None:
+            return run_id, config
         if time.monotonic() > give_up_at:
             raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return config
+    return None
 
 
 def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str], None]) -> str:

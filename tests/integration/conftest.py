@@ -1,5 +1,6 @@
 """What the tests with real processes share."""
 
+import random
 import socket
 from pathlib import Path
 
@@ -17,7 +18,16 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, with free ones after it for the SuperNodes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 60000)
+    """The first of eight ports in a row that were free a moment ago: SuperLink's, then the SuperNodes'.
+
+    Below those that the kernel gives to outgoing connections, any of which could take one meanwhile.
+    """
+    while True:
+        first = random.SystemRandom().randrange(20000, 32000, 8)
+        try:
+            for port in range(first, first + 8):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first

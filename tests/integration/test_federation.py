@@ -164,9 +164,10 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
         while not run_status(cluster.flwr_home, run_id).startswith("finished"):
             assert time.monotonic() < give_up_at
             time.sleep(1)
-        assert run_status(cluster.flwr_home, run_id) == "finished:completed"
+        events = _events(tmp_path / "one-site")
+        serverapp = (cluster.logs / "superexec.log").read_text()
+        assert run_status(cluster.flwr_home, run_id) == "finished:completed", (events, serverapp[-2000:])
         stranger = (cluster.logs / "site-c.log").read_text()
-    events = _events(tmp_path / "one-site")
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
     reason = next(e["reason"] for e in events if e["event"] == "node_refused")
     assert "data set site-b: lacks the camera wrist (it has top)" in reason

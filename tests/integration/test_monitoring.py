@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,16 +21,11 @@ from federation.config import parse_run_config
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
 from tests.conftest import TINY
+from tests.integration.conftest import free_port
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
 SITES = ("site-a", "site-b")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 60000)
 
 
 def _wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -48,7 +42,7 @@ class _Monitoring:
     def __init__(self, folder: Path, outputs: Path, certs: Path, superlink: int) -> None:
         self.folder, self.outputs, self.superlink = folder, outputs, superlink
         self.tls = certs / "superlink"
-        self.ports = {name: _free_port() for name in ("exporter", "prometheus", *SITES)}
+        self.ports = {name: free_port() for name in ("exporter", "prometheus", *SITES)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_exporter(self) -> None:
@@ -137,7 +131,7 @@ def monitoring(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     outputs.mkdir()
     issue_all(certs, hosts=[], sites=list(SITES))
     config = parse_run_config(TINY | {"run.name": "watched"}, "tests")
-    port = _free_port()
+    port = free_port()
     cluster = LocalCluster(
         {site: data / site for site in SITES}, data / "holdout", outputs, certs, port, folder / "scratch"
     )

@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from federation.config import FederationConfig, RunConfig, WireConfig
 from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
 from federation.wire import Header, pack_tensors, statistics_to_record
+from server import nodes
 from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
 from server.normalisation import merge_statistics
 from server.records import RunRecord
@@ -193,15 +195,15 @@ def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again(record
 
 
 def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
-    nodes = {node.node_id: node for node in _nodes("d", "a", "c", "b")}
+    joined = {node.node_id: node for node in _nodes("d", "a", "c", "b")}
     half = FederationConfig(fraction_fit=0.5)
-    first = [node.name for node in sample_nodes(nodes, half, seed=1, round_=1)]
+    first = [node.name for node in sample_nodes(joined, half, seed=1, round_=1)]
     assert len(first) == 2
     assert first == sorted(first)
-    assert first == [node.name for node in sample_nodes(nodes, half, seed=1, round_=1)]
-    seen = {node.name for round_ in range(20) for node in sample_nodes(nodes, half, seed=1, round_=round_)}
+    assert first == [node.name for node in sample_nodes(joined, half, seed=1, round_=1)]
+    seen = {node.name for round_ in range(20) for node in sample_nodes(joined, half, seed=1, round_=round_)}
     assert seen == {"a", "b", "c", "d"}
-    assert len(sample_nodes(nodes, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
+    assert len(sample_nodes(joined, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
 
 
 def _answer(name: str, statistics, **changes: object) -> RecordDict:
@@ -229,6 +231,23 @@ def test_a_late_node_joins_and_an_offline_one_is_left_out(record, statistics) ->
     table.wait_for_nodes()
     grid.answers = {11: _answer("b", statistics)}
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+
+
+def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
+    record, statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(nodes, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    grid = FakeGrid({10: None, 11: _answer("b", statistics)})
+    table = _table(grid, record, min_nodes=1, timeout=60.0)
+    started = time.monotonic()
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    assert 0.3 <= time.monotonic() - started < 10
+    assert len(grid.sent) == 2
+    grid.answers[10] = _answer("a", statistics)
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
+    assert len(grid.sent) == 2
 
 
 @pytest.mark.parametrize(

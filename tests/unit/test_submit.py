@@ -181,6 +181,21 @@ def test_an_active_run_without_a_record_is_not_meddled_with(
     assert superlink.submitted == []
 
 
+def test_a_run_that_is_just_ending_is_not_in_the_way_of_the_next(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.outcomes = [(4, "finished"), (4, "finished")]
+    config = load_run_config(tmp_path / "tiny.toml", {"run.name": "first"})
+    ending = superlink.submit_run(tmp_path, config)
+    active = iter([ending, ending, ending])
+    for module in (submit, supervisor):
+        monkeypatch.setattr(module, "active_run", lambda home: next(active, None))
+    monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 60.0)
+    assert submit.main(arguments) == 0
+    assert len(superlink.submitted) == 2
+    assert superlink.submitted[1].run.name != "first"
+
+
 def test_a_serverapp_that_died_is_replaced_before_superlink_notices(
     arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

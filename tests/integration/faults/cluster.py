@@ -108,7 +108,11 @@ def run_with_faults(
     thread.start()
     moments: dict[int, tuple[float, float]] = {}
     for round_, fault in faults.items():
-        _wait_for(folder, lambda e, r=round_, f=fault: e.get("round") == r and f.strikes_at(e))
+        give_up_at = time.monotonic() + _PATIENCE_SECONDS
+        while not any(event.get("round") == round_ and fault.strikes_at(event) for event in events(folder)):
+            assert not failures, (failures, said)
+            assert time.monotonic() < give_up_at, (said, events(folder)[-5:])
+            time.sleep(0.1)
         struck = time.time()
         fault.strike(cluster)
         moments[round_] = struck, time.time()
@@ -141,10 +145,3 @@ def _outcome(folder: Path, fault: Fault, struck: float, returned: float) -> Outc
     return Outcome(
         fault, sum(map(len, lost)), recovered - returned, "; ".join(seen) or "the round takes longer"
     )
-
-
-def _wait_for(folder: Path, seen: Callable[[dict], bool]) -> None:
-    give_up_at = time.monotonic() + _PATIENCE_SECONDS
-    while not any(seen(event) for event in events(folder)):
-        assert time.monotonic() < give_up_at, events(folder)[-5:]
-        time.sleep(0.1)
