@@ -85,13 +85,19 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     from client.feedback import add_residual, keep_residual
     from client.progress import ProgressFile
     from client.training import run_training_loop, setup_training_components
+    from federation.normalisation import merge_statistics
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
     from federation.sample_cache import open_samples
 
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
     logs.speak_as(run=run, round_=round_)
-    describe_dataset(site.dataset)
+    description = describe_dataset(site.dataset)
+    statistics = (
+        merge_statistics([description.statistics])
+        if config.policy.normalisation == "site"
+        else record_to_statistics(message.content.array_records[STATISTICS])
+    )
     device = select_device()
     policy = build_policy(config.policy, seed=config.run.seed, device=device, cache=site.scratch)
     if frozen_fingerprint(policy) != order["fingerprint"]:
@@ -109,7 +115,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         config,
         policy,
         dict(weights.tensors()),
-        record_to_statistics(message.content.array_records[STATISTICS]),
+        statistics,
         open_samples(site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9)),
         _seed(config.run.seed, site.name, round_),
     )

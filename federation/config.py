@@ -84,6 +84,9 @@ class PolicyConfig:
     vlm: str = _setting("")  # folder or Hub id that overrides the pretrained policy's own vlm_model_name
     cameras: str = _setting("top,wrist")  # every data set must have observation.images.<each of these>
     chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
+    # Whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to
+    # compare with, each node's own (see `normalisation.py`).
+    normalisation: str = _setting("federated", one_of=("federated", "pretrained", "site"))
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -290,6 +293,11 @@ def _check_together(config: RunConfig, source: str) -> None:
             f"{source}: federation.min_updates = {config.federation.min_updates}: with fraction_fit = "
             f"{config.federation.fraction_fit} a round may have {participants} participants only; raise "
             "federation.min_nodes or lower it"
+        )
+    if config.policy.normalisation == "pretrained" and config.policy.size != "pretrained":
+        raise ConfigError(
+            f"{source}: policy.normalisation = 'pretrained': policy.size = {config.policy.size!r} has no "
+            "statistics; choose 'federated', or policy.size = 'pretrained'"
         )
     if config.training.min_learning_rate > config.training.learning_rate:
         raise ConfigError(

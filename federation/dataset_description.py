@@ -7,6 +7,7 @@ anything.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from federation.dataset_tables import read_episodes, read_frames
 from federation.errors import DatasetError
-from federation.statistics import FEATURES, NAMES, Statistics
+from federation.statistics import FEATURES, Statistics, statistics_of_frames
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 
@@ -39,8 +41,11 @@ class DatasetDescription:
 def describe_dataset(root: Path) -> DatasetDescription:
     """Read the description of the LeRobot v3 data set in the folder `root` and check that its files exist.
 
+    Statistics are computed from the frames, not taken from `meta/stats.json`.
+
     Raises:
-        DatasetError: `root` is no data set, is of another format version, or a file is missing or damaged.
+        DatasetError: `root` is no data set, is of another format version, a file is missing, damaged or may
+            not be read, or a state or action is NaN or infinite.
     """
     if not (root / "meta" / "info.json").is_file():
         raise DatasetError(
@@ -74,7 +79,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
         cameras=cameras,
         state_dim=dims[0],
         action_dim=dims[1],
-        statistics=_read_statistics(root),
+        statistics=statistics_of_frames(read_frames(root), str(root)),
     )
 
 
@@ -138,58 +143,27 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_statistics(root: Path) -> Statistics:
-    content = _read_json(root, "meta/stats.json")
-    statistics: Statistics = {}
-    for feature in FEATURES:
-        try:
-            statistics[feature] = {
-                name: np.asarray(content[feature][name], dtype=np.float64).reshape(-1) for name in NAMES
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(
-                f"data set {root}: meta/stats.json lacks or garbles {feature} {error}; "
-                "recompute the statistics with LeRobot"
-            ) from None
-        if not all(np.isfinite(values).all() for values in statistics[feature].values()):
-            raise DatasetError(f"data set {root}: meta/stats.json holds NaN or infinity for {feature}")
-    return statistics
-
-
 def _check_files(root: Path, info: dict[str, Any]) -> None:
-    """Every parquet and video file the episodes name must be there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not (root / "meta" / "tasks.parquet").is_file():
-        raise DatasetError(f"data set {root}: meta/tasks.parquet is missing; copy the data set again")
-    tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-    if not tables:
-        raise DatasetError(f"data set {root}: no file in meta/episodes; copy the data set again")
+    """Every file the episodes name must be there, and this user must be allowed to read it."""
     video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    needed: set[str] = set()
-    for table in tables:
-        try:
-            rows = pq.read_table(table).to_pylist()
-            for row in rows:
-                needed.add(
-                    info["data_path"].format(
-                        chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-                    )
-                )
-                needed.update(
-                    info["video_path"].format(
-                        video_key=key,
-                        chunk_index=row[f"videos/{key}/chunk_index"],
-                        file_index=row[f"videos/{key}/file_index"],
-                    )
-                    for key in video_keys
-                )
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
-            name = table.relative_to(root)
-            raise DatasetError(f"data set {root}: {name} cannot be read ({error}); copy it again") from None
+    needed = {"meta/tasks.parquet"}
+    try:
+        for row in read_episodes(root):
+            chunk, file = row["data/chunk_index"], row["data/file_index"]
+            needed.add(info["data_path"].format(chunk_index=chunk, file_index=file))
+            for key in video_keys:
+                chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
+                needed.add(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file))
+    except KeyError as error:
+        raise DatasetError(f"data set {root}: meta/episodes lacks {error}; copy the data set again") from None
     missing = sorted(name for name in needed if not (root / name).is_file())
     if missing:
         raise DatasetError(
             f"data set {root}: {len(missing)} files are missing, the first is {missing[0]}; copy it again"
+        )
+    closed = sorted(name for name in needed if not os.access(root / name, os.R_OK))
+    if closed:
+        raise DatasetError(
+            f"data set {root}: user {os.getuid()} may not read {len(closed)} files, the first is "
+            f"{closed[0]}; give it the right: chmod -R a+rX {root}"
         )

@@ -1,11 +1,74 @@
-"""The type of normalisation statistics, as LeRobot keeps them in `meta/stats.json`."""
+"""Normalisation statistics: what a site reports of its joints, and what may be believed of it.
+
+Mean, standard deviation, minimum, maximum and count can be merged exactly. A quantile cannot: the weighted
+mean of two medians is not the median of both (LeRobot's aggregation takes it for that). So a site sends its
+distribution at `SKETCH_POINTS` equal steps of rank beside them, and quantiles are merged from those.
+"""
 
 import numpy as np
 
-__all__ = ["FEATURES", "NAMES", "Statistics"]
+from federation.errors import DatasetError, WireError
+
+__all__ = ["FEATURES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
 
 Statistics = dict[str, dict[str, np.ndarray]]
-"""Feature -> {"mean", "std", "min", "max": (6,), "count": (1,)} -> float64."""
+"""Feature -> name -> float64: "mean", "std", "min", "max" (6,), "count" (1,), and of a site
+"sketch" (SKETCH_POINTS, 6), of a federation the quantiles "q01" to "q99" (6,)."""
 
 FEATURES = ("observation.state", "action")  # SmolVLA does not normalise images
-NAMES = ("mean", "std", "min", "max", "count")
+SKETCH = "sketch"
+SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/256 of the frames at most
+_MOMENTS = ("mean", "std", "min", "max")
+
+
+def statistics_of_frames(frames: dict[str, np.ndarray], name: str) -> Statistics:
+    """The statistics of both features of a data set's frames, in float64; deviations are the population's.
+
+    Raises:
+        DatasetError: the data set `name` holds NaN or infinity.
+    """
+    for feature in FEATURES:
+        bad = ~np.isfinite(frames[feature]).all(axis=1)
+        if bad.any():
+            where = ", ".join(f"{episode:.0f}" for episode in np.unique(frames["episode_index"][bad])[:5])
+            raise DatasetError(
+                f"data set {name}: {feature} holds NaN or infinity in episodes {where}; "
+                "delete them with lerobot-edit-dataset"
+            )
+    return {feature: _statistics(frames[feature].astype(np.float64)) for feature in FEATURES}
+
+
+def check_statistics(statistics: Statistics, dim: int) -> None:
+    """Raise a `WireError` unless `statistics` can be those of some data with `dim` joints."""
+    if statistics.keys() != set(FEATURES):
+        raise WireError(f"statistics are of {sorted(statistics)}, expected {sorted(FEATURES)}")
+    shapes = {**dict.fromkeys(_MOMENTS, (dim,)), "count": (1,), SKETCH: (SKETCH_POINTS, dim)}
+    for feature, named in statistics.items():
+        if {name: values.shape for name, values in named.items()} != shapes:
+            raise WireError(f"statistics of {feature} have other names or shapes; install this version")
+        if not all(np.isfinite(values).all() for values in named.values()):
+            raise WireError(f"statistics of {feature} hold NaN or infinity")
+        mean, std, low, high = (named[name] for name in _MOMENTS)
+        slack = 1e-6 * (1 + np.abs(low) + np.abs(high))
+        possible = (
+            named["count"][0] >= 1
+            and (low - slack <= mean).all()
+            and (mean <= high + slack).all()
+            and (std >= 0).all()
+            and (std <= (high - low) / 2 + slack).all()  # Popoviciu's inequality
+            and (np.diff(named[SKETCH], axis=0) >= 0).all()
+            and (np.abs(named[SKETCH][[0, -1]] - [low, high]) <= slack).all()
+        )
+        if not possible:
+            raise WireError(f"statistics of {feature} contradict themselves; no data has them")
+
+
+def _statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "min": values.min(0),
+        "max": values.max(0),
+        "count": np.array([len(values)], np.float64),
+        SKETCH: np.quantile(values, np.linspace(0, 1, SKETCH_POINTS), axis=0),
+    }

@@ -137,10 +137,10 @@ def _begin_or_resume(
     record: RunRecord,
 ) -> tuple["GlobalModel", int | None]:
     """The model to go on with, and the round it is after; None if not even round 0 is complete."""
+    from federation.normalisation import choose_normalisation
     from federation.policy import frozen_fingerprint, trainable_parameters
     from server.aggregation import make_server_optimizer
     from server.checkpoints import restore_model
-    from server.normalisation import merge_statistics
     from server.rounds import GlobalModel
 
     checkpoint = checkpoints.newest() if config.run.resume else None
@@ -150,7 +150,7 @@ def _begin_or_resume(
         # Those of the nodes that began the run: one normalisation from its first round to its last.
         statistics=checkpoint.statistics
         if checkpoint
-        else merge_statistics([node.statistics for node in online.values()]),
+        else choose_normalisation(config.policy, [node.statistics for node in online.values()]),
         fingerprint=frozen_fingerprint(policy),
         optimizer=make_server_optimizer(config.aggregation, weights),
     )

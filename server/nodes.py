@@ -11,10 +11,11 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from federation.config import FederationConfig, RunConfig
+from federation.dataset_description import ARM_DIM
 from federation.errors import FederationError
 from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
-from federation.statistics import Statistics
+from federation.statistics import Statistics, check_statistics
 from federation.wire import record_to_statistics
 from server.exchange import Patience, Reply, look, send
 from server.records import RunRecord
@@ -173,6 +174,8 @@ def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int,
 def _read_answer(node_id: int, content: RecordDict) -> Node:
     try:
         answer: Any = content[ANSWER]
+        statistics = record_to_statistics(content.array_records[STATISTICS])
+        check_statistics(statistics, ARM_DIM)
         return Node(
             node_id=node_id,
             name=str(answer["name"]),
@@ -180,7 +183,7 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             episodes=int(answer["episodes"]),
             frames=int(answer["frames"]),
             cameras=tuple(str(camera) for camera in answer["cameras"]),
-            statistics=record_to_statistics(content.array_records[STATISTICS]),
+            statistics=statistics,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None

@@ -11,6 +11,7 @@ import torch
 
 from federation.config import PolicyConfig, RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
+from federation.normalisation import merge_statistics
 from federation.policy import build_policy, trainable_parameters
 from federation.statistics import Statistics
 from tests.synthetic import record_dataset
@@ -74,5 +75,5 @@ def weights(policy) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="session")
 def statistics(data: Path) -> Statistics:
-    """The statistics of site-a."""
-    return describe_dataset(data / "site-a").statistics
+    """The normalisation of a federation of site-a alone."""
+    return merge_statistics([describe_dataset(data / "site-a").statistics])

@@ -30,12 +30,12 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
     from client.training import run_training_loop, setup_training_components
     from federation.config import load_run_config
     from federation.dataset_description import describe_dataset
+    from federation.normalisation import merge_statistics
     from federation.policy import build_policy, trainable_parameters
     from federation.sample_cache import open_samples
     from federation.wire import Header
     from server.aggregation import WeightedMean, apply_update
     from server.evaluation import Evaluator
-    from server.normalisation import merge_statistics
 
     codec, seed, data = job
     torch.set_num_threads(1)

@@ -50,12 +50,12 @@ def run_federation(job: tuple[str, str, Path]) -> dict[str, Any]:
     from federation.config import parse_run_config
     from federation.dataset_description import describe_dataset
     from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
+    from federation.normalisation import merge_statistics
     from federation.policy import build_policy, trainable_parameters
     from federation.sample_cache import open_samples
     from federation.wire import Header, open_payload, pack_tensors
     from server.evaluation import Evaluator
     from server.nodes import Node
-    from server.normalisation import merge_statistics
     from server.records import RunRecord
     from server.rounds import GlobalModel, run_round
     from tests.fake_grid import FakeGrid

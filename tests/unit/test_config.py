@@ -55,6 +55,8 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"policy.size": "huge"}, "policy.size = 'huge': must be one of tiny, smolvla, pretrained"),
         ({"policy.cameras": "top,top"}, "policy.cameras = 'top,top': must be different names"),
         ({"policy.cameras": ""}, "policy.cameras = ''"),
+        ({"policy.normalisation": "none"}, "must be one of federated, pretrained, site"),
+        ({"policy.size": "tiny", "policy.normalisation": "pretrained"}, "'tiny' has no statistics"),
         ({"run.name": "../evil"}, "run.name = '../evil'"),
         ({"run.name": ".."}, "run.name = '..'"),
         (

@@ -1,11 +1,13 @@
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
@@ -47,14 +49,16 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         (lambda d: _change_info(d, codebase_version="v2.0"), "convert it to v2.1 with an older LeRobot"),
         (lambda d: _change_info(d, features={}), "lacks or garbles 'observation.state'"),
         (lambda d: _change_info(d, total_episodes=0), "holds 0 episodes"),
-        (lambda d: (d / "meta/stats.json").unlink(), "meta/stats.json is missing"),
-        (lambda d: (d / "meta/stats.json").write_text("{}"), "lacks or garbles observation.state"),
-        (lambda d: (d / "meta/tasks.parquet").unlink(), "meta/tasks.parquet is missing"),
+        (
+            lambda d: (d / "meta/tasks.parquet").unlink(),
+            "1 files are missing, the first is meta/tasks.parquet",
+        ),
         (lambda d: shutil.rmtree(d / "meta/episodes"), "no file in meta/episodes"),
         (
             lambda d: next((d / "meta/episodes").rglob("*.parquet")).write_bytes(b"x" * 100),
             "cannot be read",
         ),
+        (lambda d: next((d / "data").rglob("*.parquet")).write_bytes(b"x" * 100), "cannot be read"),
         (lambda d: next((d / "data").rglob("*.parquet")).unlink(), "1 files are missing, the first is data/"),
         (lambda d: shutil.rmtree(d / "videos"), "2 files are missing, the first is videos/"),
     ],
@@ -70,12 +74,16 @@ def test_damage_is_named_before_lerobot_asks_the_hub(
     assert "\n" not in str(caught.value)
 
 
-def test_not_a_number_in_the_statistics_is_refused(copy: Path) -> None:
-    stats = json.loads((copy / "meta/stats.json").read_text())
-    stats["action"]["mean"][0] = float("nan")
-    (copy / "meta/stats.json").write_text(json.dumps(stats))
-    with pytest.raises(DatasetError, match="NaN or infinity for action"):
-        describe_dataset(copy)
+def test_statistics_are_those_of_the_frames_whatever_stats_json_says(copy: Path, data: Path) -> None:
+    (copy / "meta/stats.json").write_text("{}")
+    for feature, named in describe_dataset(data / "site-a").statistics.items():
+        np.testing.assert_array_equal(describe_dataset(copy).statistics[feature]["mean"], named["mean"])
+
+
+def test_files_this_user_may_not_read_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path.suffix != ".mp4")
+    with pytest.raises(DatasetError, match=r"may not read 2 files, the first is videos/.*chmod -R a\+rX"):
+        describe_dataset(data / "site-a")
 
 
 def test_the_conversion_command_is_one_lerobot_takes_and_uploads_nothing(copy: Path) -> None:

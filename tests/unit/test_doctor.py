@@ -79,9 +79,9 @@ def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
 
 def test_nan_in_an_action_is_found_with_its_episode(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    check = _one(check_dataset(copy, CAMERAS), "action")
+    check = _one(check_dataset(copy, CAMERAS), "data set")
     assert check.level == "error"
-    assert "1 frames hold NaN or infinity, in episodes 1" in check.text
+    assert "action holds NaN or infinity in episodes 1; delete" in check.text
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_damaged_video_is_named(copy: Path, damage: str) -> None:
 def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     file.write_bytes(file.read_bytes()[:-40])
-    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "frames").text
+    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "data set").text
 
 
 def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:

@@ -1,5 +1,6 @@
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +8,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
 from federation.config import FederationConfig, RunConfig, WireConfig
+from federation.dataset_description import describe_dataset
 from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
+from federation.statistics import Statistics
 from federation.wire import Header, pack_tensors, statistics_to_record
 from server import nodes
 from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
-from server.normalisation import merge_statistics
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
 from tests.fake_grid import FakeGrid
@@ -206,10 +208,16 @@ def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
     assert len(sample_nodes(joined, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
 
 
-def _answer(name: str, statistics, **changes: object) -> RecordDict:
+@pytest.fixture
+def reported(data: Path) -> Statistics:
+    """What a node with the data of site-a reports."""
+    return describe_dataset(data / "site-a").statistics
+
+
+def _answer(name: str, reported, **changes: object) -> RecordDict:
     facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"]}
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
-    return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(statistics)})
+    return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
 
 
 def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0.2) -> NodeTable:
@@ -217,35 +225,35 @@ def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0
     return NodeTable(grid, RunConfig(federation=settings), record)  # type: ignore[arg-type]
 
 
-def test_nodes_are_asked_once_and_then_known(record, statistics) -> None:
-    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
+def test_nodes_are_asked_once_and_then_known(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=2)
     assert {node.name for node in table.wait_for_nodes().values()} == {"a", "b"}
     table.wait_for_nodes()
     assert len(grid.sent) == 2
 
 
-def test_a_late_node_joins_and_an_offline_one_is_left_out(record, statistics) -> None:
-    grid = FakeGrid({10: _answer("a", statistics)})
+def test_a_late_node_joins_and_an_offline_one_is_left_out(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
-    grid.answers = {11: _answer("b", statistics)}
+    grid.answers = {11: _answer("b", reported)}
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
 
 
 def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
-    record, statistics, monkeypatch: pytest.MonkeyPatch
+    record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.3)
     monkeypatch.setattr(nodes, "_SECONDS_BETWEEN_LOOKS", 0.02)
-    grid = FakeGrid({10: None, 11: _answer("b", statistics)})
+    grid = FakeGrid({10: None, 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1, timeout=60.0)
     started = time.monotonic()
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert 0.3 <= time.monotonic() - started < 10
     assert len(grid.sent) == 2
-    grid.answers[10] = _answer("a", statistics)
+    grid.answers[10] = _answer("a", reported)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
     assert len(grid.sent) == 2
 
@@ -253,22 +261,24 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda statistics: Error(1, "data set x: no meta/info.json"),
-        lambda statistics: RecordDict(),
-        lambda statistics: _answer("x", statistics, fps=None),
-        lambda statistics: _answer("x", statistics, frames="many"),
+        lambda reported: Error(1, "data set x: no meta/info.json"),
+        lambda reported: RecordDict(),
+        lambda reported: _answer("x", reported, fps=None),
+        lambda reported: _answer("x", reported, frames="many"),
+        lambda reported: _answer("x", {"action": reported["action"]}),
+        lambda reported: _answer("x", reported | {"action": reported["action"] | {"std": np.full(6, 1e9)}}),
     ],
-    ids=["error", "empty", "no fps", "frames are no number"],
+    ids=["error", "empty", "no fps", "frames are no number", "no state", "impossible deviation"],
 )
-def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, statistics, answer) -> None:
-    grid = FakeGrid({10: answer(statistics), 11: _answer("b", statistics)})
+def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, reported, answer) -> None:
+    grid = FakeGrid({10: answer(reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert "node_refused" in (record.folder / "events.jsonl").read_text()
 
 
-def test_a_refused_node_that_restarts_is_asked_again(record, statistics) -> None:
-    grid = FakeGrid({10: [Error(2, "no data set"), _answer("a", statistics)], 11: _answer("b", statistics)})
+def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
+    grid = FakeGrid({10: [Error(2, "no data set"), _answer("a", reported)], 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
@@ -276,8 +286,8 @@ def test_a_refused_node_that_restarts_is_asked_again(record, statistics) -> None
     assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
 
 
-def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, statistics) -> None:
-    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("b", statistics)})
+def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
     for refused in ({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}):
@@ -292,33 +302,13 @@ def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, stat
     assert len(table.wait_for_nodes()) == 2
 
 
-def test_two_nodes_of_the_same_name_are_not_both_taken(record, statistics) -> None:
-    grid = FakeGrid({10: _answer("a", statistics), 11: _answer("a", statistics)})
+def test_two_nodes_of_the_same_name_are_not_both_taken(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("a", reported)})
     assert len(_table(grid, record, min_nodes=1).wait_for_nodes()) == 1
     assert "the name a is taken" in (record.folder / "events.jsonl").read_text()
 
 
-def test_too_few_nodes_are_an_error_that_says_what_to_do(record, statistics) -> None:
-    grid = FakeGrid({10: _answer("a", statistics)})
+def test_too_few_nodes_are_an_error_that_says_what_to_do(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported)})
     with pytest.raises(NotEnoughNodesError, match=r"1 of 3 nodes joined .* lower federation.min_nodes"):
         _table(grid, record, min_nodes=3).wait_for_nodes()
-
-
-def test_merged_statistics_are_those_of_the_pooled_values() -> None:
-    random = np.random.default_rng(0)
-    parts = [random.normal(size=(n, 6)) * 40 + n for n in (50, 200)]
-
-    def describe(values):
-        return {
-            "action": {
-                "mean": values.mean(0),
-                "std": values.std(0),
-                "min": values.min(0),
-                "max": values.max(0),
-                "count": np.array([len(values)], dtype=np.float64),
-            }
-        }
-
-    merged, pooled = merge_statistics([describe(p) for p in parts]), describe(np.concatenate(parts))
-    for name, values in pooled["action"].items():
-        np.testing.assert_allclose(merged["action"][name], values, rtol=1e-9, atol=1e-9)

@@ -18,13 +18,13 @@ from torch.utils.data import ConcatDataset
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
+from federation.normalisation import merge_statistics
 from federation.policy import build_policy, load_trainable, trainable_parameters
 from federation.sample_cache import SampleCache, open_samples
 from federation.statistics import Statistics
 from federation.wire import Header, Payload, open_payload, pack_tensors
 from server.aggregation import apply_update, make_aggregator, make_server_optimizer
 from server.evaluation import Evaluator
-from server.normalisation import merge_statistics
 from tests.benchmarks.study.arms import BATCH_SIZE, Arm
 
 __all__ = ["run_arm", "run_job"]
@@ -58,8 +58,9 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
             site: open_samples(root, policy.config, _cache(cache, site, arm), 2 * 10**9)
             for site, root in roots.items()
         }
-        own = {site: describe_dataset(root).statistics for site, root in roots.items()}
-        shared = merge_statistics(list(own.values()))
+        reported = {site: describe_dataset(root).statistics for site, root in roots.items()}
+        own = {site: merge_statistics([statistics]) for site, statistics in reported.items()}
+        shared = merge_statistics(list(reported.values()))
         if arm.pooled:
             samples, own = {"pooled": _Pooled(list(samples.values()))}, {"pooled": shared}
         statistics = {site: shared if arm.shared_normalisation else own[site] for site in samples}
