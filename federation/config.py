@@ -133,7 +133,7 @@ class WireConfig:
     """How what travels is encoded (see `codec.py`)."""
 
     download: str = _setting("bf16", one_of=("fp32", "bf16"))  # global weights, server to node
-    upload: str = _setting("int8", one_of=("fp32", "bf16", "int8"))  # updates, node to server
+    upload: str = _setting("int8", one_of=("fp32", "bf16", "int8", "int4"))  # updates, node to server
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,24 @@ class Payload:
         for name, shape in self._shapes.items():
             yield name, decode(self._arrays[name], shape, self.header.codec)
 
+    def parts(self) -> "Iterator[tuple[str, int, Tensor]]":
+        """Yield name, offset and a part of the flattened tensor, so that no tensor is ever held whole.
+
+        A part is fp32 and may be changed; the next one overwrites it.
+        """
+        from federation.codec import decode_parts
+
+        for name, shape in self._shapes.items():
+            for start, values in decode_parts(self._arrays[name], shape, self.header.codec):
+                yield name, start, values
+
+    def norm(self) -> float:
+        """L2 norm over all tensors, summed in float64."""
+        from torch import float64
+        from torch.linalg import vector_norm
+
+        return math.hypot(*(vector_norm(values, dtype=float64).item() for _, _, values in self.parts()))
+
 
 def pack_tensors(
     tensors: "Iterable[tuple[str, Tensor]]", header: Header

@@ -10,6 +10,7 @@ trainable parameters, whatever the number of nodes. With two nodes its result do
 first; with more it does in the last bit of fp32.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -49,15 +50,14 @@ class WeightedMean:
         self._clip_norm = clip_norm
 
     def add(self, update: Payload, num_examples: int) -> None:
-        """Fold in one update; one parameter at a time is decoded."""
+        """Fold in one update, decoding a chunk at a time."""
         factor = float(num_examples)
         if self._clip_norm:
-            norm = sum(tensor.double().square().sum().item() for _, tensor in update.tensors()) ** 0.5
-            factor *= min(1.0, self._clip_norm / max(norm, 1e-12))
-        for name, tensor in update.tensors():
+            factor *= min(1.0, self._clip_norm / max(update.norm(), 1e-12))
+        for name, start, values in update.parts():
             # Not add_(alpha=...): that fuses the product into the sum, and then even two nodes give
             # other bits in another order of arrival.
-            self._sums[name].add_(tensor.mul_(factor))
+            self._sums[name].view(-1)[start : start + len(values)].add_(values.mul_(factor))
         self._weight += num_examples
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
@@ -120,16 +120,14 @@ def apply_update(
     Returns:
         The L2 norm of the aggregated update; 0.0 if there was none, then nothing is changed.
     """
-    squared_norm = 0.0
-    updated = False
+    norms = []
     for name, update in aggregator.aggregate():
-        updated = True
-        squared_norm += update.double().square().sum().item()
+        norms.append(torch.linalg.vector_norm(update, dtype=torch.float64).item())
         if optimizer is None:
             weights[name].add_(update)
         else:
             weights[name].grad = update.neg_()
-    if optimizer is not None and updated:
+    if optimizer is not None and norms:
         optimizer.step()
         optimizer.zero_grad()
-    return squared_norm**0.5
+    return math.hypot(*norms)

@@ -28,7 +28,7 @@ from server.aggregation import apply_update, make_aggregator
 from server.exchange import Patience, Reply, receive, send
 from server.nodes import Node
 from server.records import RunRecord
-from server.verification import NORMS_KEPT, NormJudge, update_norm, verify_reply
+from server.verification import NORMS_KEPT, NormJudge, verify_reply
 
 __all__ = ["GlobalModel", "run_round"]
 
@@ -149,7 +149,7 @@ class _Intake:
             "update_bytes": update.size_bytes,
             "reply_seconds": reply.seconds,
         }
-        self.norms[name] = update_norm(update)
+        self.norms[name] = update.norm()
         if self._judge.passes_at_once(self.norms[name]):
             self._accept(name, update, metrics)
         else:

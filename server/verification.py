@@ -21,7 +21,7 @@ from federation.messages import HEADER, METRICS, UPDATE
 from federation.wire import Header, Payload, open_payload
 from server.exchange import Reply
 
-__all__ = ["NORMS_KEPT", "NormJudge", "update_norm", "verify_reply"]
+__all__ = ["NORMS_KEPT", "NormJudge", "verify_reply"]
 
 NORMS_KEPT = 32  # of the updates accepted last
 _COUNTS = ("num_examples", "skipped_frames", "download_bytes")
@@ -67,12 +67,6 @@ def verify_reply(
             raise WireError(f"{name} = {value!r} must be a finite number")
         checked[name] = float(value)
     return open_payload(update, header, shapes, expected), checked
-
-
-def update_norm(update: Payload) -> float:
-    """L2 norm of an update, in float64; one parameter at a time is decoded."""
-    norms = (torch.linalg.vector_norm(tensor, dtype=torch.float64).item() for _, tensor in update.tensors())
-    return math.hypot(*norms)
 
 
 class NormJudge:

@@ -106,7 +106,7 @@ def run_codecs() -> dict[str, dict[str, float]]:
 
     copy = speed(lambda i: tensors[i].clone())
     result = {}
-    for codec in ("fp32", "bf16", "int8"):
+    for codec in ("fp32", "bf16", "int8", "int4"):
         encoded = [encode(tensor, codec) for tensor in tensors]
         result[codec] = {
             "bytes_of_fp32": sum(payload.size for payload in encoded) / fp32_bytes,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 SEEDS = (0, 1, 2)
-CODECS = ("fp32", "bf16", "int8")  # of the updates; the weights go down as bf16, but for fp32 as fp32
+CODECS = ("fp32", "bf16", "int8", "int4")  # of the updates; the weights go down as bf16, but for fp32 as fp32
 ROUNDS = 20
 
 

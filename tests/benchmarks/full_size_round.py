@@ -47,10 +47,16 @@ class MemoryWatch(threading.Thread):
         super().__init__(daemon=True)
         self.peak_bytes: dict[str, int] = {}
         self.peak_total_bytes = 0
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        """Sample no more."""
+        self._ended.set()
+        self.join()
 
     def run(self) -> None:
-        """Sample until the process ends."""
-        while True:
+        """Sample until `stop`."""
+        while not self._ended.wait(_SAMPLE_SECONDS):
             total = 0
             for process in psutil.Process().children(recursive=True):
                 try:
@@ -60,7 +66,6 @@ class MemoryWatch(threading.Thread):
                 total += resident
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), resident)
             self.peak_total_bytes = max(self.peak_total_bytes, total)
-            time.sleep(_SAMPLE_SECONDS)
 
 
 def _name(process: psutil.Process) -> str:

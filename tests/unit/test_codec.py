@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from federation.codec import BLOCK_VALUES, check, decode, encode, encoded_bytes
+from federation.codec import BLOCKED, check, decode, decode_parts, encode, encoded_bytes
 from federation.errors import WireError
 
-CODECS = ("fp32", "bf16", "int8")
+CODECS = ("fp32", "bf16", "int8", "int4")
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)  # denormals included
 ARRAYS = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=40), elements=FINITE
@@ -28,18 +28,34 @@ def test_bf16_is_off_by_at_most_a_256th(values: np.ndarray) -> None:
     assert (abs(decoded - values) <= np.maximum(abs(values), smallest_normal) * 2.0**-8).all()
 
 
+@pytest.mark.parametrize("codec", BLOCKED)
 @given(ARRAYS)
 @settings(max_examples=200)
-def test_int8_is_off_by_at_most_half_a_step_of_its_block(values: np.ndarray) -> None:
-    decoded = decode(encode(torch.from_numpy(values), "int8"), values.shape, "int8").numpy()
-    flat = np.pad(values.reshape(-1).astype(np.float64), (0, -values.size % BLOCK_VALUES))
-    largest = abs(flat.reshape(-1, BLOCK_VALUES)).max(axis=1, initial=0)
-    allowed = np.repeat(largest / 254 * (1 + 1e-5) + 2.0**-119, BLOCK_VALUES)[: values.size]
+def test_a_blocked_codec_is_off_by_at_most_half_a_step_of_its_block(codec: str, values: np.ndarray) -> None:
+    decoded = decode(encode(torch.from_numpy(values), codec), values.shape, codec).numpy()
+    size, largest_code = BLOCKED[codec].values, BLOCKED[codec].largest_code
+    flat = np.pad(values.reshape(-1).astype(np.float64), (0, -values.size % size))
+    largest = abs(flat.reshape(-1, size)).max(axis=1, initial=0)
+    allowed = np.repeat(largest / (2 * largest_code) * (1 + 1e-5) + 2.0**-119, size)[: values.size]
     assert (abs(decoded.astype(np.float64) - values).reshape(-1) <= allowed).all()
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (127,), (128,), (129,), (720, 96), (3, 0, 2)])
+@pytest.mark.parametrize("size", [0, 1, 2**18 - 1, 2**18, 2**18 + 65, 2**19 + 1])
+def test_the_parts_of_a_tensor_are_the_tensor(codec: str, size: int) -> None:
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    payload = encode(tensor, codec)
+    parts = torch.full((size,), float("nan"))
+    for start, values in decode_parts(payload, (size,), codec):
+        parts[start : start + len(values)] = values
+        values.fill_(7.0)  # a caller may do so
+    assert torch.equal(parts, decode(payload, (size,), codec))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (63,), (64,), (65,), (127,), (128,), (129,), (720, 96), (3, 0, 2)]
+)
 def test_shape_and_size_survive(codec: str, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     payload = encode(tensor, codec)
@@ -47,8 +63,9 @@ def test_shape_and_size_survive(codec: str, shape: tuple[int, ...]) -> None:
     assert decode(payload, shape, codec).shape == shape
 
 
-def test_a_large_int8_payload_is_at_most_27_percent_of_fp32() -> None:
+def test_a_large_payload_is_at_most_27_percent_of_fp32_in_int8_and_15_in_int4() -> None:
     assert encoded_bytes((960, 2560), "int8") <= 0.27 * encoded_bytes((960, 2560), "fp32")
+    assert encoded_bytes((960, 2560), "int4") <= 0.15 * encoded_bytes((960, 2560), "fp32")
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -60,9 +77,10 @@ def test_what_is_not_finite_is_not_encoded(codec: str, bad: float) -> None:
         encode(tensor, codec)
 
 
-def test_a_value_beyond_int8s_range_is_refused() -> None:
+@pytest.mark.parametrize("codec", BLOCKED)
+def test_a_value_beyond_the_range_of_a_blocked_codec_is_refused(codec: str) -> None:
     with pytest.raises(WireError, match="larger than 1e\\+37"):
-        encode(torch.tensor([2e37]), "int8")
+        encode(torch.tensor([2e37]), codec)
 
 
 def test_a_value_that_rounds_to_infinity_in_bf16_is_refused() -> None:
@@ -74,15 +92,16 @@ def test_a_value_that_rounds_to_infinity_in_bf16_is_refused() -> None:
 def test_a_truncated_payload_is_refused(codec: str) -> None:
     payload = encode(torch.ones(200), codec)
     with pytest.raises(WireError, match="cannot hold"):
-        decode(payload[:-1], (200,), codec)
+        check(payload[:-1], (200,), codec)
 
 
-def test_a_negative_or_infinite_scale_is_refused() -> None:
+@pytest.mark.parametrize("codec", BLOCKED)
+def test_a_negative_or_infinite_scale_is_refused(codec: str) -> None:
     for scale in (-1.0, float("nan"), float("inf"), 3e38):
-        payload = encode(torch.ones(10), "int8")
+        payload = encode(torch.ones(10), codec)
         payload[:4] = np.array([scale], np.float32).view(np.uint8)
         with pytest.raises(WireError, match="NaN or infinity"):
-            check(payload, (10,), "int8")
+            check(payload, (10,), codec)
 
 
 @given(st.sampled_from(CODECS), st.data())
