@@ -102,8 +102,8 @@ def decode(payload: np.ndarray, shape: Sequence[int], codec: str) -> Tensor:
         payload: 1-dim uint8 that has passed `check`.
     """
     values = torch.empty(math.prod(shape))
-    for start in range(0, len(values), _CHUNK_VALUES):
-        _decode_into(values[start : start + _CHUNK_VALUES], payload, codec, start)
+    for _ in _decode_chunks(values, len(values), payload, codec):
+        pass
     return values.reshape(tuple(shape))
 
 
@@ -118,11 +118,7 @@ def decode_parts(payload: np.ndarray, shape: Sequence[int], codec: str) -> Itera
         next one overwrites it.
     """
     total = math.prod(shape)
-    buffer = torch.empty(min(total, _CHUNK_VALUES))
-    for start in range(0, total, _CHUNK_VALUES):
-        part = buffer[: total - start]
-        _decode_into(part, payload, codec, start)
-        yield start, part
+    return _decode_chunks(torch.empty(min(total, _CHUNK_VALUES)), total, payload, codec)
 
 
 def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
@@ -133,7 +129,7 @@ def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
     temporary = torch.empty(min(len(scales), _CHUNK_VALUES // blocked.values), blocked.values)
     for start in range(0, len(flat), _CHUNK_VALUES):
         part = flat[start : start + _CHUNK_VALUES]
-        blocks = torch.nn.functional.pad(part, (0, -len(part) % blocked.values)).view(-1, blocked.values)
+        blocks = _filled_up(part, blocked.values).view(-1, blocked.values)
         first = start // blocked.values
         chunk, scaled = slice(first, first + len(blocks)), temporary[: len(blocks)]
         largest = torch.abs(blocks, out=scaled).amax(dim=1, keepdim=True)
@@ -149,18 +145,30 @@ def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
     return payload
 
 
-def _decode_into(out: Tensor, payload: np.ndarray, codec: str, start: int) -> None:
-    """Fill `out`, 1-dim, with the values from `start` on, which is a multiple of the chunk size."""
-    if codec not in BLOCKED:
-        out.copy_(_view(payload, codec)[start : start + len(out)])
-        return
-    blocked = BLOCKED[codec]
-    scales, codes = _scales_and_codes(payload, blocked)
-    first, count = start // blocked.values, math.ceil(len(out) / blocked.values)
-    is_whole = len(out) == count * blocked.values
-    blocks = (out if is_whole else torch.empty(count * blocked.values)).view(count, blocked.values)
-    _unpack(codes[first : first + count], blocks, blocked)
-    blocks.mul_(scales[first : first + count])
+def _decode_chunks(out: Tensor, total: int, payload: np.ndarray, codec: str) -> Iterator[tuple[int, Tensor]]:
+    """Decode chunk by chunk into `out`, which has room for all values or for one chunk; yield each."""
+    if codec in BLOCKED:
+        scales, codes = _scales_and_codes(payload, BLOCKED[codec])
+    else:
+        view = _view(payload, codec)
+    for start in range(0, total, _CHUNK_VALUES):
+        size = min(_CHUNK_VALUES, total - start)
+        chunk = out[start : start + size] if len(out) == total else out[:size]
+        if codec in BLOCKED:
+            first = start // BLOCKED[codec].values
+            last = first + math.ceil(size / BLOCKED[codec].values)
+            _decode_blocks(chunk, scales[first:last], codes[first:last], BLOCKED[codec])
+        else:
+            chunk.copy_(view[start : start + size])
+        yield start, chunk
+
+
+def _decode_blocks(out: Tensor, scales: Tensor, codes: Tensor, blocked: Blocked) -> None:
+    """Fill `out`, 1-dim, from blocks of which the last may hold more than it needs."""
+    is_whole = len(out) == len(codes) * blocked.values
+    blocks = (out if is_whole else torch.empty(len(codes) * blocked.values)).view(-1, blocked.values)
+    _unpack(codes, blocks, blocked)
+    blocks.mul_(scales)
     if not is_whole:
         out.copy_(blocks.view(-1)[: len(out)])
 
@@ -203,6 +211,12 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():  # a received payload is read-only, and only read
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
+
+
+def _filled_up(flat: Tensor, multiple: int) -> Tensor:
+    """A 1-dim tensor with zeros up to a multiple of a length, itself if it is one."""
+    missing = -len(flat) % multiple
+    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
 
 
 def _is_finite(flat: Tensor) -> bool:

@@ -1,9 +1,9 @@
 """How weights, updates and statistics travel in Flower records.
 
-Only trainable parameters travel, each as one encoded array (see `codec.py`) in Flower's `ArrayRecord`;
-nothing is pickled. Down: the global weights. Up: the update, the difference to the weights received. Beside
-the arrays stands a header: codec, run, round, SHA-256 of all payloads, and, for an update, the SHA-256 of
-the weights it is based on. What does not fit is refused with its name before anything is decoded, and
+Only trainable parameters travel, encoded (see `codec.py`) and one after the other in the arrays of a Flower
+`ArrayRecord`; nothing is pickled. Down: the global weights. Up: the update, the difference to the weights
+received. Beside the arrays stands a header: codec, run, round, SHA-256 of all payloads, and, for an update,
+the SHA-256 of the weights it is based on. What does not fit is refused before anything is decoded, and
 decoding goes one parameter at a time. torch is imported where tensors are made: the answer to a join needs
 none and stays quick.
 """
@@ -32,6 +32,11 @@ __all__ = [
     "record_to_statistics",
     "statistics_to_record",
 ]
+
+
+# Flower sends an array as chunks of 5 MiB, each a request of its own, and spends as long on a small one as on
+# a whole one: the 155 tensors of the full-size policy in an array each took twice as long.
+_ARRAY_BYTES = 20 * 2**20
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,10 @@ class Payload:
                 yield name, start, values
 
     def norm(self) -> float:
-        """L2 norm over all tensors, summed in float64."""
-        from torch import float64
+        """L2 norm over all tensors; infinite where a square leaves fp32."""
         from torch.linalg import vector_norm
 
-        return math.hypot(*(vector_norm(values, dtype=float64).item() for _, _, values in self.parts()))
+        return math.hypot(*(vector_norm(values).item() for _, _, values in self.parts()))
 
 
 def pack_tensors(
@@ -93,17 +97,22 @@ def pack_tensors(
     """
     from federation.codec import encode
 
-    arrays: dict[str, Array] = {}
+    record, waiting = ArrayRecord(), []
     digest = hashlib.sha256()
     for name, tensor in tensors:
         try:
             encoded = encode(tensor, header.codec)
         except WireError as error:
-            raise WireError(f"array {name!r}: {error}") from None
+            raise WireError(f"parameter {name!r}: {error}") from None
         _add_to_digest(digest, name, encoded)
-        arrays[name] = Array(encoded)
+        waiting.append(encoded)
+        if sum(part.size for part in waiting) >= _ARRAY_BYTES:
+            record[_array_name(len(record))] = Array(np.concatenate(waiting))
+            waiting.clear()
+    if waiting:
+        record[_array_name(len(record))] = Array(np.concatenate(waiting))
     sealed = Header(header.codec, header.run, header.round, header.base, digest.hexdigest())
-    return ArrayRecord(arrays), ConfigRecord(vars(sealed)), sealed
+    return record, ConfigRecord(vars(sealed)), sealed
 
 
 def open_payload(
@@ -112,30 +121,25 @@ def open_payload(
     """Verify what `pack_tensors` made, without decoding it.
 
     Args:
-        shapes: of each parameter that must be there; no other may be.
+        shapes: of each parameter that must be there, in the order they were packed in.
         expected: codec, run, round and base that the payload must have; its `sha256` is ignored.
 
     Raises:
-        WireError: the header or a name, size or hash does not fit, or a value is NaN or infinite.
+        WireError: the header, a size or the hash does not fit, or a value is NaN or infinite.
     """
     from federation.codec import check
 
     for key in ("codec", "run", "round", "base"):
         if header.get(key) != getattr(expected, key):
             raise WireError(f"{key} is {header.get(key)!r}, expected {getattr(expected, key)!r}")
-    if record.keys() != shapes.keys():
-        odd = sorted(record.keys() ^ shapes.keys())
-        raise WireError(f"{len(odd)} array names do not fit the policy, the first is {odd[0]!r}")
-    arrays: dict[str, np.ndarray] = {}
+    arrays = dict(zip(shapes, _split(record, shapes, expected.codec), strict=True))
     digest = hashlib.sha256()
     for name, shape in shapes.items():
-        array = _unwrap(name, record[name], np.dtype(np.uint8))
         try:
-            check(array, shape, expected.codec)
+            check(arrays[name], shape, expected.codec)
         except WireError as error:
-            raise WireError(f"array {name!r}: {error}") from None
-        arrays[name] = array
-        _add_to_digest(digest, name, array)
+            raise WireError(f"parameter {name!r}: {error}") from None
+        _add_to_digest(digest, name, arrays[name])
     if header.get("sha256") != digest.hexdigest():
         raise WireError("the SHA-256 of the arrays is not the one in the header")
     sealed = Header(expected.codec, expected.run, expected.round, expected.base, digest.hexdigest())
@@ -169,6 +173,32 @@ def record_to_statistics(record: ArrayRecord) -> Statistics:
             raise WireError(f"statistics {key!r} hold NaN or infinity")
         statistics.setdefault(feature, {})[name] = values
     return statistics
+
+
+def _split(record: ArrayRecord, shapes: "Mapping[str, Size]", codec: str) -> "Iterator[np.ndarray]":
+    """Yield the payload of each parameter, a view into the array it lies in."""
+    from federation.codec import encoded_bytes
+
+    sizes = [encoded_bytes(shape, codec) for shape in shapes.values()]
+    arrays = [_unwrap(name, record[name], np.dtype(np.uint8)) for name in sorted(record)]
+    if (received := sum(array.size for array in arrays)) != sum(sizes):
+        raise WireError(
+            f"it holds {received} bytes where the policy's {len(sizes)} parameters make {sum(sizes)}: "
+            "install the same version, with the same policy"
+        )
+    rest = iter(arrays)
+    array, start = np.empty(0, np.uint8), 0
+    for name, size in zip(shapes, sizes, strict=True):
+        while start == array.size and size:
+            array, start = next(rest), 0
+        if start + size > array.size:
+            raise WireError(f"parameter {name!r} is cut in two")
+        yield array[start : start + size]
+        start += size
+
+
+def _array_name(index: int) -> str:
+    return f"{index:06d}"
 
 
 def _unwrap(name: str, array: Array, dtype: np.dtype) -> np.ndarray:

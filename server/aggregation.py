@@ -122,7 +122,7 @@ def apply_update(
     """
     norms = []
     for name, update in aggregator.aggregate():
-        norms.append(torch.linalg.vector_norm(update, dtype=torch.float64).item())
+        norms.append(torch.linalg.vector_norm(update).item())
         if optimizer is None:
             weights[name].add_(update)
         else:

@@ -86,7 +86,7 @@ def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
 
 def _damaged() -> RecordDict:
     reply = _reply()
-    reply[UPDATE]["w"] = Array(np.array([1.0, np.nan], np.float32).view(np.uint8))
+    reply[UPDATE]["000000"] = Array(np.array([1.0, np.nan], np.float32).view(np.uint8))
     return reply
 
 
@@ -112,7 +112,7 @@ BAD_REPLIES = [
     (_reply(policy_loss=None), "policy_loss = None"),
     (RecordDict(), "lacks 'update', 'header' or 'metrics'"),
     (RecordDict({UPDATE: ConfigRecord({}), METRICS: MetricRecord({})}), "lacks"),
-    (_without_arrays(), "names do not fit"),
+    (_without_arrays(), "it holds 0 bytes"),
     (Error(1, "out of memory"), "out of memory"),
 ]
 

@@ -5,6 +5,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation import wire
 from federation.errors import WireError
 from federation.wire import (
     Header,
@@ -50,23 +51,51 @@ def test_the_header_names_the_hash_of_what_was_sent() -> None:
     assert header["sha256"] == sealed.sha256 != other.sha256
 
 
+def test_many_tensors_travel_in_few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_ARRAY_BYTES", 100)
+    tensors = {f"layer.{i}": torch.full((i % 7, 3), float(i)) for i in range(40)}
+    tensors |= {"empty": torch.zeros(0), "large": torch.arange(500.0), "last": torch.zeros(2, 0)}
+    record, header, sealed = pack_tensors(tensors.items(), HEADER)
+    assert 10 < len(record) < 25
+    received = open_payload(record, header, {name: t.shape for name, t in tensors.items()}, sealed)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in received.tensors())
+
+
+def test_another_order_of_the_same_parameters_is_refused() -> None:
+    tensors = {"a": torch.zeros(3), "b": torch.ones(3)}
+    record, header, _ = pack_tensors(tensors.items(), HEADER)
+    with pytest.raises(WireError, match="SHA-256"):
+        open_payload(record, header, {"b": torch.Size([3]), "a": torch.Size([3])}, HEADER)
+
+
+VALUES = np.arange(7, dtype=np.float32)  # as `TENSORS`, but for the last
+
+
+def _changed(position: int, value: float) -> Array:
+    values = VALUES.copy()
+    values[6] = 1.0
+    values[position] = value
+    return _bytes(values)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"c": _bytes(np.zeros(1))}, "1 array names do not fit the policy, the first is 'c'"),
-        ({"a": _bytes(np.zeros(5, np.float32))}, r"array 'a': 20 bytes cannot hold fp32 .* \(2, 3\)"),
-        ({"a": Array(np.zeros((2, 3), np.float32))}, "array 'a' does not hold the uint8 values expected"),
-        ({"b": _bytes(np.array([np.nan], np.float32))}, "array 'b': it holds NaN or infinity"),
-        ({"b": _bytes(np.array([np.inf], np.float32))}, "array 'b': it holds NaN or infinity"),
+        ({"000001": _bytes(np.zeros(1))}, "it holds 36 bytes where the policy's 2 parameters make 28"),
+        ({"000000": _bytes(np.zeros(5, np.float32))}, "it holds 20 bytes"),
         (
-            {"b": _bytes(np.array([7.0], np.float32))},
-            "the SHA-256 of the arrays is not the one in the header",
+            {"000000": _bytes(VALUES[:2]), "000001": _bytes(VALUES[2:])},
+            "parameter 'a' is cut in two",
         ),
-        ({"b": Array("uint8", (4,), "pickle", b"cos\nsystem\n")}, "serialised as 'pickle'"),
-        ({"b": Array("uint8", (4,), "numpy.ndarray", b"nothing")}, "array 'b' cannot be decoded"),
+        ({"000000": Array(np.zeros(7, np.float32))}, "'000000' does not hold the uint8 values expected"),
+        ({"000000": _changed(6, np.nan)}, "parameter 'b': it holds NaN or infinity"),
+        ({"000000": _changed(2, np.inf)}, "parameter 'a': it holds NaN or infinity"),
+        ({"000000": _changed(6, 7.0)}, "the SHA-256 of the arrays is not the one in the header"),
+        ({"000000": Array("uint8", (4,), "pickle", b"cos\nsystem\n")}, "serialised as 'pickle'"),
+        ({"000000": Array("uint8", (4,), "numpy.ndarray", b"nothing")}, "array '000000' cannot be decoded"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(changes: dict, message: str) -> None:
+def test_what_does_not_fit_is_refused_with_a_reason(changes: dict, message: str) -> None:
     with pytest.raises(WireError, match=message):
         open_payload(*_pack(**changes), SHAPES, HEADER)
 
@@ -91,7 +120,7 @@ def test_a_missing_header_is_refused() -> None:
 
 
 def test_a_tensor_that_cannot_be_sent_is_named() -> None:
-    with pytest.raises(WireError, match="array 'x': NaN or infinity cannot be sent"):
+    with pytest.raises(WireError, match="parameter 'x': NaN or infinity cannot be sent"):
         pack_tensors([("x", torch.tensor(float("nan")))], HEADER)
 
 
@@ -99,25 +128,25 @@ def test_a_tensor_that_cannot_be_sent_is_named() -> None:
 @settings(max_examples=200)
 def test_arbitrary_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
-        open_payload(*_pack(a=Array("uint8", (24,), "numpy.ndarray", data)), SHAPES, HEADER)
+        open_payload(*_pack(**{"000000": Array("uint8", (28,), "numpy.ndarray", data)}), SHAPES, HEADER)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
 @settings(max_examples=200)
 def test_no_flipped_byte_passes(position: int, value: int) -> None:
     record, header = _pack()
-    data = bytearray(record["a"].data)
+    data = bytearray(record["000000"].data)
     position %= len(data)
     changed = data[position] != value
     data[position] = value
-    record["a"] = Array("uint8", (24,), "numpy.ndarray", bytes(data))
+    record["000000"] = Array("uint8", (28,), "numpy.ndarray", bytes(data))
     try:
         payload = open_payload(record, header, SHAPES, HEADER)
     except WireError:
         assert changed
         return
     # What is left is NumPy's padding of its own header: the values are those that were sent.
-    assert torch.equal(dict(payload.tensors())["a"], TENSORS["a"])
+    assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in payload.tensors())
 
 
 def test_statistics_survive_the_wire(statistics: dict) -> None:

@@ -38,7 +38,9 @@ def main(grid: Grid, context: Context) -> None:
         time.sleep(0.2)
     work = _ours if context.run_config["ours"] else _stock
     seconds = work(grid, weights)
-    Path(os.environ["ROUND_TRIP_RESULT"]).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    result = Path(os.environ["ROUND_TRIP_RESULT"])
+    result.with_suffix(".part").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    result.with_suffix(".part").replace(result)
 
 
 def _stock(grid: Grid, weights: dict[str, Any]) -> float:
