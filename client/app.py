@@ -87,6 +87,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     from client.training import run_training_loop, setup_training_components
     from federation.normalisation import merge_statistics
     from federation.policy import build_policy, frozen_fingerprint, select_device, trainable_parameters
+    from federation.privacy import add_noise, clip
     from federation.sample_cache import open_samples
 
     order = message.content.config_records[CONFIG]
@@ -136,6 +137,11 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         result.policy_loss,
         result.skipped_frames,
     )
+    if config.privacy.mode == "local":
+        clip(result.update.values(), config.privacy.clip_norm)
+        for tensor in result.update.values():
+            add_noise(tensor, config.privacy.clip_norm * config.privacy.noise_multiplier)
+    # The residual is left over from an update that had its noise: it tells nothing more.
     add_residual(site.scratch, run, round_, result.update)
     header = Header(config.wire.upload, run, round_, base=weights.header.sha256)
     arrays, header_record, sealed = pack_tensors(result.update.items(), header)

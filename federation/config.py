@@ -129,6 +129,16 @@ class AggregationConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of each site (see `privacy.py`)."""
+
+    mode: str = _setting("none", one_of=("none", "central", "local"))
+    clip_norm: float = _setting(1.0, above=0)  # C: no update counts for more
+    noise_multiplier: float = _setting(1.0, above=0)  # z: deviation of the noise over C
+    delta: float = _setting(1e-5, above=0, at_most=0.1)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """How what travels is encoded (see `codec.py`)."""
 
@@ -186,6 +196,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -298,6 +309,11 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: policy.normalisation = 'pretrained': policy.size = {config.policy.size!r} has no "
             "statistics; choose 'federated', or policy.size = 'pretrained'"
+        )
+    if config.privacy.mode == "central" and config.aggregation.method != "mean":
+        raise ConfigError(
+            f"{source}: privacy.mode = 'central': aggregation.method = {config.aggregation.method!r} is not "
+            "covered by its noise; choose 'mean', or privacy.mode = 'local'"
         )
     if config.training.min_learning_rate > config.training.learning_rate:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """From the updates of a round to the change of the global weights.
 
-    aggregator = make_aggregator(config, shapes)
+    aggregator = make_aggregator(config.aggregation, config.privacy, shapes)
     aggregator.add(update, num_examples)    # as each arrives
     aggregator.aggregate()                  # (name, aggregated update) for every parameter
 
@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from federation.config import AggregationConfig
+from federation.config import AggregationConfig, PrivacyConfig
+from federation.privacy import add_noise
 from federation.wire import Payload
 from server.robust import median, multi_krum, trimmed_mean
 
@@ -67,6 +68,27 @@ class WeightedMean:
                 yield name, total.div_(self._weight)
 
 
+class PrivateMean:
+    """The unweighted mean of clipped updates with Gaussian noise (McMahan et al., ICLR 2018, alg. 1).
+
+    Examples do not weigh: a site that claims many would count for more than the noise hides.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], config: PrivacyConfig) -> None:
+        self._mean = WeightedMean(shapes, config.clip_norm)
+        self._deviation, self._count = config.noise_multiplier * config.clip_norm, 0
+
+    def add(self, update: Payload, num_examples: int) -> None:
+        """Fold in one update."""
+        self._mean.add(update, 1)
+        self._count += 1
+
+    def aggregate(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the noisy mean of what was added."""
+        for name, mean in self._mean.aggregate():
+            yield name, add_noise(mean, self._deviation / self._count)
+
+
 class Robust:
     """Holds the updates of a round, encoded, for a rule that must see all of them."""
 
@@ -89,8 +111,12 @@ class Robust:
         return multi_krum(self._updates, self._config.byzantine)
 
 
-def make_aggregator(config: AggregationConfig, shapes: Mapping[str, torch.Size]) -> Aggregator:
-    """The aggregator of one round that `config` names."""
+def make_aggregator(
+    config: AggregationConfig, privacy: PrivacyConfig, shapes: Mapping[str, torch.Size]
+) -> Aggregator:
+    """The aggregator of one round that the configuration names."""
+    if privacy.mode == "central":
+        return PrivateMean(shapes, privacy)
     if config.method == "mean":
         return WeightedMean(shapes, config.clip_norm)
     return Robust(config)

@@ -21,6 +21,7 @@ from federation.config import RunConfig, flatten, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import ConfigError, FederationError
 from server.nodes import Node, NodeTable, sample_nodes
+from server.privacy import most_spent, privacy_spent
 from server.records import RunRecord, new_run_name
 from server.tracking import Tracking, evaluation_scalars, round_scalars
 
@@ -110,6 +111,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         entry = run_round(grid, model, sampled, round_, config, record)
         nodes.count_refusals(entry["refused"], entry["clients"])
         entry["seconds"]["sample"] = sample_seconds
+        if config.privacy.mode != "none":
+            entry["privacy"] = privacy_spent(config.privacy, record.folder)
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
@@ -190,6 +193,8 @@ def _summary(entry: dict[str, Any]) -> str:
         parts.append(f"client policy loss {entry['policy_loss']['mean']:.4f}")
     if "evaluation" in entry:
         parts.append(f"held-out policy loss {entry['evaluation']['policy_loss']:.4f}")
+    if "privacy" in entry:
+        parts.append(most_spent(entry["privacy"]))
     if entry["missing"] or entry["refused"]:
         parts.append(f"{len(entry['missing'])} missing, {len(entry['refused'])} refused")
     return ", ".join(parts)

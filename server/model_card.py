@@ -6,6 +6,8 @@ It names sites by the aliases they joined under, and nothing else of them but wh
 from collections.abc import Mapping
 from typing import Any
 
+from server.privacy import most_spent
+
 __all__ = ["model_card"]
 
 _SHOWN = (
@@ -63,7 +65,8 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         "## Training\n\nStrategy: FedProx"
         + (" with mu = 0, which is FedAvg" if config["training.proximal_mu"] == 0 else "")
         + f", aggregated by {config['aggregation.method']}.\n\n"
-        + _table(("setting", "value"), [(f"`{key}`", config[key]) for key in _SHOWN if key in config]),
+        + _table(("setting", "value"), [(f"`{key}`", config[key]) for key in _SHOWN if key in config])
+        + _privacy(metrics, round_),
         "## Licence and limits\n\nApache-2.0. Trained on the sites' tasks, cameras and arms only: expect it "
         "to fail elsewhere. Keep a hand at the power switch while it drives a real arm.",
     ]
@@ -86,6 +89,11 @@ def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
         (name, facts.get("episodes", ""), facts.get("frames", "")) for name, facts in sorted(nodes.items())
     ]
     return _table(("site", "episodes", "frames"), rows)
+
+
+def _privacy(metrics: Mapping[str, Any], round_: int) -> str:
+    spent = [e["privacy"] for e in metrics["rounds"] if e["round"] <= round_ and "privacy" in e]
+    return f"\n\nDifferential privacy of each site: {most_spent(spent[-1])}." if spent else ""
 
 
 def _evaluation(metrics: Mapping[str, Any], round_: int) -> str:

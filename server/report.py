@@ -17,6 +17,7 @@ from typing import Any
 from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from server.plots import PLOTS, draw
+from server.privacy import most_spent
 from server.records import EVENTS_FILE, METRICS_FILE
 from server.report_simulation import simulation_section
 from server.round_phases import PHASES, round_phases
@@ -163,6 +164,8 @@ def _figures(metrics: dict[str, Any]) -> str:
         (f"{len(metrics['nodes'])}", f"nodes, {sum(e['num_examples'] for e in rounds):,} frames trained on"),
         (_size(down + up), f"a round: {_size(down)} to the nodes, {_size(up)} from them"),
     ]
+    if "privacy" in rounds[-1]:
+        cells.append(("private", most_spent(rounds[-1]["privacy"])))
     body = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in cells)
     scale = f"<p class=quiet>Measured on {last['frames']} held-out frames ({last.get('mode', '')}).</p>"
     return f'<div class="figures">{body}</div>{scale}'

@@ -123,7 +123,7 @@ class _Intake:
     """Takes the replies of one round: a good update is folded in and dropped, a bad one refused by name."""
 
     def __init__(self, model: GlobalModel, expected: Header, config: RunConfig, record: RunRecord) -> None:
-        self.aggregator = make_aggregator(config.aggregation, model.shapes)
+        self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
         self.norms: dict[str, float] = {}
         self.refused: dict[str, str] = {}

@@ -30,7 +30,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
     ),
     "malformed": (
         "a wrong shape, name, count or hash",
-        r"^codec is|^array |array names|SHA-256|the reply lacks|must be a whole number|num_examples",
+        r"^codec is|^array |^parameter |^it holds|SHA-256|^the reply lacks|must be a whole|num_examples",
     ),
     "norm": ("an update far larger than those of the others", r"^its norm is"),
     "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),

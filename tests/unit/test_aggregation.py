@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from federation.config import AggregationConfig
+from federation.config import AggregationConfig, PrivacyConfig
 from federation.wire import Header, Payload, open_payload, pack_tensors
 from server.aggregation import WeightedMean, apply_update, make_aggregator, make_server_optimizer
 from server.robust import krum_choice
@@ -24,7 +24,7 @@ def _updates(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def _aggregate(config: AggregationConfig, updates: list, examples: list[int] | None = None) -> dict:
-    aggregator = make_aggregator(config, SHAPES)
+    aggregator = make_aggregator(config, PrivacyConfig(), SHAPES)
     for update, count in zip(updates, examples or [1] * len(updates), strict=True):
         aggregator.add(_payload(update), count)
     return {name: tensor.clone() for name, tensor in aggregator.aggregate()}
@@ -124,7 +124,10 @@ def test_without_updates_the_weights_stay(method: str) -> None:
     config = AggregationConfig(method=method, server_optimizer="momentum")
     weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
     assert (
-        apply_update(make_aggregator(config, SHAPES), weights, make_server_optimizer(config, weights)) == 0.0
+        apply_update(
+            make_aggregator(config, PrivacyConfig(), SHAPES), weights, make_server_optimizer(config, weights)
+        )
+        == 0.0
     )
     assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights.values())
 

@@ -95,7 +95,9 @@ def _train(
     for round_ in range(1, arm.num_rounds + 1):
         count = max(1, round(len(samples) * arm.fraction_fit))
         sites = sorted(random.Random(f"{seed}/{round_}").sample(sorted(samples), count))
-        aggregator = make_aggregator(config.aggregation, {n: w.shape for n, w in weights.items()})
+        aggregator = make_aggregator(
+            config.aggregation, config.privacy, {n: w.shape for n, w in weights.items()}
+        )
         for site in sites:
             if pooled is None:
                 digest = hashlib.sha256(f"{seed}/{site}/{round_}".encode()).digest()

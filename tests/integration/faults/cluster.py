@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import psutil
 
@@ -16,13 +17,36 @@ from federation.config import RunConfig
 from server.cluster import LocalCluster
 from server.records import EVENTS_FILE
 from server.supervisor import see_through
+from tests.integration.faults.network import Network
 
 _PATIENCE_SECONDS = 600.0  # on a busy machine a round takes a minute and a half
 _APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
 
 
 class FaultyCluster(LocalCluster):
-    """A `LocalCluster` on a database that outlives its SuperLink, with kills and restarts."""
+    """A `LocalCluster` on a database that outlives its SuperLink, with kills and restarts.
+
+    Its sites reach SuperLink through `network`.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.network = Network(self._port + 7, target=self._port)
+
+    def __enter__(self) -> Self:
+        self.network.__enter__()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.network.__exit__(kind, error, trace)
+
+    @property
+    def outputs(self) -> Path:
+        """Where runs are recorded."""
+        return self._outputs
 
     @property
     def database(self) -> Path:
@@ -32,6 +56,9 @@ class FaultyCluster(LocalCluster):
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":
             command = [*command, "--database", str(self.database)]
+        if "--superlink" in command:
+            address = command.index("--superlink") + 1
+            command = [*command[:address], f"127.0.0.1:{self.network.port}", *command[address + 1 :]]
         self._commands = {**getattr(self, "_commands", {}), name: (command, others, more)}
         super()._start(name, command, *others, **more)
 
@@ -93,7 +120,7 @@ class Outcome:
 def run_with_faults(
     cluster: FaultyCluster, outputs: Path, config: RunConfig, faults: Mapping[int, Fault]
 ) -> list[Outcome]:
-    """Have the supervisor see a run through while `faults[round]` happen to it."""
+    """Have the supervisor see a run through while `faults[round]` happen to it; 0 is before the first."""
     said: list[str] = []
     failures: list[BaseException] = []
 
@@ -109,7 +136,9 @@ def run_with_faults(
     moments: dict[int, tuple[float, float]] = {}
     for round_, fault in faults.items():
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
-        while not any(event.get("round") == round_ and fault.strikes_at(event) for event in events(folder)):
+        while not any(
+            event.get("round", 0) == round_ and fault.strikes_at(event) for event in events(folder)
+        ):
             assert not failures, (failures, said)
             assert time.monotonic() < give_up_at, (said, events(folder)[-5:])
             time.sleep(0.1)
@@ -127,6 +156,14 @@ def events(folder: Path) -> list[dict]:
     file = folder / EVENTS_FILE
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def wait_for(folder: Path, condition: Callable[[list[dict]], bool]) -> None:
+    """Return once the events of a run fulfil `condition`."""
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+    while not condition(events(folder)):
+        assert time.monotonic() < give_up_at, events(folder)[-5:]
+        time.sleep(0.1)
 
 
 def _outcome(folder: Path, fault: Fault, struck: float, returned: float) -> Outcome:

@@ -1,0 +1,94 @@
+"""A network between the sites and SuperLink that can be slow, lossy or cut: a TCP proxy in user space.
+
+TCP hides a lost packet behind a retransmission, which costs about one more round trip and holds up what
+comes after it. That is what `loss` does here to one read in so many.
+"""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+_READ_BYTES = 65536
+
+
+class Network:
+    """Forwards connections on `port` to `target`, both on the loopback interface, while it is entered.
+
+    Attributes:
+        delay_seconds: from one end to the other.
+        loss: share of the reads that come a round trip late.
+    """
+
+    def __init__(self, port: int, target: int) -> None:
+        self.port, self.delay_seconds, self.loss = port, 0.0, 0.0
+        self._target, self._is_cut = target, False
+        self._random = random.Random(0)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        start = asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def cut(self, seconds: float) -> None:
+        """Break all connections and let none through for a while."""
+        self._is_cut = True
+        self._loop.call_soon_threadsafe(self._break)
+        time.sleep(seconds)
+        self._is_cut = False
+
+    def _break(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = {writer, far_writer}
+        self._writers |= ends
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        self._writers -= ends
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
+        delivery = asyncio.create_task(self._deliver(under_way, writer))
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_READ_BYTES):
+                round_trip = 2 * self.delay_seconds
+                late = round_trip if self._random.random() < self.loss else 0.0
+                await under_way.put((time.monotonic() + self.delay_seconds + late, data))
+        await under_way.put((0.0, b""))
+        await delivery
+
+    async def _deliver(
+        self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+    ) -> None:
+        is_open = True
+        while (item := await under_way.get())[1]:
+            await asyncio.sleep(max(0.0, item[0] - time.monotonic()))
+            if is_open:
+                try:
+                    writer.write(item[1])
+                    await writer.drain()
+                except OSError:
+                    is_open = False  # what is still under way is dropped
+        writer.close()

@@ -1,0 +1,68 @@
+"""Every way to aggregate, in a run of one round on real processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from federation.config import parse_run_config
+from federation.privacy import epsilon
+from server.cluster import LocalCluster
+from server.records import read_metrics
+from server.supervisor import see_through
+from tests.conftest import TINY
+from tests.integration.conftest import free_port
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[LocalCluster, Path]]:
+    folder = tmp_path_factory.mktemp("aggregation")
+    sites = {name: data / name for name in ("site-a", "site-b")}
+    with LocalCluster(sites, data / "holdout", folder, certs, free_port(), folder / "scratch") as cluster:
+        yield cluster, folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aggregation.method": "median", "aggregation.server_optimizer": "adam", "wire.upload": "int4"},
+        {"aggregation.method": "trimmed_mean", "aggregation.server_optimizer": "momentum"},
+        {"aggregation.method": "krum", "aggregation.byzantine": 0, "wire.upload": "bf16"},
+        {"aggregation.clip_norm": 0.01, "policy.normalisation": "site"},
+    ],
+    ids=["median, Adam, int4", "trimmed mean, momentum", "krum", "clipped mean, own normalisation"],
+)
+def test_it_aggregates_the_updates_of_a_real_run(
+    cluster: tuple[LocalCluster, Path], changes: dict, request: pytest.FixtureRequest
+) -> None:
+    entry, said = _one_round(cluster, changes, f"run-{request.node.callspec.indices['changes']}")
+    assert sorted(entry["clients"]) == ["site-a", "site-b"], said
+    assert entry["aggregated"]
+    assert entry["update_norm"] > 0
+    if "aggregation.clip_norm" in changes:
+        assert entry["update_norm"] <= 0.01 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["central", "local"])
+def test_the_record_says_what_differential_privacy_has_cost(
+    cluster: tuple[LocalCluster, Path], mode: str
+) -> None:
+    changes = {"privacy.mode": mode, "privacy.clip_norm": 0.01, "privacy.noise_multiplier": 0.5}
+    entry, said = _one_round(cluster, changes, f"private-{mode}")
+    assert entry["aggregated"], said
+    spent = epsilon(0.5, releases=1, delta=1e-5)
+    assert entry["privacy"]["epsilon"] == {"site-a": spent, "site-b": spent}
+    assert entry["update_norm"] > 0.1  # 0.005 in each of a million parameters drowns the update
+
+
+def _one_round(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[dict, list[str]]:
+    settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2} | changes
+    said: list[str] = []
+    see_through(cluster[0].flwr_home, cluster[1], parse_run_config(settings, "tests"), said.append)
+    metrics = read_metrics(cluster[1] / name)
+    assert metrics["status"] == "finished", said
+    return metrics["rounds"][0], said
