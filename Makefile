@@ -72,10 +72,12 @@ serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=n
 		$(CURDIR)/$(PY) -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=$(or $(SERVE_PORT),8080)
 
 .PHONY: lint
-lint: $(VENV)/.installed ## ruff and mypy
+lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	git ls-files -z | xargs -0 $(VENV)/bin/detect-secrets-hook --exclude-files '\.lock$$' \
+		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
 .PHONY: test
 test: $(VENV)/.installed ## the whole test suite with coverage

@@ -256,7 +256,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> R
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; choose one of configs/*.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
     flat: dict[str, Any] = {}
     for section, settings in tree.items():

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to
 _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
 
 
@@ -174,6 +176,11 @@ def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int,
 def _read_answer(node_id: int, content: RecordDict) -> Node:
     try:
         answer: Any = content[ANSWER]
+        names = [answer["name"], *answer["cameras"]]
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+            raise FederationError(
+                "the names of node and cameras must be 1 to 64 letters, digits, '.', '_' or '-'"
+            )
         statistics = record_to_statistics(content.array_records[STATISTICS])
         check_statistics(statistics, ARM_DIM)
         return Node(
@@ -185,7 +192,7 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             cameras=tuple(str(camera) for camera in answer["cameras"]),
             statistics=statistics,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None
 
 

@@ -219,7 +219,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     file = folder / METRICS_FILE
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FederationError(f"{file} cannot be read ({error}): name a run's folder") from None
     needed = {"config": dict, "rounds": list, "status": str, "reason": str}
     if not isinstance(metrics, dict) or any(

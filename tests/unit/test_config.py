@@ -3,7 +3,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from federation.config import RunConfig, flatten, load_run_config, parse_run_config
@@ -123,3 +123,21 @@ def test_any_settings_give_a_configuration_or_a_one_line_error(settings: dict) -
         assert "\n" not in str(error)
     else:
         assert dataclasses.is_dataclass(config)
+
+
+LINES = st.sampled_from(
+    ["[run]", "[run", "seed = 0", "seed = -1", "x = 'y'", "[[run]]", "run.seed = 1", "=", "\0"]
+)
+
+
+@given(st.binary(max_size=60) | st.lists(LINES, max_size=5).map(lambda lines: "\n".join(lines).encode()))
+@example(b"a = " + b"[" * 100_000)
+def test_whatever_is_in_a_file_it_is_a_configuration_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    file.write_bytes(content)
+    try:
+        assert dataclasses.is_dataclass(load_run_config(file))
+    except ConfigError as error:
+        assert str(file) in str(error)

@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from federation.config import RunConfig, RunSection, TrainingConfig
 from federation.errors import ConfigError, FederationError
 from server import records
 from server.files import write_atomically, write_json
-from server.records import RunRecord, new_run_name, recorded_config
+from server.records import RunRecord, new_run_name, read_metrics, recorded_config
 
 
 def _evaluation(loss: float) -> dict:
@@ -131,12 +133,36 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
         RunRecord(tmp_path, "run-1", RESUMED)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"config": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"config": 1}', b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_record_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
     folder = _interrupted(tmp_path)
     (folder / "federated_metrics.json").write_bytes(content)
     with pytest.raises(FederationError, match=r"federated_metrics.json .*name a run's folder"):
         RunRecord(tmp_path, "run-1", RESUMED)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["config", "rounds", "status", "reason", "run.seed"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON.map(json.dumps).map(str.encode) | st.binary(max_size=100))
+def test_whatever_is_in_a_record_the_error_is_ours(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    (folder / "federated_metrics.json").write_bytes(content)
+    for read in (read_metrics, recorded_config):
+        try:
+            read(folder)
+        except FederationError as error:
+            assert str(folder) in str(error)
 
 
 def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

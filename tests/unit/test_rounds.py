@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from federation.config import FederationConfig, RunConfig, WireConfig
 from federation.dataset_description import describe_dataset
+from federation.errors import FederationError
 from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
 from federation.statistics import Statistics
 from federation.wire import Header, pack_tensors, statistics_to_record
@@ -208,7 +212,7 @@ def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
     assert len(sample_nodes(joined, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reported(data: Path) -> Statistics:
     """What a node with the data of site-a reports."""
     return describe_dataset(data / "site-a").statistics
@@ -265,16 +269,60 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: RecordDict(),
         lambda reported: _answer("x", reported, fps=None),
         lambda reported: _answer("x", reported, frames="many"),
+        lambda reported: _answer("x", reported, frames=float("inf")),
+        lambda reported: _answer("x\nnode y joined", reported),
         lambda reported: _answer("x", {"action": reported["action"]}),
         lambda reported: _answer("x", reported | {"action": reported["action"] | {"std": np.full(6, 1e9)}}),
     ],
-    ids=["error", "empty", "no fps", "frames are no number", "no state", "impossible deviation"],
+    ids=[
+        "error",
+        "empty",
+        "no fps",
+        "frames are no number",
+        "endless frames",
+        "a name of two lines",
+        "no state",
+        "impossible deviation",
+    ],
 )
 def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, reported, answer) -> None:
     grid = FakeGrid({10: answer(reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert "node_refused" in (record.folder / "events.jsonl").read_text()
+
+
+SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3)
+ARRAYS = hnp.arrays(
+    st.sampled_from([np.float64, np.float32]), hnp.array_shapes(max_side=7), elements=st.just(1)
+)
+RECORDS = (
+    st.dictionaries(st.sampled_from(["name", "fps", "episodes", "frames", "cameras"]), SCALARS).map(
+        ConfigRecord
+    )
+    | st.dictionaries(st.text(max_size=8), st.integers(0, 9)).map(MetricRecord)
+    | st.dictionaries(
+        st.sampled_from(["action/mean", "action/std", "observation.state/sketch", "x"]), ARRAYS.map(Array)
+    ).map(ArrayRecord)
+)
+
+
+@given(st.dictionaries(st.sampled_from([ANSWER, STATISTICS, "other"]), RECORDS))
+def test_whatever_a_stranger_answers_it_is_refused_with_one_line(reported, content: dict) -> None:
+    with pytest.raises(FederationError) as refusal:
+        nodes._read_answer(1, RecordDict(content))
+    assert "\n" not in str(refusal.value)
+
+
+@given(st.dictionaries(st.sampled_from(["name", "fps", "episodes", "frames", "cameras"]), SCALARS))
+def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, changes: dict) -> None:
+    try:
+        node = nodes._read_answer(1, _answer(**{"name": "x", "reported": reported, **changes}))
+    except FederationError as error:
+        assert "\n" not in str(error)
+    else:
+        assert node.name.isprintable()
 
 
 def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
