@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from federation import logs
+from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset
 from federation.errors import ConfigError, FederationError
@@ -41,12 +42,13 @@ _log = logs.get_logger("client.app")
 
 @dataclass(frozen=True)
 class Site:
-    """This site's own settings, from `--node-config`; none of them leaves it but the name."""
+    """This site's own settings, from `--node-config`; none leaves it but the name and camera names."""
 
     name: str
     dataset: Path
     scratch: Path
     sample_cache_gb: float  # disk for decoded samples
+    cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
 
 
 @app.query(QUERY_JOIN.partition(".")[2])
@@ -63,14 +65,20 @@ def train(message: Message, context: Context) -> Message:
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     description = describe_dataset(site.dataset)
-    check_fits(description, config.policy.camera_names, str(site.dataset))
-    _log.info("joins with %d episodes, %d frames", description.episodes, description.frames)
+    matched = check_fits(description, config.policy, str(site.dataset), site.cameras)
+    cameras = spell_cameras(config.policy.camera_names, matched)
+    _log.info(
+        "joins with %d episodes, %d frames, cameras %s",
+        description.episodes,
+        description.frames,
+        ", ".join(cameras),
+    )
     facts = {
         "name": site.name,
         "fps": description.fps,
         "episodes": description.episodes,
         "frames": description.frames,
-        "cameras": list(description.cameras),
+        "cameras": cameras,
     }
     return RecordDict(
         {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
@@ -94,6 +102,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
     logs.speak_as(run=run, round_=round_)
     description = describe_dataset(site.dataset)
+    cameras = check_fits(description, config.policy, str(site.dataset), site.cameras)
     statistics = (
         merge_statistics([description.statistics])
         if config.policy.normalisation == "site"
@@ -117,7 +126,9 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         policy,
         dict(weights.tensors()),
         statistics,
-        open_samples(site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9)),
+        open_samples(
+            site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9), cameras
+        ),
         _seed(config.run.seed, site.name, round_),
     )
     setup_seconds = time.monotonic() - started
@@ -192,13 +203,14 @@ def _read_site(context: Context) -> Site:
         raise ConfigError(
             f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
         )
+    cameras = parse_camera_names(str(settings.get("cameras", "")))
     scratch = Path(str(settings["scratch"]))
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _log.error("scratch %s: %s", scratch, error)
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
-    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch, float(cache_gb))
+    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch, float(cache_gb), cameras)
 
 
 def _seed(run_seed: int, site: str, round_: int) -> int:

@@ -18,7 +18,7 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import PolicyConfig
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset, find_datasets
-from federation.errors import DatasetError
+from federation.errors import ConfigError, DatasetError
 
 __all__ = [
     "Check",
@@ -65,8 +66,13 @@ class Check:
     text: str
 
 
-def check_dataset(root: Path, cameras: Sequence[str]) -> list[Check]:
-    """Look at the data set in `root`: its files, cameras, numbers and a few frames of its videos."""
+def check_dataset(root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> list[Check]:
+    """Look at the data set in `root`: its files, cameras, numbers and a few frames of its videos.
+
+    Args:
+        cameras: those of the run.
+        names: what the site says of its own (see `federation/cameras.py`).
+    """
     try:
         description = describe_dataset(root)
     except DatasetError as error:
@@ -81,12 +87,19 @@ def check_dataset(root: Path, cameras: Sequence[str]) -> list[Check]:
             f"{root}: {description.episodes} episodes, {description.frames} frames, {description.fps} fps",
         )
     ]
-    has = ", ".join(description.cameras)
+    policy = PolicyConfig(cameras=",".join(cameras), empty_cameras=len(cameras) - 1)
     try:
-        check_fits(description, cameras, str(root))
-        checks.append(Check("ok", "cameras", f"{root.name}: {', '.join(cameras)} needed, {has} recorded"))
+        matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
         checks.append(Check("error", "cameras", str(error)))
+    else:
+        text = f"{root.name}: {', '.join(spell_cameras(cameras, matched))}"
+        text += f" (recorded: {', '.join(description.cameras)})"
+        if lacking := len(cameras) - len(matched):
+            fix = f"only a run with policy.empty_cameras = {lacking} or more takes it"
+            checks.append(Check("warning", "cameras", f"{text}; {fix}"))
+        else:
+            checks.append(Check("ok", "cameras", text))
     found = [*_check_numbers(root, description), *_check_frames(root, description)]
     return [*checks, *(Check(check.level, check.what, f"{root.name}: {check.text}") for check in found)]
 
@@ -219,7 +232,8 @@ def main() -> int:
 
 def _examine(arguments: argparse.Namespace) -> Iterator[Check]:
     for root in _datasets(arguments.dataset):
-        yield from check_dataset(root, [name.strip() for name in arguments.cameras.split(",")])
+        cameras = [name.strip() for name in arguments.cameras.split(",")]
+        yield from check_dataset(root, cameras, arguments.camera_names)
     if arguments.scratch:
         yield from check_scratch(arguments.scratch)
     if arguments.key:
@@ -251,12 +265,26 @@ def _parse_arguments() -> argparse.Namespace:
         default=environment("FEDERATION_CAMERAS") or PolicyConfig().cameras,
         help="those of the run configuration, policy.cameras (default: %(default)s)",
     )
+    parser.add_argument(
+        "--camera-names",
+        type=_camera_names,
+        default=environment("FEDERATION_CAMERA_NAMES") or {},
+        metavar="POLICY=OWN,...",
+        help="this site's name for a camera of the run, where it cannot be told",
+    )
     arguments = parser.parse_args()
     if not arguments.dataset:
         parser.error("--dataset is missing: name the folder of a LeRobot v3 data set")
     if arguments.superlink and not arguments.ca:
         parser.error("--superlink needs --ca: the authority's certificate, ca.crt of the site's bundle")
     return arguments
+
+
+def _camera_names(text: str) -> dict[str, str]:
+    try:
+        return parse_camera_names(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _address(text: str) -> tuple[str, int]:

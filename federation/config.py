@@ -82,7 +82,8 @@ class PolicyConfig:
     size: str = _setting("pretrained", one_of=("tiny", "smolvla", "pretrained"))
     pretrained: str = _setting("lerobot/smolvla_base")  # Hub id or folder, for size "pretrained"
     vlm: str = _setting("")  # folder or Hub id that overrides the pretrained policy's own vlm_model_name
-    cameras: str = _setting("top,wrist")  # every data set must have observation.images.<each of these>
+    cameras: str = _setting("top,wrist")  # what the policy sees, as observation.images.<each of these>
+    empty_cameras: int = _setting(0, at_least=0)  # how many of them a site may lack (see `cameras.py`)
     chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
     # Whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to
     # compare with, each node's own (see `normalisation.py`).

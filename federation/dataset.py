@@ -1,20 +1,23 @@
 """Opening a LeRobot data set for a policy, and the errors its frames can raise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
+import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from federation.errors import DatasetError
 
-__all__ = ["DECODE_ERRORS", "open_dataset", "policy_inputs"]
+__all__ = ["DECODE_ERRORS", "open_dataset", "policy_inputs", "with_empty_cameras"]
+
+_EMPTY_PIXELS = 8  # SmolVLA scales every image; a small black one is enough
 
 DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegError, OSError)
 """What LeRobot raises for a frame whose video is truncated, damaged or out of step with its timestamps."""
@@ -50,6 +53,29 @@ def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | No
         ) from error
 
 
-def policy_inputs(item: dict[str, Any], policy: SmolVLAConfig) -> dict[str, Any]:
-    """The entries of a data set item that `policy` learns from; the rest only costs collation."""
-    return {key: item[key] for key in (OBS_STATE, *policy.image_features, ACTION, "action_is_pad", "task")}
+def policy_inputs(
+    item: dict[str, Any], policy: SmolVLAConfig, cameras: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The entries of a data set item that `policy` learns from; the rest only costs collation.
+
+    Args:
+        cameras: the policy's camera -> the data set's, without those that it lacks; None if all are there
+            under the policy's names.
+    """
+    keys = {key: key for key in (OBS_STATE, *policy.image_features, ACTION, "action_is_pad", "task")}
+    if cameras is not None:
+        for feature in policy.image_features:
+            camera = feature.removeprefix(f"{OBS_IMAGES}.")
+            keys[feature] = f"{OBS_IMAGES}.{cameras.get(camera)}"
+        keys = {key: own for key, own in keys.items() if own in item}
+    return {key: item[own] for key, own in keys.items()}
+
+
+def with_empty_cameras(inputs: dict[str, Any], policy: SmolVLAConfig) -> dict[str, Any]:
+    """`inputs` with every camera of `policy`: a lacking one is black, masked as SmolVLA's own padding is."""
+    missing = [feature for feature in policy.image_features if feature not in inputs]
+    return (
+        inputs
+        | {feature: torch.zeros(3, _EMPTY_PIXELS, _EMPTY_PIXELS) for feature in missing}
+        | {f"{feature}_padding_mask": torch.tensor(False) for feature in missing}
+    )

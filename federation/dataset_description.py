@@ -8,13 +8,15 @@ anything.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from federation.cameras import match_cameras
+from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames
 from federation.errors import DatasetError
 from federation.statistics import FEATURES, Statistics, statistics_of_frames
@@ -83,25 +85,25 @@ def describe_dataset(root: Path) -> DatasetDescription:
     )
 
 
-def check_fits(description: DatasetDescription, cameras: Sequence[str], name: str) -> None:
-    """Raise a `DatasetError` that names the data set `name` if it lacks what the policy needs.
+def check_fits(
+    description: DatasetDescription, policy: PolicyConfig, name: str, names: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Which of the data set's cameras is which of the policy's (see `match_cameras`).
 
     Args:
-        cameras: names without the `observation.images.` prefix; the data set may have more.
+        name: names the data set in errors.
+        names: what the site says of its cameras.
+
+    Raises:
+        DatasetError: the data set lacks what the policy needs, or is of another arm.
     """
-    missing = [camera for camera in cameras if camera not in description.cameras]
-    if missing:
-        has = ", ".join(description.cameras) or "none"
-        raise DatasetError(
-            f"data set {name}: lacks the camera {', '.join(missing)} (it has {has}); "
-            "record it, or change policy.cameras in the run configuration"
-        )
     for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
         if dim != ARM_DIM:
             raise DatasetError(
                 f"data set {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
                 "use a data set of that arm"
             )
+    return match_cameras(policy.camera_names, description.cameras, names or {}, policy.empty_cameras, name)
 
 
 def find_datasets(folder: Path) -> dict[str, Path]:

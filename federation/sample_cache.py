@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs
+from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
 from federation.logs import get_logger
 
 __all__ = ["SampleCache", "open_samples"]
@@ -49,6 +49,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         folder: where the file lies; files of other data sets and layouts in it are removed.
         source: changes whenever an item may look different.
         max_bytes: how large the file may get; 0 caches nothing.
+        cameras: as for `policy_inputs`.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class SampleCache(Dataset[dict[str, Any]]):
         folder: Path,
         source: str,
         max_bytes: int,
+        cameras: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
-        self._dataset, self._policy = dataset, policy
+        self._dataset, self._policy, self._cameras = dataset, policy, cameras
         self._file: int | None = None
         self._records = 0
         self._layout = self._probe_layout() if max_bytes else None
@@ -94,16 +96,24 @@ class SampleCache(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample `index`, as `policy_inputs` gives it, with images no larger than the policy needs.
 
+        A camera that the data set lacks is an empty one.
+
         Raises:
             DECODE_ERRORS: its video cannot be decoded.
         """
+        return with_empty_cameras(self._recorded(index), self._policy)
+
+    def _recorded(self, index: int) -> dict[str, Any]:
         if (record := self._read(index)) is not None:
             return _unpack(record)
-        sample = self._shrunk(policy_inputs(self._dataset[index], self._policy))
+        sample = self._decode(index)
         if self._layout is None or (record := _pack(sample, self._layout)) is None:
             return sample
         self._write(index, record)
         return _unpack(record)
+
+    def _decode(self, index: int) -> dict[str, Any]:
+        return self._shrunk(policy_inputs(self._dataset[index], self._policy, self._cameras))
 
     def _shrunk(self, sample: dict[str, Any]) -> dict[str, Any]:
         size = self._policy.resize_imgs_with_padding
@@ -115,7 +125,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         """The layout of a record, from the first sample that can be decoded."""
         for index in range(min(len(self), _PROBED_SAMPLES)):
             with contextlib.suppress(*DECODE_ERRORS):
-                return _layout(self._shrunk(policy_inputs(self._dataset[index], self._policy)))
+                return _layout(self._decode(index))
         return None
 
     def _read(self, index: int) -> np.ndarray | None:
@@ -148,8 +158,17 @@ class SampleCache(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_file": None}
 
 
-def open_samples(root: Path, policy: SmolVLAConfig, folder: Path, max_bytes: int) -> SampleCache:
+def open_samples(
+    root: Path,
+    policy: SmolVLAConfig,
+    folder: Path,
+    max_bytes: int,
+    cameras: Mapping[str, str] | None = None,
+) -> SampleCache:
     """The training samples of the data set in `root`, of which `max_bytes` are kept in `folder`.
+
+    Args:
+        cameras: as for `policy_inputs`.
 
     Raises:
         DatasetError: LeRobot cannot open the data set.
@@ -159,8 +178,9 @@ def open_samples(root: Path, policy: SmolVLAConfig, folder: Path, max_bytes: int
         policy,
         name=str(root),
         folder=folder,
-        source=_fingerprint(root),
+        source=f"{_fingerprint(root)}/{cameras}",
         max_bytes=max_bytes,
+        cameras=cameras,
     )
 
 

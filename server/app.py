@@ -170,7 +170,7 @@ def _begin_or_resume(
 def _evaluation_datasets(config: RunConfig) -> dict[str, Path]:
     datasets = find_datasets(_folder("FEDERATION_EVALUATION"))
     for root in datasets.values():
-        check_fits(describe_dataset(root), config.policy.camera_names, str(root))
+        check_fits(describe_dataset(root), config.policy, str(root))
     return datasets
 
 

@@ -105,7 +105,7 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     if not sites or "holdout" not in found:
         raise DatasetError(f"{data}: needs data sets site-* and holdout; make sample-data records them")
     for root in [*sites.values(), found["holdout"]]:
-        check_fits(describe_dataset(root), config.policy.camera_names, str(root))
+        check_fits(describe_dataset(root), config.policy, str(root))
     return sites, found["holdout"]
 
 

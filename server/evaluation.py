@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_IMAGES
 from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from federation.cameras import match_cameras
 from federation.config import EvaluationConfig
-from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs
+from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
 from federation.dataset_description import describe_dataset
 from federation.errors import DatasetError
 from federation.logs import get_logger
@@ -53,12 +54,15 @@ class Evaluator:
         self._policy, self._config = policy, config
         self._device = next(policy.parameters()).device
         self._preprocessor, self._postprocessor = build_processors(policy, statistics)
-        self._datasets = {}
+        self._datasets, self._cameras = {}, {}
+        wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         for name, root in datasets.items():
-            episodes = describe_dataset(root).episodes
+            description = describe_dataset(root)
+            episodes = description.episodes
             if config.eval_mode == "quick":
                 episodes = min(episodes, config.quick_episodes)
             self._datasets[name] = open_dataset(root, policy.config, range(episodes))
+            self._cameras[name] = match_cameras(wanted, description.cameras, {}, len(wanted), name)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Evaluate `weights` (the trainable parameters) on every data set.
@@ -116,12 +120,13 @@ class Evaluator:
         samples = []
         for frame in tqdm(frames, desc=f"evaluate {name}", unit="frame", leave=False, disable=None):
             try:
-                item = policy_inputs(self._datasets[name][frame], policy)
+                item = policy_inputs(self._datasets[name][frame], policy, self._cameras[name])
             except DECODE_ERRORS as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 _log.warning("frame %d of %s left out: %s", frame, name, reason)
             else:
-                samples.append((item, *_fixed_draw(name, frame, policy.chunk_size, policy.max_action_dim)))
+                draw = _fixed_draw(name, frame, policy.chunk_size, policy.max_action_dim)
+                samples.append((with_empty_cameras(item, policy), *draw))
             if samples and (len(samples) == size or frame == frames[-1]):
                 items, noise, time_ = zip(*samples, strict=True)
                 samples = []

@@ -28,7 +28,7 @@ _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to
 _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it ends up in logs, metrics and reports
+_NAME = re.compile(r"[A-Za-z0-9._=-]{1,64}")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
 
 

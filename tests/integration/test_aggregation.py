@@ -12,6 +12,7 @@ from server.records import read_metrics
 from server.supervisor import see_through
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
+from tests.synthetic import record_dataset
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +22,9 @@ def cluster(
     certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[LocalCluster, Path]]:
     folder = tmp_path_factory.mktemp("aggregation")
-    sites = {name: data / name for name in ("site-a", "site-b")}
+    # One site calls its camera differently and has no second one.
+    other = record_dataset(folder / "other", seed=1, cameras=("overhead",))
+    sites = {"site-a": data / "site-a", "site-b": other}
     with LocalCluster(sites, data / "holdout", folder, certs, free_port(), folder / "scratch") as cluster:
         yield cluster, folder
 
@@ -60,9 +63,12 @@ def test_the_record_says_what_differential_privacy_has_cost(
 
 
 def _one_round(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[dict, list[str]]:
-    settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2} | changes
+    settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2}
+    settings |= {"policy.empty_cameras": 1} | changes
     said: list[str] = []
     see_through(cluster[0].flwr_home, cluster[1], parse_run_config(settings, "tests"), said.append)
     metrics = read_metrics(cluster[1] / name)
     assert metrics["status"] == "finished", said
+    cameras = {name: facts["cameras"] for name, facts in metrics["nodes"].items()}
+    assert cameras == {"site-a": ["top", "wrist"], "site-b": ["top=overhead", "wrist=none"]}
     return metrics["rounds"][0], said

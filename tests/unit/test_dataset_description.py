@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from federation.config import PolicyConfig
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError
 from tests.synthetic import record_dataset
@@ -102,13 +103,13 @@ def test_the_conversion_command_is_one_lerobot_takes_and_uploads_nothing(copy: P
 
 def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
     with pytest.raises(DatasetError, match=r"site-a: lacks the camera front \(it has top, wrist\)"):
-        check_fits(describe_dataset(data / "site-a"), ("top", "front"), "site-a")
+        check_fits(describe_dataset(data / "site-a"), PolicyConfig(cameras="top,front"), "site-a")
 
 
 def test_another_robot_is_refused(tmp_path: Path) -> None:
     root = record_dataset(tmp_path / "four-joints", episodes=1, frames=5, dim=4)
     with pytest.raises(DatasetError, match=r"observation.state has 4 values, an SO-100/SO-101 arm has 6"):
-        check_fits(describe_dataset(root), ("top",), "four-joints")
+        check_fits(describe_dataset(root), PolicyConfig(cameras="top"), "four-joints")
 
 
 def test_data_sets_are_found_by_name(data: Path) -> None:

@@ -73,8 +73,17 @@ def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
 
 def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
     check = _one(check_dataset(data / "site-a", ("top", "front")), "cameras")
+    assert check.level == "warning"
+    assert "top, front=none (recorded: top, wrist); only a run with policy.empty_cameras = 1" in check.text
+    check = _one(check_dataset(data / "site-a", ("side", "front")), "cameras")
     assert check.level == "error"
-    assert "lacks the camera front (it has top, wrist)" in check.text
+    assert "lacks the camera side, front (it has top, wrist)" in check.text
+
+
+def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
+    check = _one(check_dataset(data / "site-a", ("side", "wrist"), {"side": "top"}), "cameras")
+    assert check.level == "ok"
+    assert "side=top, wrist (recorded: top, wrist)" in check.text
 
 
 def test_nan_in_an_action_is_found_with_its_episode(copy: Path) -> None:

@@ -1,0 +1,94 @@
+"""Whose camera is which: sites name theirs differently, and may have fewer than the policy sees.
+
+A camera of the policy is the site's one of the same name, or else its only one with a usual name for that
+place; a site says otherwise in its node configuration, `cameras="top=phone,wrist=none"`. A camera that a site
+lacks, where the run allows that, is an empty one, as SmolVLA pads them: black and masked out.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from federation.errors import ConfigError, DatasetError
+
+__all__ = ["match_cameras", "parse_camera_names", "spell_cameras"]
+
+_NONE = "none"
+_PLACES = (
+    ("top", "up", "above", "overhead", "ceiling", "birdseye"),
+    ("front", "base", "laptop", "webcam"),
+    ("side", "left", "right"),
+    ("wrist", "wrist_cam", "gripper", "hand"),
+)
+
+
+def parse_camera_names(text: str) -> dict[str, str]:
+    """`"top=phone,wrist=none"` as `{"top": "phone", "wrist": "none"}`; `{}` for an empty text.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    names: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        camera, equals, own = (piece.strip() for piece in part.partition("="))
+        if not (camera and equals and own) or camera in names:
+            raise ConfigError(
+                f"cameras = {text!r}: must be POLICY_CAMERA=OWN_CAMERA,..., e.g. 'top=phone,wrist=none'"
+            )
+        names[camera] = own
+    return names
+
+
+def match_cameras(
+    wanted: Sequence[str], recorded: Sequence[str], names: Mapping[str, str], may_lack: int, dataset: str
+) -> dict[str, str]:
+    """The recorded camera for each of the policy's; one that is lacking is not in the result.
+
+    Args:
+        wanted, recorded: camera names without `observation.images.`.
+        names: what the site says of its own, as `parse_camera_names` gives it.
+        may_lack: how many cameras may be lacking; never all.
+        dataset: names the data set in errors.
+
+    Raises:
+        DatasetError: a camera is lacking or cannot be told, or `names` names one that is not there.
+    """
+    for camera, own in names.items():
+        if camera not in wanted or own not in (*recorded, _NONE):
+            raise DatasetError(
+                f"data set {dataset}: cameras says {camera}={own}; the policy has {_list(wanted)}, "
+                f"the data set {_list(recorded)}"
+            )
+    matched = {camera: own for camera, own in names.items() if own != _NONE}
+    for camera in wanted:
+        if camera in names:
+            continue
+        free = [own for own in recorded if own not in matched.values() and own not in wanted]
+        usual = [own for own in free if any(camera in place and own in place for place in _PLACES)]
+        if camera in recorded:
+            matched[camera] = camera
+        elif len(usual) == 1:
+            matched[camera] = usual[0]
+        elif usual:
+            raise DatasetError(
+                f"data set {dataset}: {_list(usual)} could each be the camera {camera}; say which in the "
+                f'node configuration, e.g. cameras="{camera}={usual[0]}"'
+            )
+    missing = [camera for camera in wanted if camera not in matched]
+    if len(missing) > min(may_lack, len(wanted) - 1):
+        raise DatasetError(
+            f"data set {dataset}: lacks the camera {', '.join(missing)} (it has {_list(recorded)}); record "
+            "it, or change policy.cameras or policy.empty_cameras in the run configuration, or say which it "
+            f'is in the node configuration: cameras="{missing[0]}=NAME"'
+        )
+    return {camera: matched[camera] for camera in wanted if camera in matched}
+
+
+def spell_cameras(wanted: Sequence[str], matched: Mapping[str, str]) -> list[str]:
+    """For logs and the record: `["top=phone", "wrist", "side=none"]`."""
+    own = [matched.get(camera, _NONE) for camera in wanted]
+    return [
+        camera if camera == name else f"{camera}={name}" for camera, name in zip(wanted, own, strict=True)
+    ]
+
+
+def _list(cameras: Sequence[str]) -> str:
+    return ", ".join(cameras) or "none"
