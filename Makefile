@@ -92,8 +92,10 @@ faults: $(VENV)/.installed ## take processes away in the middle of runs; writes 
 		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
 
 .PHONY: bench
-bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour on two cores; ratios as JSON in tests/benchmarks
+bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and a half on two cores; ratios as JSON in tests/benchmarks
 	$(PY) -m tests.benchmarks.aggregation
+	$(PY) -m tests.benchmarks.block_size
+	$(PY) -m tests.benchmarks.round_trip
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
 	$(PY) -m tests.benchmarks.data_loading

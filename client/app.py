@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from client.hardware import describe_device
 from federation import logs
 from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import RunConfig, parse_run_config
@@ -28,10 +29,13 @@ from federation.messages import (
     HEADER,
     METRICS,
     QUERY_JOIN,
+    QUERY_SHUT_OUT,
+    REASON,
     STATISTICS,
     UPDATE,
     WEIGHTS,
 )
+from federation.versions import versions
 from federation.wire import Header, open_payload, pack_tensors, record_to_statistics, statistics_to_record
 
 _SAMPLE_CACHE_GB = 20.0
@@ -57,6 +61,12 @@ def join(message: Message, context: Context) -> Message:
     return _answer(message, context, _join)
 
 
+@app.query(QUERY_SHUT_OUT.partition(".")[2])
+def shut_out(message: Message, context: Context) -> Message:
+    """Put into this site's log why the server takes nothing from it."""
+    return _answer(message, context, _shut_out)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train `local_steps` steps from the received weights and reply with the update."""
@@ -79,10 +89,18 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "episodes": description.episodes,
         "frames": description.frames,
         "cameras": cameras,
+        "versions": [f"{package} {version}" for package, version in versions().items()],
+        "device": describe_device(),
     }
     return RecordDict(
         {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
     )
+
+
+def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    reason = str(message.content.config_records[REASON]["text"])
+    _log.error("the server takes nothing from this site until its SuperNode restarts: %s", reason)
+    return RecordDict({})
 
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:

@@ -1,8 +1,21 @@
 """Names of the messages and of the records in them; both sides spell them from here."""
 
-__all__ = ["ANSWER", "CONFIG", "HEADER", "METRICS", "QUERY_JOIN", "STATISTICS", "TRAIN", "UPDATE", "WEIGHTS"]
+__all__ = [
+    "ANSWER",
+    "CONFIG",
+    "HEADER",
+    "METRICS",
+    "QUERY_JOIN",
+    "QUERY_SHUT_OUT",
+    "REASON",
+    "STATISTICS",
+    "TRAIN",
+    "UPDATE",
+    "WEIGHTS",
+]
 
 QUERY_JOIN = "query.join"  # server -> node: who are you, what data do you hold?
+QUERY_SHUT_OUT = "query.shut_out"  # server -> node: why it takes no part, for its log
 TRAIN = "train"  # server -> node: train from these weights
 
 # Records of a TRAIN message
@@ -10,6 +23,9 @@ WEIGHTS = "weights"  # ArrayRecord: the global trainable weights
 STATISTICS = "statistics"  # ArrayRecord: the normalisation of the federation; also in the join answer
 CONFIG = "config"  # ConfigRecord: run name, round, fingerprint of the frozen weights
 HEADER = "header"  # ConfigRecord: what the encoded arrays say of themselves; beside WEIGHTS and UPDATE
+
+# Record of a SHUT_OUT message
+REASON = "reason"  # ConfigRecord: `text`, one line
 
 # Records of the answers
 ANSWER = "answer"  # ConfigRecord: what a node says of itself when it joins

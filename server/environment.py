@@ -2,22 +2,10 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["describe_environment", "versions"]
+from federation.versions import versions
 
-_PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's figures, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+__all__ = ["describe_environment"]
 
 
 def describe_environment() -> dict[str, str | int]:

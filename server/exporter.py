@@ -21,7 +21,7 @@ from prometheus_client.core import Metric
 from federation.errors import FederationError
 from federation.logs import configure, get_logger
 from federation.metrics import Samples
-from server.environment import versions
+from federation.versions import versions
 from server.records import EVENTS_FILE
 from server.round_phases import node_phases, round_phases
 from server.run_totals import NodeTotals, RunFollower, RunTotals

@@ -5,18 +5,19 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from federation.config import FederationConfig, RunConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import FederationError
 from federation.logs import get_logger
-from federation.messages import ANSWER, QUERY_JOIN, STATISTICS
+from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.statistics import Statistics, check_statistics
+from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
 from server.exchange import Patience, Reply, look, send
 from server.records import RunRecord
@@ -28,6 +29,7 @@ _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to
 _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
+_MOST_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._=-]{1,64}")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
 
@@ -47,6 +49,8 @@ class Node:
     frames: int
     cameras: tuple[str, ...]
     statistics: Statistics
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
 
 class NodeTable:
@@ -116,6 +120,7 @@ class NodeTable:
                 reason = f"{count} updates in a row refused, the last because {refused[node.name]}"
                 _log.warning("%s is left out until its SuperNode restarts: %s", node.name, reason)
                 self._record.event("node_left_out", node=node.name, reason=reason)
+                self._tell(node.node_id, reason)
 
     def _ask_to_join(self, online: Mapping[int, str]) -> None:
         for node_id, since in list(self._shut_out.items()):
@@ -148,10 +153,17 @@ class NodeTable:
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
             _log.warning("node %d refused: %s", reply.node_id, error)
             self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
+            if reply.content is not None:  # else it was the node that said so
+                self._tell(reply.node_id, str(error))
             return
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
         self._record.node_joined(node.name, _facts(node))
+
+    def _tell(self, node_id: int, reason: str) -> None:
+        """Have the node's own log say why it takes no part. Nobody waits for its answer."""
+        content = RecordDict({REASON: ConfigRecord({"text": reason})})
+        send(self._grid, [node_id], lambda: content, QUERY_SHUT_OUT, "join", Patience(_JOIN_DEADLINE_SECONDS))
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         for other in list(self._known.values()):
@@ -181,6 +193,8 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             raise FederationError(
                 "the names of node and cameras must be 1 to 64 letters, digits, '.', '_' or '-'"
             )
+        installed = dict(part.split(" ", 1) for part in answer["versions"])
+        check_versions(installed, versions())
         statistics = record_to_statistics(content.array_records[STATISTICS])
         check_statistics(statistics, ARM_DIM)
         return Node(
@@ -191,6 +205,8 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             frames=int(answer["frames"]),
             cameras=tuple(str(camera) for camera in answer["cameras"]),
             statistics=statistics,
+            versions=installed,
+            device=str(answer["device"])[:_MOST_CHARACTERS],
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None
@@ -203,4 +219,6 @@ def _facts(node: Node) -> dict[str, Any]:
         "episodes": node.episodes,
         "frames": node.frames,
         "cameras": list(node.cameras),
+        "versions": dict(node.versions),
+        "device": node.device,
     }

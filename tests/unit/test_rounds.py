@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 from federation.config import FederationConfig, RunConfig, WireConfig
 from federation.dataset_description import describe_dataset
 from federation.errors import FederationError
-from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
+from federation.messages import ANSWER, HEADER, METRICS, QUERY_SHUT_OUT, REASON, STATISTICS, UPDATE
 from federation.statistics import Statistics
+from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
 from server import nodes
 from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
@@ -219,7 +220,8 @@ def reported(data: Path) -> Statistics:
 
 
 def _answer(name: str, reported, **changes: object) -> RecordDict:
-    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"]}
+    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "device": "x86_64"}
+    facts |= {"versions": [f"{package} {version}" for package, version in versions().items()]}
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
 
@@ -271,6 +273,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: _answer("x", reported, frames="many"),
         lambda reported: _answer("x", reported, frames=float("inf")),
         lambda reported: _answer("x\nnode y joined", reported),
+        lambda reported: _answer("x", reported, versions=["lerobot 0.4.4"]),
         lambda reported: _answer("x", {"action": reported["action"]}),
         lambda reported: _answer("x", reported | {"action": reported["action"] | {"std": np.full(6, 1e9)}}),
     ],
@@ -281,6 +284,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         "frames are no number",
         "endless frames",
         "a name of two lines",
+        "other versions",
         "no state",
         "impossible deviation",
     ],
@@ -290,6 +294,10 @@ def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, re
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert "node_refused" in (record.folder / "events.jsonl").read_text()
+    told = [m for m in grid.sent.values() if m.metadata.message_type == QUERY_SHUT_OUT]
+    # A node that could not take part knows; one that the server does not want is told, for its own log.
+    assert [m.metadata.dst_node_id for m in told] == ([] if isinstance(grid.answers[10], Error) else [10])
+    assert all("\n" not in m.content[REASON]["text"] for m in told)
 
 
 SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
@@ -315,7 +323,7 @@ def test_whatever_a_stranger_answers_it_is_refused_with_one_line(reported, conte
     assert "\n" not in str(refusal.value)
 
 
-@given(st.dictionaries(st.sampled_from(["name", "fps", "episodes", "frames", "cameras"]), SCALARS))
+@given(st.dictionaries(st.sampled_from(["name", "fps", "frames", "cameras", "versions", "device"]), SCALARS))
 def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, changes: dict) -> None:
     try:
         node = nodes._read_answer(1, _answer(**{"name": "x", "reported": reported, **changes}))

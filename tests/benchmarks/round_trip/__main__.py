@@ -148,6 +148,10 @@ def _result(runs: dict[str, list[dict[str, Any]]], shapes: dict[str, torch.Size]
                 for name in processes
             },
         }
+    result["node_bytes_by_codec"] = {
+        codec: sum(encoded_bytes(shape, codec) for shape in shapes.values())
+        for codec in ("fp32", "bf16", "int8", "int4")
+    }
     flower, ours = result["flower"], result["ours"]
     result["ours_of_flower"] = {
         **{
