@@ -30,7 +30,7 @@ _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_REMINDERS = 30.0
 _MOST_CHARACTERS = 100
-_NAME = re.compile(r"[A-Za-z0-9._=-]{1,64}")  # it ends up in logs, metrics and reports
+_NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
 
 
@@ -188,25 +188,26 @@ def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int,
 def _read_answer(node_id: int, content: RecordDict) -> Node:
     try:
         answer: Any = content[ANSWER]
-        names = [answer["name"], *answer["cameras"]]
-        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-            raise FederationError(
-                "the names of node and cameras must be 1 to 64 letters, digits, '.', '_' or '-'"
-            )
+        cameras, device = list(answer["cameras"]), answer["device"]
+        texts = [answer["name"], *cameras, *answer["versions"], device]
+        if not all(isinstance(t, str) and t.isprintable() and 0 < len(t) <= _MOST_CHARACTERS for t in texts):
+            raise ValueError("a text")
+        if not _NAME.fullmatch(answer["name"]):
+            raise FederationError("the node's name must be of letters, digits, '.', '_' and '-'")
         installed = dict(part.split(" ", 1) for part in answer["versions"])
         check_versions(installed, versions())
         statistics = record_to_statistics(content.array_records[STATISTICS])
         check_statistics(statistics, ARM_DIM)
         return Node(
             node_id=node_id,
-            name=str(answer["name"]),
+            name=answer["name"],
             fps=int(answer["fps"]),
             episodes=int(answer["episodes"]),
             frames=int(answer["frames"]),
-            cameras=tuple(str(camera) for camera in answer["cameras"]),
+            cameras=tuple(cameras),
             statistics=statistics,
             versions=installed,
-            device=str(answer["device"])[:_MOST_CHARACTERS],
+            device=device,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None

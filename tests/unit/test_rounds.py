@@ -301,7 +301,7 @@ def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, re
 
 
 SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
-SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3)
+SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3) | st.lists(st.integers(0, 9))
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float64, np.float32]), hnp.array_shapes(max_side=7), elements=st.just(1)
 )
