@@ -77,17 +77,20 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     description = describe_dataset(site.dataset)
     matched = check_fits(description, config.policy, str(site.dataset), site.cameras)
     cameras = spell_cameras(config.policy.camera_names, matched)
+    if description.left_out:
+        _log.warning("episodes left out, they hold NaN or infinity: %s", list(description.left_out))
     _log.info(
         "joins with %d episodes, %d frames, cameras %s",
-        description.episodes,
-        description.frames,
+        len(description.usable_episodes),
+        description.usable_frames,
         ", ".join(cameras),
     )
     facts = {
         "name": site.name,
         "fps": description.fps,
-        "episodes": description.episodes,
-        "frames": description.frames,
+        "episodes": len(description.usable_episodes),
+        "left_out": len(description.left_out),
+        "frames": description.usable_frames,
         "cameras": cameras,
         "versions": [f"{package} {version}" for package, version in versions().items()],
         "device": describe_device(),
@@ -145,7 +148,12 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         dict(weights.tensors()),
         statistics,
         open_samples(
-            site.dataset, policy.config, site.scratch / "samples", int(site.sample_cache_gb * 1e9), cameras
+            site.dataset,
+            policy.config,
+            site.scratch / "samples",
+            int(site.sample_cache_gb * 1e9),
+            cameras,
+            description.usable_episodes if description.left_out else None,
         ),
         _seed(config.run.seed, site.name, round_),
     )

@@ -87,6 +87,10 @@ def check_dataset(root: Path, cameras: Sequence[str], names: Mapping[str, str] |
             f"{root}: {description.episodes} episodes, {description.frames} frames, {description.fps} fps",
         )
     ]
+    if description.left_out:
+        episodes = ", ".join(map(str, description.left_out[:5]))
+        text = f"{root.name}: {len(description.left_out)} episodes are left out, they hold NaN: {episodes}"
+        checks.append(Check("warning", "episodes", f"{text}; delete them with lerobot-edit-dataset"))
     policy = PolicyConfig(cameras=",".join(cameras), empty_cameras=len(cameras) - 1)
     try:
         matched = check_fits(description, policy, str(root), names)

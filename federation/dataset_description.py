@@ -19,11 +19,12 @@ from federation.cameras import match_cameras
 from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames
 from federation.errors import DatasetError
-from federation.statistics import FEATURES, Statistics, statistics_of_frames
+from federation.statistics import FEATURES, Statistics, statistics_of_frames, unusable_episodes
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 
 ARM_DIM = 6  # an SO-100/SO-101 arm: five joints and the gripper, in state and in action
+_MOST_LEFT_OUT = 0.2
 _IMAGE_PREFIX = "observation.images."
 
 
@@ -37,7 +38,18 @@ class DatasetDescription:
     cameras: tuple[str, ...]
     state_dim: int
     action_dim: int
-    statistics: Statistics
+    statistics: Statistics  # without the episodes that are left out
+    left_out: tuple[int, ...]  # indices of episodes with a state or action that is NaN or infinite
+
+    @property
+    def usable_episodes(self) -> list[int]:
+        """Indices of the others."""
+        return [episode for episode in range(self.episodes) if episode not in self.left_out]
+
+    @property
+    def usable_frames(self) -> int:
+        """How many frames they have."""
+        return int(self.statistics["action"]["count"][0])
 
 
 def describe_dataset(root: Path) -> DatasetDescription:
@@ -47,7 +59,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
 
     Raises:
         DatasetError: `root` is no data set, is of another format version, a file is missing, damaged or may
-            not be read, or a state or action is NaN or infinite.
+            not be read, or more than a fifth of the episodes must be left out.
     """
     if not (root / "meta" / "info.json").is_file():
         raise DatasetError(
@@ -74,6 +86,14 @@ def describe_dataset(root: Path) -> DatasetDescription:
     if episodes < 1 or frames < 1:
         raise DatasetError(f"data set {root}: holds {episodes} episodes and {frames} frames; record some")
     _check_files(root, info)
+    values = read_frames(root)
+    left_out = unusable_episodes(values)
+    if len(left_out) > _MOST_LEFT_OUT * episodes:
+        raise DatasetError(
+            f"data set {root}: {len(left_out)} of {episodes} episodes hold a state or action that is NaN or "
+            f"infinite, the first is {left_out[0]}; more than {_MOST_LEFT_OUT:.0%} are refused, not left "
+            "out: delete them with lerobot-edit-dataset"
+        )
     return DatasetDescription(
         fps=fps,
         episodes=episodes,
@@ -81,7 +101,8 @@ def describe_dataset(root: Path) -> DatasetDescription:
         cameras=cameras,
         state_dim=dims[0],
         action_dim=dims[1],
-        statistics=statistics_of_frames(read_frames(root), str(root)),
+        statistics=statistics_of_frames(values, without=left_out),
+        left_out=left_out,
     )
 
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +164,23 @@ def open_samples(
     folder: Path,
     max_bytes: int,
     cameras: Mapping[str, str] | None = None,
+    episodes: Sequence[int] | None = None,
 ) -> SampleCache:
     """The training samples of the data set in `root`, of which `max_bytes` are kept in `folder`.
 
     Args:
         cameras: as for `policy_inputs`.
+        episodes: as for `open_dataset`.
 
     Raises:
         DatasetError: LeRobot cannot open the data set.
     """
     return SampleCache(
-        open_dataset(root, policy),
+        open_dataset(root, policy, episodes),
         policy,
         name=str(root),
         folder=folder,
-        source=f"{_fingerprint(root)}/{cameras}",
+        source=f"{_fingerprint(root)}/{cameras}/{episodes}",
         max_bytes=max_bytes,
         cameras=cameras,
     )

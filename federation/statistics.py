@@ -5,11 +5,20 @@ mean of two medians is not the median of both (LeRobot's aggregation takes it fo
 distribution at `SKETCH_POINTS` equal steps of rank beside them, and quantiles are merged from those.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from federation.errors import DatasetError, WireError
+from federation.errors import WireError
 
-__all__ = ["FEATURES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
+__all__ = [
+    "FEATURES",
+    "SKETCH",
+    "Statistics",
+    "check_statistics",
+    "statistics_of_frames",
+    "unusable_episodes",
+]
 
 Statistics = dict[str, dict[str, np.ndarray]]
 """Feature -> name -> float64: "mean", "std", "min", "max" (6,), "count" (1,), and of a site
@@ -21,21 +30,25 @@ SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/25
 _MOMENTS = ("mean", "std", "min", "max")
 
 
-def statistics_of_frames(frames: dict[str, np.ndarray], name: str) -> Statistics:
-    """The statistics of both features of a data set's frames, in float64; deviations are the population's.
+def unusable_episodes(frames: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Indices of the episodes in which a state or action is NaN or infinite.
 
-    Raises:
-        DatasetError: the data set `name` holds NaN or infinity.
+    Args:
+        frames: as `read_frames` gives them.
     """
-    for feature in FEATURES:
-        bad = ~np.isfinite(frames[feature]).all(axis=1)
-        if bad.any():
-            where = ", ".join(f"{episode:.0f}" for episode in np.unique(frames["episode_index"][bad])[:5])
-            raise DatasetError(
-                f"data set {name}: {feature} holds NaN or infinity in episodes {where}; "
-                "delete them with lerobot-edit-dataset"
-            )
-    return {feature: _statistics(frames[feature].astype(np.float64)) for feature in FEATURES}
+    bad = ~np.logical_and.reduce([np.isfinite(frames[feature]).all(axis=1) for feature in FEATURES])
+    return tuple(int(episode) for episode in np.unique(frames["episode_index"][bad]))
+
+
+def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Sequence[int] = ()) -> Statistics:
+    """The statistics of both features, in float64; deviations are the population's.
+
+    Args:
+        frames: as `read_frames` gives them.
+        without: indices of episodes that do not count.
+    """
+    used = ~np.isin(frames["episode_index"], without)
+    return {feature: _statistics(frames[feature][used].astype(np.float64)) for feature in FEATURES}
 
 
 def check_statistics(statistics: Statistics, dim: int) -> None:

@@ -58,10 +58,10 @@ class Evaluator:
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         for name, root in datasets.items():
             description = describe_dataset(root)
-            episodes = description.episodes
+            episodes = description.usable_episodes
             if config.eval_mode == "quick":
-                episodes = min(episodes, config.quick_episodes)
-            self._datasets[name] = open_dataset(root, policy.config, range(episodes))
+                episodes = episodes[: config.quick_episodes]
+            self._datasets[name] = open_dataset(root, policy.config, episodes)
             self._cameras[name] = match_cameras(wanted, description.cameras, {}, len(wanted), name)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -45,10 +45,11 @@ class Node:
     node_id: int
     name: str
     fps: int
-    episodes: int
-    frames: int
+    episodes: int  # used
+    frames: int  # of these
     cameras: tuple[str, ...]
     statistics: Statistics
+    left_out: int = 0  # episodes that hold NaN or infinity
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
 
@@ -206,6 +207,7 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             frames=int(answer["frames"]),
             cameras=tuple(cameras),
             statistics=statistics,
+            left_out=int(answer["left_out"]),
             versions=installed,
             device=device,
         )
@@ -218,6 +220,7 @@ def _facts(node: Node) -> dict[str, Any]:
         "node_id": str(node.node_id),  # 64 bits: more than a JSON number holds
         "fps": node.fps,
         "episodes": node.episodes,
+        "left_out": node.left_out,
         "frames": node.frames,
         "cameras": list(node.cameras),
         "versions": dict(node.versions),

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from certs.issue import issue_all
 from client import doctor
 from client.doctor import Check, check_ca, check_dataset, check_key, check_scratch, check_superlink, main
+from tests.synthetic import record_dataset
 
 CAMERAS = ("top", "wrist")
 
@@ -86,11 +87,19 @@ def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
     assert "side=top, wrist (recorded: top, wrist)" in check.text
 
 
-def test_nan_in_an_action_is_found_with_its_episode(copy: Path) -> None:
+def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
+    root = record_dataset(tmp_path / "site", episodes=5)
+    _rewrite(root, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
+    check = _one(check_dataset(root, CAMERAS), "episodes")
+    assert check.level == "warning"
+    assert "1 episodes are left out, they hold NaN: 1; delete" in check.text
+
+
+def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
     check = _one(check_dataset(copy, CAMERAS), "data set")
     assert check.level == "error"
-    assert "action holds NaN or infinity in episodes 1; delete" in check.text
+    assert "1 of 3 episodes hold a state or action that is NaN or infinite, the first is 1" in check.text
 
 
 @pytest.mark.parametrize(

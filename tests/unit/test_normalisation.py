@@ -9,10 +9,16 @@ from hypothesis.extra.numpy import arrays
 from federation.config import PolicyConfig
 from federation.dataset_description import describe_dataset
 from federation.dataset_tables import read_frames
-from federation.errors import DatasetError, PolicyError, WireError
+from federation.errors import PolicyError, WireError
 from federation.normalisation import choose_normalisation, merge_statistics
 from federation.policy import build_processors
-from federation.statistics import FEATURES, Statistics, check_statistics, statistics_of_frames
+from federation.statistics import (
+    FEATURES,
+    Statistics,
+    check_statistics,
+    statistics_of_frames,
+    unusable_episodes,
+)
 from server.export import save_policy_folder
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -20,7 +26,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 def _site(values: np.ndarray) -> Statistics:
     frames = {"episode_index": np.zeros(len(values)), **dict.fromkeys(FEATURES, values)}
-    return statistics_of_frames(frames, "site")
+    return statistics_of_frames(frames)
 
 
 # Recordings as float32 holds them: joints of all sizes, resting for many frames, a few frames or many.
@@ -77,12 +83,14 @@ def test_a_joint_that_never_moves_is_not_divided_by_zero() -> None:
     assert merged["mean"][3] == pytest.approx(94.0)
 
 
-def test_not_a_number_is_named_with_its_episode() -> None:
-    values = np.zeros((4, 6))
-    values[2, 1] = np.nan
+def test_episodes_that_hold_what_is_no_number_do_not_count() -> None:
+    values = np.arange(24.0).reshape(4, 6)
+    values[2, 1], values[3, 0] = np.nan, 1e9
     frames = {"episode_index": np.array([0, 0, 7, 7]), **dict.fromkeys(FEATURES, values)}
-    with pytest.raises(DatasetError, match=r"observation.state holds NaN or infinity in episodes 7"):
-        statistics_of_frames(frames, "x")
+    assert unusable_episodes(frames) == (7,)
+    statistics = statistics_of_frames(frames, without=(7,))["action"]
+    assert statistics["count"].tolist() == [2.0]
+    assert statistics["max"].tolist() == values[1].tolist()
 
 
 @pytest.mark.parametrize(

@@ -220,8 +220,11 @@ def reported(data: Path) -> Statistics:
 
 
 def _answer(name: str, reported, **changes: object) -> RecordDict:
-    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "device": "x86_64"}
-    facts |= {"versions": [f"{package} {version}" for package, version in versions().items()]}
+    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "left_out": 0}
+    facts |= {
+        "device": "x86_64",
+        "versions": [f"{package} {version}" for package, version in versions().items()],
+    }
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
 

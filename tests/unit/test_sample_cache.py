@@ -131,3 +131,18 @@ def test_a_task_too_long_to_store_is_still_trained_on(policy, root) -> None:
 
     samples._dataset = LongTask()
     assert samples[0]["task"] == "pick " * 200
+
+
+def test_an_episode_that_is_left_out_leaves_the_others_as_they_are(
+    root: Path, policy, tmp_path: Path
+) -> None:
+    everything = open_dataset(root, policy.config)
+    samples = open_samples(root, policy.config, tmp_path / "part", 10**9, episodes=[0, 2])
+    assert len(samples) == 80
+    for mine, recorded in ((0, 0), (39, 39), (40, 80), (79, 119)):
+        sample, item = samples[mine], everything[recorded]
+        for key in ("observation.state", "action", "action_is_pad"):
+            assert sample[key].equal(item[key]), (mine, key)
+        torch.testing.assert_close(
+            sample["observation.images.top"], item["observation.images.top"], atol=1 / 255, rtol=0
+        )
