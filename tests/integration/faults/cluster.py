@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -26,22 +25,12 @@ _APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
 class FaultyCluster(LocalCluster):
     """A `LocalCluster` on a database that outlives its SuperLink, with kills and restarts.
 
-    Its sites reach SuperLink through `network`.
+    With a `network`, which is its owner's to start and stop, its sites reach SuperLink through that.
     """
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, network: Network | None = None) -> None:
         super().__init__(*arguments)
-        self.network = Network(self._port + 7, target=self._port)
-
-    def __enter__(self) -> Self:
-        self.network.__enter__()
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.network.__exit__(kind, error, trace)
+        self.network = network
 
     @property
     def outputs(self) -> Path:
@@ -56,7 +45,7 @@ class FaultyCluster(LocalCluster):
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":
             command = [*command, "--database", str(self.database)]
-        if "--superlink" in command:
+        if self.network and "--superlink" in command:
             address = command.index("--superlink") + 1
             command = [*command[:address], f"127.0.0.1:{self.network.port}", *command[address + 1 :]]
         self._commands = {**getattr(self, "_commands", {}), name: (command, others, more)}

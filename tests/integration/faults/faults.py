@@ -68,7 +68,13 @@ def _kill_evaluating_server_app(cluster: FaultyCluster) -> None:
     _kill_server_app(cluster)
 
 
+def _cut_network(cluster: FaultyCluster, seconds: float) -> None:
+    assert cluster.network
+    cluster.network.cut(seconds)
+
+
 def _slow_network(cluster: FaultyCluster) -> None:
+    assert cluster.network
     cluster.network.delay_seconds, cluster.network.loss = 0.2, 0.1
 
 
@@ -97,8 +103,8 @@ SLOW = (
     Fault("SuperLink: kill -9, away 95 s", "in training", _round_sent, lambda c: _superlink_away(c, 95)),
     Fault("ServerApp: kill -9", "in evaluation", _first_update, _kill_evaluating_server_app),
     Fault("ServerApp: kill -9", "in checkpoint", _evaluated, _kill_server_app),
-    Fault("network: cut for 15 s", "in training", _round_sent, lambda c: c.network.cut(15)),
-    Fault("network: cut for 95 s", "in upload", _first_update, lambda c: c.network.cut(95)),
+    Fault("network: cut for 15 s", "in training", _round_sent, lambda c: _cut_network(c, 15)),
+    Fault("network: cut for 95 s", "in upload", _first_update, lambda c: _cut_network(c, 95)),
     Fault("disk of the outputs: full", "in training", _round_sent, _full_disk),
     # The last: it stays so until the run ends.
     Fault("network: 200 ms delay, one read in ten late", "from here on", _round_sent, _slow_network),

@@ -1,6 +1,7 @@
 """A network between the sites and SuperLink that can be slow, lossy or cut: a TCP proxy in user space.
 
-TCP hides a lost packet behind a retransmission, which costs about one more round trip and holds up what
+While it is cut nothing comes through, and nobody is told: connections stay open, as when a router dies. TCP
+hides a lost packet behind a retransmission, which costs about one more round trip and holds up what
 comes after it. That is what `loss` does here to one read in so many.
 """
 
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 _READ_BYTES = 65536
+_SECONDS_BETWEEN_TRIES = 0.2
 
 
 class Network:
@@ -27,7 +29,6 @@ class Network:
         self.port, self.delay_seconds, self.loss = port, 0.0, 0.0
         self._target, self._is_cut = target, False
         self._random = random.Random(0)
-        self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -44,29 +45,19 @@ class Network:
         self._thread.join()
 
     def cut(self, seconds: float) -> None:
-        """Break all connections and let none through for a while."""
+        """Let nothing through for a while."""
         self._is_cut = True
-        self._loop.call_soon_threadsafe(self._break)
         time.sleep(seconds)
         self._is_cut = False
 
-    def _break(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_cut:
-            writer.transport.abort()
-            return
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        ends = {writer, far_writer}
-        self._writers |= ends
+        while True:
+            try:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                break
+            except OSError:  # SuperLink is away; a packet to it would be sent again and again
+                await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
         await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        self._writers -= ends
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
@@ -85,6 +76,8 @@ class Network:
         is_open = True
         while (item := await under_way.get())[1]:
             await asyncio.sleep(max(0.0, item[0] - time.monotonic()))
+            while self._is_cut:
+                await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
             if is_open:
                 try:
                     writer.write(item[1])

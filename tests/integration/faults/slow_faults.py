@@ -18,6 +18,7 @@ from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import FaultyCluster, events, run_with_faults
 from tests.integration.faults.faults import SLOW, SLOW_RUN
+from tests.integration.faults.network import Network
 from tests.integration.faults.table import write_table
 
 pytestmark = pytest.mark.integration
@@ -37,9 +38,13 @@ def test_no_completed_round_is_lost(certs: Path, data: Path, tmp_path: Path, sma
     changes = {"run.name": SLOW_RUN, "run.num_rounds": len(SLOW), "federation.min_nodes": 1}
     config = parse_run_config(TINY | changes, "tests")
     sites = {name: data / name for name in ("site-a", "site-b")}
-    with FaultyCluster(
-        sites, data / "holdout", small_disk, certs, free_port(), tmp_path / "scratch"
-    ) as cluster:
+    port = free_port()
+    with (
+        Network(port + 7, target=port) as network,
+        FaultyCluster(
+            sites, data / "holdout", small_disk, certs, port, tmp_path / "scratch", network=network
+        ) as cluster,
+    ):
         outcomes = run_with_faults(cluster, small_disk, config, dict(enumerate(SLOW)))
     write_table(outcomes)
     shutil.copytree(small_disk / SLOW_RUN, tmp_path / SLOW_RUN)
