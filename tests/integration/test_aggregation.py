@@ -34,10 +34,9 @@ def cluster(
     [
         {"aggregation.method": "median", "aggregation.server_optimizer": "adam", "wire.upload": "int4"},
         {"aggregation.method": "trimmed_mean", "aggregation.server_optimizer": "momentum"},
-        {"aggregation.method": "krum", "aggregation.byzantine": 0, "wire.upload": "bf16"},
-        {"aggregation.clip_norm": 0.01, "policy.normalisation": "site"},
+        {"aggregation.method": "krum", "aggregation.byzantine": 0, "policy.normalisation": "site"},
     ],
-    ids=["median, Adam, int4", "trimmed mean, momentum", "krum", "clipped mean, own normalisation"],
+    ids=["median, Adam, int4", "trimmed mean, momentum", "krum, own normalisation"],
 )
 def test_it_aggregates_the_updates_of_a_real_run(
     cluster: tuple[LocalCluster, Path], changes: dict, request: pytest.FixtureRequest
@@ -46,8 +45,6 @@ def test_it_aggregates_the_updates_of_a_real_run(
     assert sorted(entry["clients"]) == ["site-a", "site-b"], said
     assert entry["aggregated"]
     assert entry["update_norm"] > 0
-    if "aggregation.clip_norm" in changes:
-        assert entry["update_norm"] <= 0.01 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("mode", ["central", "local"])
