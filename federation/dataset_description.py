@@ -169,7 +169,7 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
 def _check_files(root: Path, info: dict[str, Any]) -> None:
     """Every file the episodes name must be there, and this user must be allowed to read it."""
     video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    needed = {"meta/tasks.parquet"}
+    needed = {"meta/tasks.parquet", "meta/stats.json"}
     try:
         for row in read_episodes(root):
             chunk, file = row["data/chunk_index"], row["data/file_index"]

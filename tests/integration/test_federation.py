@@ -194,7 +194,7 @@ VALID = "[policy]\nsize = 'tiny'\n"
     [
         ("data", r"no data set in .*; make sample-data records the demo's"),
         ("camera", r"data set .*site-a: lacks the camera front \(it has top, wrist\); record it, or change"),
-        ("file", r"data set .*site-b: meta/stats.json is missing"),
+        ("file", r"data set .*site-b: 1 files are missing, the first is meta/stats.json; copy it again"),
         ("key", r"run.toml: unknown key 'training.local_step': did you mean training.local_steps\?"),
         ("value", r"run.toml: training.local_steps = -3: must be at least 1"),
         ("port", r"port \d+ is in use: stop what holds it, or choose another PORT"),
