@@ -31,6 +31,7 @@ import numpy as np
 from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import PolicyConfig
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset, find_datasets
+from federation.dataset_tables import read_frames
 from federation.errors import ConfigError, DatasetError
 
 __all__ = [
@@ -308,35 +309,18 @@ def _datasets(folder: Path) -> list[Path]:
 
 def _check_numbers(root: Path, description: DatasetDescription) -> list[Check]:
     """Time stamps and ranges over all frames; seconds even for hundreds of thousands."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = ["episode_index", "frame_index", "timestamp", "observation.state", "action"]
     try:
-        # Not pq.read_table of the folder: it would take folder names for columns.
-        table = pa.concat_tables(
-            [pq.read_table(file, columns=columns) for file in sorted((root / "data").glob("*/*.parquet"))]
-        )
-    except (pa.ArrowException, OSError, KeyError) as error:
-        return [Check("error", "frames", f"{root}/data cannot be read ({_line(error)}); copy it again")]
-    if table.num_rows != description.frames:
-        text = f"{table.num_rows} rows in data/, {description.frames} frames in meta/info.json"
+        frames = read_frames(root, ("episode_index", "frame_index", "timestamp"))
+    except DatasetError as error:
+        return [Check("error", "frames", str(error))]
+    rows = len(frames["episode_index"])
+    if rows != description.frames:
+        text = f"{rows} rows in data/, {description.frames} frames in meta/info.json"
         return [Check("error", "frames", f"{text}; copy the data set again")]
-    values = {name: _matrix(table, name) for name in columns}
-    checks = [_check_timestamps(values, description.fps)]
-    for name in ("observation.state", "action"):
-        checks.append(_check_values(name.rpartition(".")[2], values[name]))
+    checks = [_check_timestamps(frames, description.fps)]
+    for feature, named in description.statistics.items():
+        checks.append(_check_range(feature.rpartition(".")[2], named["min"], named["max"]))
     return checks
-
-
-def _matrix(table: Any, name: str) -> np.ndarray:
-    """A column as (frames,) or (frames, dimensions); NaN where a value is missing."""
-    column = table[name].combine_chunks()
-    rows = len(column)
-    while hasattr(column, "flatten") and column.type.num_fields:
-        column = column.flatten()
-    values = column.to_numpy(zero_copy_only=False).astype(np.float64)
-    return values if len(values) == rows else values.reshape(rows, -1)
 
 
 def _check_timestamps(values: dict[str, np.ndarray], fps: int) -> Check:
@@ -354,8 +338,8 @@ def _check_timestamps(values: dict[str, np.ndarray], fps: int) -> Check:
     )
 
 
-def _check_values(name: str, values: np.ndarray) -> Check:
-    low, high = float(values.min()), float(values.max())
+def _check_range(name: str, lowest: np.ndarray, highest: np.ndarray) -> Check:
+    low, high = float(lowest.min()), float(highest.max())
     text = f"{low:.1f} to {high:.1f}"
     if max(-low, high) > _LARGEST_ANGLE:
         return Check("error", name, f"{text}: no joint of an SO-100 gets there; calibrate and record again")

@@ -1,5 +1,6 @@
 """The tables of a LeRobot v3 data set as NumPy arrays, read without torch or LeRobot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_frames(root: Path) -> dict[str, np.ndarray]:
-    """The columns of all frames, float64: "episode_index" (frames,), state and action (frames, joints).
+def read_frames(root: Path, columns: Sequence[str] = _COLUMNS) -> dict[str, np.ndarray]:
+    """Columns of all frames, float64: state and action (frames, joints), all others (frames,).
 
     A missing value is NaN. Tens of milliseconds for fifty episodes.
 
@@ -50,14 +51,14 @@ def read_frames(root: Path) -> dict[str, np.ndarray]:
     for file in sorted((root / "data").glob("*/*.parquet")):
         try:
             # Without `partitioning` pyarrow would take folder names for columns.
-            table = pq.read_table(file, columns=list(_COLUMNS), partitioning=None)
-            parts.append({name: _values(table, name) for name in _COLUMNS})
+            table = pq.read_table(file, columns=list(columns), partitioning=None)
+            parts.append({name: _values(table, name) for name in columns})
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise _cannot_read(root, file, error) from None
     if not parts:
         raise DatasetError(f"data set {root}: no file in data/; copy the data set again")
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
     except ValueError:
         raise DatasetError(f"data set {root}: files in data/ differ in their joints; record again") from None
 
