@@ -31,7 +31,7 @@ import numpy as np
 from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import PolicyConfig
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset, find_datasets
-from federation.dataset_tables import read_frames
+from federation.dataset_tables import read_episodes, read_frames
 from federation.errors import ConfigError, DatasetError
 
 __all__ = [
@@ -353,14 +353,8 @@ def _check_frames(root: Path, description: DatasetDescription) -> list[Check]:
     """Decode the first and the last frame of a few episodes, of every camera."""
     import json
 
-    import pyarrow.parquet as pq
-
     info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
-    rows = [
-        row
-        for file in sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-        for row in pq.read_table(file).to_pylist()
-    ]
+    rows = read_episodes(root)
     chosen = {round(i * (len(rows) - 1) / (_SAMPLED_EPISODES - 1)) for i in range(_SAMPLED_EPISODES)}
     checks = []
     for camera in description.cameras:

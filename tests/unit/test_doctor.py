@@ -90,7 +90,9 @@ def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
 def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
     root = record_dataset(tmp_path / "site", episodes=5)
     _rewrite(root, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    check = _one(check_dataset(root, CAMERAS), "episodes")
+    checks = check_dataset(root, CAMERAS)
+    assert "nan" not in _one(checks, "action").text
+    check = _one(checks, "episodes")
     assert check.level == "warning"
     assert "1 episodes are left out, they hold NaN: 1; delete" in check.text
 
