@@ -5,6 +5,7 @@ LeRobot are imported when there is something to train. Whatever goes wrong is an
 which no path of this site stands; the whole story is in this site's own log.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -20,7 +21,7 @@ from flwr.common.constant import ErrorCode
 from client.hardware import describe_device
 from federation import logs
 from federation.cameras import parse_camera_names, spell_cameras
-from federation.config import RunConfig, parse_run_config
+from federation.config import RunConfig, TrainingConfig, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset
 from federation.errors import ConfigError, FederationError
 from federation.messages import (
@@ -112,6 +113,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
     from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
+    from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
     from client.progress import ProgressFile
     from client.training import run_training_loop, setup_training_components
     from federation.normalisation import merge_statistics
@@ -143,7 +145,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         Header(config.wire.download, run, round_, base=""),
     )
     components = setup_training_components(
-        config,
+        dataclasses.replace(config, training=_as_ordered(config.training, order)),
         policy,
         dict(weights.tensors()),
         statistics,
@@ -157,8 +159,10 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         ),
         _seed(config.run.seed, site.name, round_),
     )
+    if config.training.keep_optimizer:
+        restore_optimizer_state(site.scratch, run, round_, components.optimizer, components.parameters)
     setup_seconds = time.monotonic() - started
-    progress = ProgressFile(site.scratch, round_, config.training.local_steps)
+    progress = ProgressFile(site.scratch, round_, components.config.local_steps)
     result = run_training_loop(
         components,
         round_,
@@ -167,13 +171,15 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     )
     _log.info(
         "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
-        config.training.local_steps,
+        components.config.local_steps,
         device.type,
         result.train_seconds,
         setup_seconds,
         result.policy_loss,
         result.skipped_frames,
     )
+    if config.training.keep_optimizer:
+        keep_optimizer_state(site.scratch, run, round_, components.optimizer, components.parameters)
     if config.privacy.mode == "local":
         clip(result.update.values(), config.privacy.clip_norm)
         for tensor in result.update.values():
@@ -193,6 +199,14 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "answered_at": time.time(),
     }
     return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
+
+
+def _as_ordered(config: TrainingConfig, order: ConfigRecord) -> TrainingConfig:
+    """`config` with what the server decides anew for each round."""
+    mu = order["proximal_mu"]
+    if not isinstance(mu, float) or not 0 <= mu < math.inf:
+        raise FederationError(f"the server asks for proximal_mu = {mu!r}: must be a number of at least 0")
+    return dataclasses.replace(config, proximal_mu=mu)
 
 
 def _answer(

@@ -5,6 +5,7 @@ Read it downwards: `setup_training_components` builds everything from the run co
 with the proximal gradient added; with `proximal_mu = 0` the two give the same weights bit for bit.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,7 @@ class TrainingComponents:
 
     policy: SmolVLAPolicy
     preprocessor: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     batches: Iterator[dict[str, Any]]
     parameters: dict[str, torch.nn.Parameter]  # the trainable ones
     received: list[Tensor]  # w_t: their values at the start of the round, in the same order
@@ -108,7 +109,7 @@ def setup_training_components(
     load_trainable(policy, weights)
     parameters = trainable_parameters(policy)
     preprocessor, _ = build_processors(policy, statistics)
-    settings = config.training
+    settings = resolve_local_steps(config.training, len(samples))
     loader: DataLoader[dict[str, Any]] = DataLoader(
         FrameStream(samples, seed=seed, name=samples.name),
         batch_size=settings.batch_size,
@@ -131,6 +132,14 @@ def setup_training_components(
         config=settings,
         device=device,
     )
+
+
+def resolve_local_steps(config: TrainingConfig, num_frames: int) -> TrainingConfig:
+    """`config` with the `local_steps` that make `local_epochs` passes over `num_frames`, if asked for."""
+    if not config.local_epochs:
+        return config
+    batch = config.batch_size * config.gradient_accumulation_steps
+    return dataclasses.replace(config, local_steps=math.ceil(config.local_epochs * num_frames / batch))
 
 
 def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:

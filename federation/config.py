@@ -100,9 +100,12 @@ class TrainingConfig:
     """What a SuperNode does in one round. Defaults follow LeRobot's SmolVLA presets."""
 
     local_steps: int = _setting(200, at_least=1)
+    # Passes over the site's own frames instead of local_steps: more data, more steps. 0: local_steps.
+    local_epochs: float = _setting(0.0, at_least=0)
     batch_size: int = _setting(16, at_least=1)
     gradient_accumulation_steps: int = _setting(1, at_least=1)  # batches of an optimizer step
     proximal_mu: float = _setting(0.001, at_least=0)  # FedProx mu; 0 is FedAvg
+    adapt_proximal_mu: bool = _setting(False)  # raise mu while the sites' losses spread (`adaptation.py`)
     learning_rate: float = _setting(1e-4, above=0)
     min_learning_rate: float = _setting(2.5e-6, at_least=0)  # where the cosine ends
     schedule: str = _setting("cosine", one_of=("cosine", "warm_restarts", "constant"))
@@ -110,6 +113,7 @@ class TrainingConfig:
     warmup_steps: int = _setting(100, at_least=0)  # counted over the whole run, not each round
     weight_decay: float = _setting(1e-10, at_least=0)
     grad_clip_norm: float = _setting(10.0, above=0)
+    keep_optimizer: bool = _setting(False)  # AdamW's moments stay at the site from round to round
     num_workers: int = _setting(2, at_least=0)  # data loading processes on a SuperNode
 
 
@@ -117,6 +121,9 @@ class TrainingConfig:
 class AggregationConfig:
     """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
 
+    # "fedprox" is the mean of the updates, trained with training.proximal_mu; "fedavg" the same without the
+    # proximal term; "fedavgm" and "fedadam" give the mean to a server optimizer.
+    strategy: str = _setting("fedprox", one_of=("fedprox", "fedavg", "fedavgm", "fedadam"))
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
     # An update with a norm beyond this many times the median is refused; 0: none is. See
     # `server/verification.py`.
@@ -124,9 +131,10 @@ class AggregationConfig:
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
     byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
-    server_optimizer: str = _setting("none", one_of=("none", "momentum", "adam"))  # FedAvgM, FedAdam
-    server_learning_rate: float = _setting(1.0, above=0)
-    server_momentum: float = _setting(0.9, at_least=0, at_most=0.999)
+    server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm", "fedadam"
+    server_momentum: float = _setting(0.9, at_least=0, at_most=0.999)  # the same
+    # Sites whose loss was above the mean in the round before count (loss / mean)^boost times as much; 0: off.
+    hard_site_boost: float = _setting(0.0, at_least=0, at_most=4)
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,10 @@ class EvaluationConfig:
     quick_episodes: int = _setting(4, at_least=1)  # first N episodes of each data set in "quick"
     frame_stride: int = _setting(15, at_least=1)  # evaluate every n-th frame: neighbours are near copies
     batch_size: int = _setting(16, at_least=1)
+    # What is evaluated and exported is the average d * average + (1 - d) * weights over the rounds; 0: off.
+    ema_decay: float = _setting(0.0, at_least=0, at_most=0.999)
+    # A policy loss beyond this many times the best one takes the weights back to the best round; 0: never.
+    rollback_ratio: float = _setting(2.0, at_least=0)
     # Closed loop: every how many rounds the policy drives the simulated arm, beside the run; 0: never.
     sim_frequency: int = _setting(0, at_least=0)
     sim_episodes: int = _setting(20, at_least=1)
@@ -315,6 +327,16 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: privacy.mode = 'central': aggregation.method = {config.aggregation.method!r} is not "
             "covered by its noise; choose 'mean', or privacy.mode = 'local'"
+        )
+    if config.privacy.mode == "central" and config.aggregation.hard_site_boost:
+        raise ConfigError(
+            f"{source}: aggregation.hard_site_boost = {config.aggregation.hard_site_boost}: under "
+            "privacy.mode = 'central' every site counts the same; set it to 0"
+        )
+    if 0 < config.evaluation.rollback_ratio <= 1:
+        raise ConfigError(
+            f"{source}: evaluation.rollback_ratio = {config.evaluation.rollback_ratio}: would undo rounds "
+            "that are no worse; must be greater than 1, or 0 for never"
         )
     if config.training.min_learning_rate > config.training.learning_rate:
         raise ConfigError(

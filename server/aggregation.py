@@ -30,8 +30,8 @@ _FEDADAM_EPS = 1e-3  # Reddi et al., ICLR 2021, section 5: tau
 class Aggregator(Protocol):
     """Collects the verified updates of one round."""
 
-    def add(self, update: Payload, num_examples: int) -> None:
-        """Take one update, trained on `num_examples` frames."""
+    def add(self, update: Payload, num_examples: float) -> None:
+        """Take one update, trained on `num_examples` frames, or one that is to count like so many."""
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the aggregated update of every parameter, fp32; nothing if none was added. Call it once."""
@@ -47,12 +47,12 @@ class WeightedMean:
 
     def __init__(self, shapes: Mapping[str, torch.Size], clip_norm: float = 0.0) -> None:
         self._sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        self._weight = 0
+        self._weight = 0.0
         self._clip_norm = clip_norm
 
-    def add(self, update: Payload, num_examples: int) -> None:
+    def add(self, update: Payload, num_examples: float) -> None:
         """Fold in one update, decoding a chunk at a time."""
-        factor = float(num_examples)
+        factor = num_examples
         if self._clip_norm:
             factor *= min(1.0, self._clip_norm / max(update.norm(), 1e-12))
         for name, start, values in update.parts():
@@ -78,7 +78,7 @@ class PrivateMean:
         self._mean = WeightedMean(shapes, config.clip_norm)
         self._deviation, self._count = config.noise_multiplier * config.clip_norm, 0
 
-    def add(self, update: Payload, num_examples: int) -> None:
+    def add(self, update: Payload, num_examples: float) -> None:
         """Fold in one update."""
         self._mean.add(update, 1)
         self._count += 1
@@ -96,7 +96,7 @@ class Robust:
         self._config = config
         self._updates: list[Payload] = []
 
-    def add(self, update: Payload, num_examples: int) -> None:
+    def add(self, update: Payload, num_examples: float) -> None:
         """Keep the update; examples do not weigh in a robust rule."""
         self._updates.append(update)
 
@@ -130,10 +130,10 @@ def make_server_optimizer(
     FedAvgM and FedAdam (Reddi et al., ICLR 2021) are PyTorch's SGD with momentum and Adam, with the negative
     update as the gradient.
     """
-    if config.server_optimizer == "none":
+    if config.strategy in ("fedprox", "fedavg"):
         return None
     rate, momentum = config.server_learning_rate, config.server_momentum
-    if config.server_optimizer == "momentum":
+    if config.strategy == "fedavgm":
         return torch.optim.SGD(weights.values(), lr=rate, momentum=momentum)
     return torch.optim.Adam(weights.values(), lr=rate, betas=(momentum, 0.99), eps=_FEDADAM_EPS)
 

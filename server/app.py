@@ -5,6 +5,7 @@ its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVA
 sets), `FEDERATION_SCRATCH` (caches).
 """
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from server.tracking import Tracking, evaluation_scalars, round_scalars
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    from server.checkpoints import Checkpoints
+    from server.checkpoints import Checkpoint, Checkpoints
     from server.rounds import GlobalModel
 
 app = ServerApp()
@@ -84,6 +85,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         online = nodes.wait_for_nodes()
         policy = building.result()
 
+    from server.adaptation import is_spike
     from server.checkpoints import Checkpoints
     from server.delivery import Delivery
     from server.evaluation import Evaluator
@@ -91,24 +93,25 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
 
     delivery = endings.enter_context(Delivery(policy, config, record))
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
-    model, done = _begin_or_resume(policy, online, checkpoints, config, record)
+    model, checkpoint = _begin_or_resume(policy, online, checkpoints, config, record)
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
-    if done is None:
-        evaluation = evaluator.evaluate(model.weights)
+    done = checkpoint.round if checkpoint else 0
+    if checkpoint is None:
+        evaluation = evaluator.evaluate(model.evaluated)
         record.evaluated(0, evaluation)
         tracking.log(0, evaluation_scalars(evaluation))
         _log.info("policy loss %.4f before training", evaluation["policy_loss"])
         checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
         delivery.after_round(0, model)
-        done = 0
 
+    previous = checkpoint.entry if checkpoint else None
     for round_ in range(done + 1, config.run.num_rounds + 1):
         logs.speak_as(round_=round_)
         started = time.monotonic()
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
         sample_seconds = time.monotonic() - started
-        entry = run_round(grid, model, sampled, round_, config, record)
+        entry = run_round(grid, model, sampled, round_, config, record, previous)
         nodes.count_refusals(entry["refused"], entry["clients"])
         entry["seconds"]["sample"] = sample_seconds
         if config.privacy.mode != "none":
@@ -116,11 +119,15 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
-            evaluation = evaluator.evaluate(model.weights)
+            evaluation = evaluator.evaluate(model.evaluated)
             policy_loss = evaluation["policy_loss"]
-            record.evaluated(round_, evaluation)
-            entry["evaluation"] = evaluation
             entry["seconds"]["evaluate"] = evaluation["seconds"]
+            if math.isfinite(policy_loss):
+                record.evaluated(round_, evaluation)
+                entry["evaluation"] = evaluation
+            if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
+                entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
+                policy_loss = None  # of weights that are gone
         if last or round_ % config.checkpoint.frequency == 0:
             started = time.monotonic()
             checkpoints.save(round_, model, policy_loss, entry)
@@ -129,6 +136,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
         delivery.after_round(round_, model)
+        previous = entry
     delivery.finish(model, checkpoints)
 
 
@@ -138,8 +146,8 @@ def _begin_or_resume(
     checkpoints: "Checkpoints",
     config: RunConfig,
     record: RunRecord,
-) -> tuple["GlobalModel", int | None]:
-    """The model to go on with, and the round it is after; None if not even round 0 is complete."""
+) -> tuple["GlobalModel", "Checkpoint | None"]:
+    """The model to go on with, and the checkpoint it is from; None if not even round 0 is complete."""
     from federation.normalisation import choose_normalisation
     from federation.policy import frozen_fingerprint, trainable_parameters
     from server.aggregation import make_server_optimizer
@@ -156,6 +164,7 @@ def _begin_or_resume(
         else choose_normalisation(config.policy, [node.statistics for node in online.values()]),
         fingerprint=frozen_fingerprint(policy),
         optimizer=make_server_optimizer(config.aggregation, weights),
+        average={n: w.clone() for n, w in weights.items()} if config.evaluation.ema_decay else None,
     )
     if checkpoint is None:
         if config.run.resume:
@@ -164,7 +173,22 @@ def _begin_or_resume(
     restore_model(model, checkpoint)
     record.resume_after(checkpoint.round, checkpoint.entry)
     _log.info("resumed after round %d", checkpoint.round)
-    return model, checkpoint.round
+    return model, checkpoint
+
+
+def _back_to_best(model: "GlobalModel", checkpoints: "Checkpoints", policy_loss: float) -> int:
+    """Undo what made the loss spike: put `model` into the state of the best round, and return that round."""
+    from server.checkpoints import load_checkpoint, restore_model
+
+    best = load_checkpoint(checkpoints.best)
+    restore_model(model, best)
+    _log.warning(
+        "policy loss %.4f, after %.4f in round %d: the weights go back to that round",
+        policy_loss,
+        checkpoints.best_loss,
+        best.round,
+    )
+    return best.round
 
 
 def _evaluation_datasets(config: RunConfig) -> dict[str, Path]:

@@ -1,7 +1,8 @@
 """Checkpoints: a run as it was after a round, `checkpoints/round_0007.safetensors`, and `best.safetensors`.
 
 One file holds all that the next round needs, so there is no half of a checkpoint: the trainable weights under
-their own names, the server optimizer's state under `server_optimizer/`, and in the metadata the round, the
+their own names, their average over the rounds (if it is kept) under `average/`, the server optimizer's
+state under `server_optimizer/`, and in the metadata the round, the
 federation's normalisation, the configuration, the fingerprint of the frozen weights, the norms that updates
 are compared with, the round's entry in the record, and a SHA-256 over all of it. What is drawn at random
 depends on the seed and the round alone, so no generator has a state to keep.
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _OPTIMIZER = "server_optimizer/"
+_AVERAGE = "average/"
 _log = get_logger("server.checkpoints")
 
 
@@ -53,6 +55,7 @@ class Checkpoint:
 
     round: int
     weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None  # of the weights over the rounds; None: it is not kept
     optimizer: dict[str, Tensor]  # "<index of the parameter>/<name>" -> state
     statistics: Statistics
     fingerprint: str
@@ -73,10 +76,10 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any]) -> None:
         self._folder, self._settings, self._config = folder, settings, dict(config)
         folder.mkdir(parents=True, exist_ok=True)
-        self._best_loss = float("inf")
+        self.best_loss = float("inf")  # the lowest evaluated policy loss so far
         with contextlib.suppress(CheckpointError):  # a damaged one is replaced by the next
             if self.best.exists() and (loss := load_checkpoint(self.best).policy_loss) is not None:
-                self._best_loss = loss
+                self.best_loss = loss
 
     @property
     def best(self) -> Path:
@@ -96,7 +99,8 @@ class Checkpoints:
             CheckpointError: the file cannot be written, as on a full disk. All earlier ones are still there.
         """
         path = _path(self._folder, round_)
-        tensors = {**model.weights, **_optimizer_tensors(model.optimizer)}
+        averages = {f"{_AVERAGE}{name}": tensor for name, tensor in (model.average or {}).items()}
+        tensors = {**model.weights, **averages, **_optimizer_tensors(model.optimizer)}
         metadata = {"round": str(round_), "frozen_fingerprint": model.fingerprint}
         if policy_loss is not None:
             metadata["policy_loss"] = repr(policy_loss)
@@ -115,9 +119,9 @@ class Checkpoints:
         metadata["sha256"] = _digest(tensors, metadata)
         try:
             write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
-            if policy_loss is not None and policy_loss < self._best_loss:
+            if policy_loss is not None and policy_loss < self.best_loss:
                 write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
-                self._best_loss = policy_loss
+                self.best_loss = policy_loss
         except (OSError, SafetensorError) as error:
             free = shutil.disk_usage(self._folder).free / 1e6
             raise CheckpointError(
@@ -170,10 +174,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = json.loads(metadata["state"])
         return Checkpoint(
             round=int(metadata["round"]),
-            weights={name: t for name, t in tensors.items() if not name.startswith(_OPTIMIZER)},
-            optimizer={
-                name.removeprefix(_OPTIMIZER): t for name, t in tensors.items() if name.startswith(_OPTIMIZER)
-            },
+            weights={n: t for n, t in tensors.items() if not n.startswith((_OPTIMIZER, _AVERAGE))},
+            average=_under(_AVERAGE, tensors) or None,
+            optimizer=_under(_OPTIMIZER, tensors),
             statistics={
                 feature: {name: np.asarray(values, np.float64) for name, values in named.items()}
                 for feature, named in state["statistics"].items()
@@ -205,6 +208,9 @@ def restore_model(model: GlobalModel, checkpoint: Checkpoint) -> None:
         )
     for name, tensor in checkpoint.weights.items():
         model.weights[name].copy_(tensor)
+    if model.average is not None:
+        for name, tensor in (checkpoint.average or checkpoint.weights).items():
+            model.average[name].copy_(tensor)
     model.norms.clear()
     model.norms.extend(checkpoint.norms)
     if model.optimizer is not None:
@@ -262,6 +268,10 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Ten
         for key, value in state.items()
         if value is not None
     }
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

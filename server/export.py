@@ -23,7 +23,7 @@ def export_policy(
         metrics: the run's record, for the model card.
         round_: after which `model` is.
     """
-    load_trainable(policy, model.weights)
+    load_trainable(policy, model.evaluated)
     card = model_card(metrics, round_)
     save_policy_folder(folder, policy, build_processors(policy, model.statistics), card)
 
@@ -33,7 +33,7 @@ def export_best(
 ) -> int:
     """Write the weights with the lowest held-out policy loss; returns their round."""
     best = load_checkpoint(checkpoints.best)
-    load_trainable(policy, best.weights)
+    load_trainable(policy, best.average or best.weights)
     card = model_card(metrics, best.round)
     save_policy_folder(folder, policy, build_processors(policy, best.statistics), card)
     return best.round

@@ -12,12 +12,14 @@ __all__ = ["model_card"]
 
 _SHOWN = (
     "training.local_steps",
+    "training.local_epochs",
     "training.batch_size",
     "training.learning_rate",
     "training.schedule",
     "training.proximal_mu",
+    "training.keep_optimizer",
+    "aggregation.strategy",
     "aggregation.method",
-    "aggregation.server_optimizer",
     "federation.fraction_fit",
     "wire.download",
     "wire.upload",
@@ -25,6 +27,8 @@ _SHOWN = (
     "policy.chunk_size",
     "run.seed",
 )
+
+_STRATEGIES = {"fedprox": "FedProx", "fedavg": "FedAvg", "fedavgm": "FedAvgM", "fedadam": "FedAdam"}
 
 
 def model_card(metrics: Mapping[str, Any], round_: int) -> str:
@@ -62,9 +66,8 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         "## Run it\n\n" + _RUN,
         "## Data\n\n" + _sites(metrics["nodes"]),
         "## Evaluation\n\n" + _evaluation(metrics, round_),
-        "## Training\n\nStrategy: FedProx"
-        + (" with mu = 0, which is FedAvg" if config["training.proximal_mu"] == 0 else "")
-        + f", aggregated by {config['aggregation.method']}.\n\n"
+        f"## Training\n\nStrategy: {_STRATEGIES[config['aggregation.strategy']]}, aggregated by "
+        f"{config['aggregation.method']}.\n\n"
         + _table(("setting", "value"), [(f"`{key}`", config[key]) for key in _SHOWN if key in config])
         + _privacy(metrics, round_),
         "## Licence and limits\n\nApache-2.0. Trained on the sites' tasks, cameras and arms only: expect it "

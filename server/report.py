@@ -269,6 +269,16 @@ def _faults(metrics: dict[str, Any], refused_joins: list[str]) -> str:
         for again in metrics.get("resumed", [])
     ]
     rows += [
+        [
+            _Text("server"),
+            _Text("rolled back"),
+            _Text(f"the policy loss spiked; weights of round {entry['rolled_back_to']} taken again"),
+            _Text(f"{entry['round']}"),
+        ]
+        for entry in metrics["rounds"]
+        if "rolled_back_to" in entry
+    ]
+    rows += [
         [_Text(name), _Text(what), _Text(why), _Text(", ".join(map(str, when)))]
         for (name, what, why), when in rounds.items()
     ]

@@ -8,7 +8,7 @@ and the round is marked so (`"aggregated": false`).
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.statistics import Statistics
 from federation.wire import Header, Payload, pack_tensors, statistics_to_record
+from server.adaptation import average_weights, proximal_mu, site_boosts
 from server.aggregation import apply_update, make_aggregator
 from server.exchange import Patience, Reply, receive, send
 from server.nodes import Node
@@ -45,11 +46,17 @@ class GlobalModel:
     fingerprint: str  # of the frozen weights
     optimizer: torch.optim.Optimizer | None = None  # over `weights`; None adds each update as it is
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS_KEPT))  # of accepted updates
+    average: dict[str, Tensor] | None = None  # of the weights over the rounds, with evaluation.ema_decay
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Parameter name -> shape."""
         return {name: tensor.shape for name, tensor in self.weights.items()}
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights that are evaluated and exported: the average where there is one."""
+        return self.average or self.weights
 
 
 def run_round(
@@ -59,8 +66,12 @@ def run_round(
     round_: int,
     config: RunConfig,
     record: RunRecord,
+    previous: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Let `nodes` train from `model`, update `model.weights` in place, and return the round's entry.
+
+    Args:
+        previous: the entry of the round before; None: there was none.
 
     The entry holds, by node name, the metrics of every good update, the reasons of the refused ones and the
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
@@ -68,10 +79,11 @@ def run_round(
     started = time.monotonic()
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
     base = ""
+    mu = proximal_mu(config, previous)
 
     def order() -> RecordDict:
         nonlocal base
-        content = _order(model, round_, config, record.name)
+        content = _order(model, round_, config, record.name, mu)
         base = str(content.config_records[HEADER]["sha256"])
         return content
 
@@ -81,7 +93,8 @@ def run_round(
     pending = send(grid, list(names), order, TRAIN, str(round_), patience)
     send_seconds = time.monotonic() - started
 
-    intake = _Intake(model, Header(config.wire.upload, record.name, round_, base), config, record)
+    expected = Header(config.wire.upload, record.name, round_, base)
+    intake = _Intake(model, expected, config, record, site_boosts(config.aggregation, previous))
     aggregate_seconds = 0.0
     for reply in receive(pending):
         arrived = time.monotonic()
@@ -94,12 +107,15 @@ def run_round(
     aggregate_seconds += time.monotonic() - started_step
     clients = intake.clients
     if aggregated:
+        if model.average is not None:
+            average_weights(model.average, model.weights, config.evaluation.ema_decay, round_)
         model.norms.extend(intake.norms[name] for name in sorted(clients))
     else:
         _log.warning("%d good updates of %d needed: the weights stay", len(clients), settings.min_updates)
     return {
         "round": round_,
         "aggregated": aggregated,
+        "proximal_mu": mu,
         "clients": dict(sorted(clients.items())),
         "refused": intake.refused,
         "missing": intake.missing,
@@ -122,7 +138,14 @@ def run_round(
 class _Intake:
     """Takes the replies of one round: a good update is folded in and dropped, a bad one refused by name."""
 
-    def __init__(self, model: GlobalModel, expected: Header, config: RunConfig, record: RunRecord) -> None:
+    def __init__(
+        self,
+        model: GlobalModel,
+        expected: Header,
+        config: RunConfig,
+        record: RunRecord,
+        boosts: Mapping[str, float],
+    ) -> None:
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
         self.norms: dict[str, float] = {}
@@ -131,6 +154,7 @@ class _Intake:
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         self._judge = NormJudge(model.norms, config.aggregation.max_norm_ratio)
         self._shapes, self._expected, self._record = model.shapes, expected, record
+        self._boosts = boosts
 
     def take(self, name: str, reply: Reply) -> None:
         """Take what came of asking node `name`."""
@@ -168,7 +192,7 @@ class _Intake:
         return len(self.clients)
 
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
-        self.aggregator.add(update, int(metrics["num_examples"]))
+        self.aggregator.add(update, int(metrics["num_examples"]) * self._boosts.get(name, 1.0))
         self.clients[name] = metrics
         self._record.event(
             "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]
@@ -180,12 +204,12 @@ class _Intake:
         self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)
 
 
-def _order(model: GlobalModel, round_: int, config: RunConfig, run: str) -> RecordDict:
+def _order(model: GlobalModel, round_: int, config: RunConfig, run: str, mu: float) -> RecordDict:
     """What a node is sent; always the same bytes as long as the weights are the same."""
     weights, header, _ = pack_tensors(
         model.weights.items(), Header(config.wire.download, run, round_, base="")
     )
-    facts = ConfigRecord({"run": run, "round": round_, "fingerprint": model.fingerprint})
+    facts = ConfigRecord({"run": run, "round": round_, "fingerprint": model.fingerprint, "proximal_mu": mu})
     return RecordDict(
         {
             WEIGHTS: weights,

@@ -1,9 +1,11 @@
 """Every way to aggregate, in a run of one round on real processes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from federation.config import parse_run_config
 from federation.privacy import epsilon
@@ -32,8 +34,8 @@ def cluster(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"aggregation.method": "median", "aggregation.server_optimizer": "adam", "wire.upload": "int4"},
-        {"aggregation.method": "trimmed_mean", "aggregation.server_optimizer": "momentum"},
+        {"aggregation.method": "median", "aggregation.strategy": "fedadam", "wire.upload": "int4"},
+        {"aggregation.method": "trimmed_mean", "aggregation.strategy": "fedavgm"},
         {"aggregation.method": "krum", "aggregation.byzantine": 0, "policy.normalisation": "site"},
     ],
     ids=["median, Adam, int4", "trimmed mean, momentum", "krum, own normalisation"],
@@ -41,10 +43,33 @@ def cluster(
 def test_it_aggregates_the_updates_of_a_real_run(
     cluster: tuple[LocalCluster, Path], changes: dict, request: pytest.FixtureRequest
 ) -> None:
-    entry, said = _one_round(cluster, changes, f"run-{request.node.callspec.indices['changes']}")
+    entry, said = _run(cluster, changes, f"run-{request.node.callspec.indices['changes']}")
     assert sorted(entry["clients"]) == ["site-a", "site-b"], said
     assert entry["aggregated"]
     assert entry["update_norm"] > 0
+
+
+def test_a_spike_of_the_policy_loss_takes_the_weights_back_to_the_best_round(
+    cluster: tuple[LocalCluster, Path],
+) -> None:
+    changes = {
+        "run.num_rounds": 2,
+        "training.learning_rate": 0.5,
+        "training.local_epochs": 0.05,
+        "training.keep_optimizer": True,
+        "training.adapt_proximal_mu": True,
+        "aggregation.hard_site_boost": 1.0,
+        "evaluation.ema_decay": 0.1,
+        "evaluation.rollback_ratio": 1.1,
+    }
+    entry, said = _run(cluster, changes, "spike")
+    folder = cluster[1] / "spike"
+    baseline = json.loads((folder / "server_eval_round_0.json").read_text())["policy_loss"]
+    assert entry["evaluation"]["policy_loss"] > 1.1 * baseline, said
+    assert entry["rolled_back_to"] == 0
+    before, after = (load_file(folder / f"checkpoints/round_000{round_}.safetensors") for round_ in (0, 2))
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+    assert len(list((cluster[1] / "scratch").rglob("optimizer/*.safetensors"))) == 4  # two sites, two rounds
 
 
 @pytest.mark.parametrize("mode", ["central", "local"])
@@ -52,14 +77,14 @@ def test_the_record_says_what_differential_privacy_has_cost(
     cluster: tuple[LocalCluster, Path], mode: str
 ) -> None:
     changes = {"privacy.mode": mode, "privacy.clip_norm": 0.01, "privacy.noise_multiplier": 0.5}
-    entry, said = _one_round(cluster, changes, f"private-{mode}")
+    entry, said = _run(cluster, changes, f"private-{mode}")
     assert entry["aggregated"], said
     spent = epsilon(0.5, releases=1, delta=1e-5)
     assert entry["privacy"]["epsilon"] == {"site-a": spent, "site-b": spent}
     assert entry["update_norm"] > 0.1  # 0.005 in each of a million parameters drowns the update
 
 
-def _one_round(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[dict, list[str]]:
+def _run(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[dict, list[str]]:
     settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2}
     settings |= {"policy.empty_cameras": 1} | changes
     said: list[str] = []
@@ -68,4 +93,4 @@ def _one_round(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> 
     assert metrics["status"] == "finished", said
     cameras = {name: facts["cameras"] for name, facts in metrics["nodes"].items()}
     assert cameras == {"site-a": ["top", "wrist"], "site-b": ["top=overhead", "wrist=none"]}
-    return metrics["rounds"][0], said
+    return metrics["rounds"][-1], said

@@ -121,7 +121,7 @@ def test_without_an_optimizer_the_update_is_added() -> None:
 
 @pytest.mark.parametrize("method", ["mean", "median"])
 def test_without_updates_the_weights_stay(method: str) -> None:
-    config = AggregationConfig(method=method, server_optimizer="momentum")
+    config = AggregationConfig(method=method, strategy="fedavgm")
     weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
     assert (
         apply_update(
@@ -133,7 +133,7 @@ def test_without_updates_the_weights_stay(method: str) -> None:
 
 
 def test_momentum_is_that_of_fedavgm() -> None:
-    config = AggregationConfig(server_optimizer="momentum", server_learning_rate=0.5, server_momentum=0.9)
+    config = AggregationConfig(strategy="fedavgm", server_learning_rate=0.5, server_momentum=0.9)
     weights = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     optimizer = make_server_optimizer(config, weights)
     velocity = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
@@ -149,7 +149,7 @@ def test_momentum_is_that_of_fedavgm() -> None:
 
 
 def test_adam_takes_steps_of_about_its_learning_rate() -> None:
-    config = AggregationConfig(server_optimizer="adam", server_learning_rate=0.01)
+    config = AggregationConfig(strategy="fedadam", server_learning_rate=0.01)
     weights = {"a": torch.zeros(4, 3), "b": torch.zeros(())}
     aggregator = WeightedMean(SHAPES)
     aggregator.add(_payload({"a": torch.full((4, 3), 5.0), "b": torch.tensor(-5.0)}), 1)

@@ -27,10 +27,10 @@ from server.rounds import GlobalModel
 FINGERPRINT = "f" * 64
 
 
-def _model(value: float = 0.0, optimizer: str = "none") -> GlobalModel:
+def _model(value: float = 0.0, strategy: str = "fedprox") -> GlobalModel:
     weights = {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
     statistics = {"action": {"mean": np.array([0.1, 1 / 3]), "count": np.array([7])}}
-    made = make_server_optimizer(AggregationConfig(server_optimizer=optimizer), weights)
+    made = make_server_optimizer(AggregationConfig(strategy=strategy), weights)
     return GlobalModel(weights, statistics, FINGERPRINT, made, deque([1.5, 2.5], maxlen=32))
 
 
@@ -62,8 +62,8 @@ def test_the_best_is_remembered_by_a_continuation(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "best.safetensors").round == 1
 
 
-@pytest.mark.parametrize("optimizer", ["none", "momentum", "adam"])
-def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize("strategy", ["fedprox", "fedavgm", "fedadam"])
+def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, strategy: str) -> None:
     def step(model: GlobalModel, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for tensor in model.weights.values():
@@ -75,13 +75,13 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) ->
         if model.optimizer is not None:
             model.optimizer.step()
 
-    through = _model(1.0, optimizer)
+    through = _model(1.0, strategy)
     for seed in (1, 2):
         step(through, seed)
     _store(tmp_path).save(2, through, 0.5, {"round": 2})
     step(through, 3)
 
-    resumed = _model(9.0, optimizer)
+    resumed = _model(9.0, strategy)
     checkpoint = _store(tmp_path).newest()
     assert checkpoint
     restore_model(resumed, checkpoint)
@@ -92,6 +92,19 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) ->
     assert checkpoint.config == flatten(RunConfig())
     assert checkpoint.statistics["action"]["mean"].tolist() == [0.1, 1 / 3]
     assert list(resumed.norms) == [1.5, 2.5]
+
+
+def test_the_average_of_the_rounds_is_kept_beside_the_weights(tmp_path: Path) -> None:
+    model = _model(1.0)
+    model.average = {name: torch.full_like(tensor, 5.0) for name, tensor in model.weights.items()}
+    _store(tmp_path).save(1, model, 0.5, {})
+    checkpoint = load_checkpoint(tmp_path / "round_0001.safetensors")
+    assert checkpoint.weights.keys() == model.weights.keys()
+    resumed = _model(9.0)
+    resumed.average = {name: torch.zeros_like(tensor) for name, tensor in resumed.weights.items()}
+    restore_model(resumed, checkpoint)
+    assert resumed.evaluated["a"].tolist() == [5.0] * 3
+    assert resumed.weights["a"].tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "shape"])

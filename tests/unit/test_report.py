@@ -84,6 +84,13 @@ def test_a_failed_run_says_why(record: RunRecord) -> None:
     assert "server resumed at 2026-11-23T20:00:00+00:00 after 2" in text
 
 
+def test_a_spike_and_the_way_back_are_named(record: RunRecord) -> None:
+    record.round_finished(_entry(4, rolled_back_to=2))
+    record.close("finished")
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "server rolled back the policy loss spiked; weights of round 2 taken again 4" in text
+
+
 def test_settings_other_than_the_default_stand_out(record: RunRecord) -> None:
     page = write_report(record.folder).read_text()
     bold = re.findall(r"<tr class=changed><td>([^<]+)<td>([^<]+)", page)

@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from federation.config import FederationConfig, RunConfig, WireConfig
+from federation.config import (
+    AggregationConfig,
+    EvaluationConfig,
+    FederationConfig,
+    RunConfig,
+    TrainingConfig,
+    WireConfig,
+)
 from federation.dataset_description import describe_dataset
 from federation.errors import FederationError
-from federation.messages import ANSWER, HEADER, METRICS, QUERY_SHUT_OUT, REASON, STATISTICS, UPDATE
+from federation.messages import ANSWER, CONFIG, HEADER, METRICS, QUERY_SHUT_OUT, REASON, STATISTICS, UPDATE
 from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
@@ -208,9 +215,40 @@ def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
     assert len(first) == 2
     assert first == sorted(first)
     assert first == [node.name for node in sample_nodes(joined, half, seed=1, round_=1)]
-    seen = {node.name for round_ in range(20) for node in sample_nodes(joined, half, seed=1, round_=round_)}
-    assert seen == {"a", "b", "c", "d"}
     assert len(sample_nodes(joined, FederationConfig(fraction_fit=0.1), seed=1, round_=1)) == 1
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(4, 0.5), (5, 0.5), (7, 0.3), (3, 0.6)])
+def test_sampling_is_fair_and_does_not_pair_the_same_nodes(count: int, fraction: float) -> None:
+    joined = {node.node_id: node for node in _nodes(*(f"site-{i}" for i in range(count)))}
+    config = FederationConfig(fraction_fit=fraction)
+    rounds = [[node.name for node in sample_nodes(joined, config, seed=3, round_=r)] for r in range(1, 31)]
+    times = [sum(name in sampled for sampled in rounds) for name in (f"site-{i}" for i in range(count))]
+    assert max(times) - min(times) <= 1
+    assert len({tuple(sampled) for sampled in rounds}) >= 3
+
+
+def test_a_hard_site_counts_more_and_the_order_names_mu(record, statistics) -> None:
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        aggregation=AggregationConfig(hard_site_boost=1.0),
+        training=TrainingConfig(proximal_mu=0.01, adapt_proximal_mu=True),
+        evaluation=EvaluationConfig(ema_decay=0.5),
+    )
+    previous = {
+        "proximal_mu": 0.01,
+        "policy_loss": {"mean": 1.0, "std": 0.6},
+        "clients": {"a": {"policy_loss": 0.5}, "b": {"policy_loss": 1.5}},
+    }
+    grid = FakeGrid({10: _reply(0.0), 11: _reply(4.0)})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f", average={"w": torch.zeros(2)})
+    nodes_ = _nodes("a", "b")
+    entry = run_round(grid, model, nodes_, 1, settings, record, previous)  # type: ignore[arg-type]
+    assert model.weights["w"].tolist() == [3.0, 3.0]
+    torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 3.0 * 9 / 11))
+    assert entry["proximal_mu"] == 0.02
+    assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
 
 
 @pytest.fixture(scope="session")

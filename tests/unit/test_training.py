@@ -8,8 +8,10 @@ from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
 from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
+from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
 from client.training import (
     TrainingError,
+    resolve_local_steps,
     run_training_loop,
     run_training_step,
     setup_training_components,
@@ -190,3 +192,47 @@ def test_a_video_cut_short_costs_frames_not_the_round(
     result = run_training_loop(components, 1, 1, lambda *_: None)
     assert result.skipped_frames > 0
     assert result.num_examples == 80
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accumulation", "frames", "expected"), [(0.0, 1, 100, 3), (1.0, 1, 100, 25), (0.5, 3, 100, 5)]
+)
+def test_epochs_are_passes_over_the_sites_own_frames(
+    tiny_config, epochs: float, accumulation: int, frames: int, expected: int
+) -> None:
+    config = _configure(tiny_config, local_epochs=epochs, gradient_accumulation_steps=accumulation)
+    assert resolve_local_steps(config.training, frames).local_steps == expected
+
+
+def test_a_kept_optimizer_goes_on_bit_for_bit(
+    tiny_config, make_policy, weights, statistics, data, tmp_path
+) -> None:
+    policies = make_policy(), make_policy(), make_policy()
+    through, first, second = (
+        _components(tiny_config, policy, weights, statistics, data) for policy in policies
+    )
+    batches = [through.preprocessor(_without_count(next(through.batches))) for _ in range(2)]
+    for components in (through, first):
+        torch.manual_seed(1)
+        run_training_step(components, dict(batches[0]))
+    keep_optimizer_state(tmp_path, "run", 1, first.optimizer, first.parameters)
+    assert not restore_optimizer_state(tmp_path, "another", 2, second.optimizer, second.parameters)
+    assert not restore_optimizer_state(tmp_path, "run", 1, second.optimizer, second.parameters)
+    assert restore_optimizer_state(tmp_path, "run", 2, second.optimizer, second.parameters)
+    policies[2].load_state_dict(policies[0].state_dict())
+    for components in (through, second):
+        torch.manual_seed(2)
+        run_training_step(components, dict(batches[1]))
+    assert all(
+        torch.equal(a, b) for a, b in zip(policies[0].parameters(), policies[2].parameters(), strict=True)
+    )
+
+
+def test_a_damaged_optimizer_state_is_dropped(
+    tiny_config, policy, weights, statistics, data, tmp_path
+) -> None:
+    components = _components(tiny_config, policy, weights, statistics, data)
+    keep_optimizer_state(tmp_path, "run", 1, components.optimizer, components.parameters)
+    (file,) = (tmp_path / "optimizer").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert not restore_optimizer_state(tmp_path, "run", 2, components.optimizer, components.parameters)

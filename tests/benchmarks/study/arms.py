@@ -21,7 +21,7 @@ class Arm:
     fraction_fit: float = 1.0
     shared_normalisation: bool = True
     keep_optimizer: bool = False  # AdamW's state from round to round, at each site
-    server_optimizer: str = "none"
+    strategy: str = "fedprox"
     corrupt: str = ""  # the site with a damaged video
     total_steps: int = TOTAL_STEPS
 
@@ -47,6 +47,6 @@ ARMS = (
     Arm("FedProx, 80 local steps", proximal_mu=0.001, local_steps=80),
     Arm("FedProx, 50 % participation", proximal_mu=0.001, fraction_fit=0.5),
     Arm("FedProx, one site with corrupt video", proximal_mu=0.001, corrupt="site-d"),
-    Arm("FedAvgM", server_optimizer="momentum"),
-    Arm("FedAdam", server_optimizer="adam"),
+    Arm("FedAvgM", strategy="fedavgm"),
+    Arm("FedAdam", strategy="fedadam"),
 )

@@ -30,7 +30,7 @@ from tests.benchmarks.study.arms import BATCH_SIZE, Arm
 __all__ = ["run_arm", "run_job"]
 
 _EVALUATIONS = 10  # over the run, besides the one before training
-_SERVER_RATES = {"none": 1.0, "momentum": 0.3, "adam": 2e-3}
+_SERVER_RATES = {"fedprox": 1.0, "fedavgm": 0.3, "fedadam": 2e-3}
 
 
 def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
             "training.min_learning_rate": 2e-4,
             "training.warmup_steps": 10,
             "training.num_workers": 0,
-            "aggregation.server_optimizer": arm.server_optimizer,
-            "aggregation.server_learning_rate": _SERVER_RATES[arm.server_optimizer],
+            "aggregation.strategy": arm.strategy,
+            "aggregation.server_learning_rate": _SERVER_RATES[arm.strategy],
             "evaluation.eval_mode": "full",
             "evaluation.frame_stride": 10,
         },

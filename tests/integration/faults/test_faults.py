@@ -22,7 +22,7 @@ ROUNDS = len(QUICK)  # one fault in each
 
 def _config(name: str) -> RunConfig:
     # Error feedback at the sites and momentum on the server: a round done twice would show.
-    changes = {"run.name": name, "run.num_rounds": ROUNDS, "aggregation.server_optimizer": "momentum"}
+    changes = {"run.name": name, "run.num_rounds": ROUNDS, "aggregation.strategy": "fedavgm"}
     return parse_run_config(TINY | changes, "tests")
 
 

@@ -1,0 +1,82 @@
+"""What a round learns from the one before it: FedProx's mu, the weight of hard sites, an average, a way back.
+
+Each is a function of the configuration and of what the record holds, so a resumed run adapts as one that was
+never interrupted. All of it but the way back is off by default.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from federation.config import AggregationConfig, RunConfig
+
+__all__ = ["average_weights", "is_spike", "proximal_mu", "site_boosts"]
+
+_WIDE_SPREAD = 0.5  # standard deviation of the sites' policy losses over their mean
+_NARROW_SPREAD = 0.25
+_MOST_TIMES_MU = 64.0
+_MOST_BOOST = 4.0
+_AVERAGE_BEGINS = 10.0
+
+
+def proximal_mu(config: RunConfig, previous: Mapping[str, Any] | None) -> float:
+    """FedProx's mu of the next round, after the round whose entry `previous` is (None: none yet).
+
+    With `adapt_proximal_mu` it doubles after a round in which the sites' losses lay far apart, so that none
+    of them pulls the weights its own way, and halves again, down to the configured value, once they agree
+    (in the spirit of Li et al., MLSys 2020, section 5.3.2).
+    """
+    settings = config.training
+    if config.aggregation.strategy == "fedavg":
+        return 0.0
+    if not settings.adapt_proximal_mu or previous is None:
+        return settings.proximal_mu
+    mu, losses = float(previous["proximal_mu"]), previous["policy_loss"]
+    if losses is None or losses["mean"] <= 0:
+        return mu
+    spread = losses["std"] / losses["mean"]
+    if spread > _WIDE_SPREAD:
+        return min(2 * mu, _MOST_TIMES_MU * settings.proximal_mu)
+    return max(mu / 2, settings.proximal_mu) if spread < _NARROW_SPREAD else mu
+
+
+def site_boosts(config: AggregationConfig, previous: Mapping[str, Any] | None) -> dict[str, float]:
+    """Node name -> by how much its examples count more in this round; names not in it: once.
+
+    `(loss / mean loss) ** hard_site_boost` from the losses of the round before, at most 4 and at least 1/4:
+    the idea of q-FedAvg (Li et al., ICLR 2020) for updates that are folded in as they arrive.
+    """
+    if not config.hard_site_boost or previous is None or not previous["clients"]:
+        return {}
+    losses = {name: float(metrics["policy_loss"]) for name, metrics in previous["clients"].items()}
+    mean = sum(losses.values()) / len(losses)
+    if mean <= 0:
+        return {}
+    return {
+        name: min(_MOST_BOOST, max(1 / _MOST_BOOST, (loss / mean) ** config.hard_site_boost))
+        for name, loss in losses.items()
+    }
+
+
+@torch.no_grad()
+def average_weights(
+    average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, round_: int
+) -> None:
+    """`average = d * average + (1 - d) * weights`, in place, after `round_` (from 1).
+
+    `d` rises from 2/11 in round 1 to `decay`, so that the weights before training are soon forgotten.
+    """
+    d = min(decay, (1 + round_) / (_AVERAGE_BEGINS + round_))
+    for name, tensor in average.items():
+        tensor.lerp_(weights[name], 1 - d)
+
+
+def is_spike(policy_loss: float, best: float, ratio: float) -> bool:
+    """Whether an evaluation is so bad that the weights go back to the best round.
+
+    That is NaN or infinity, or, unless `ratio` is 0, beyond `ratio` times the loss of the best round.
+    """
+    return not math.isfinite(policy_loss) or 0 < ratio * best < policy_loss
