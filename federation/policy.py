@@ -21,6 +21,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
@@ -159,7 +160,9 @@ def _load_pretrained(config: PolicyConfig) -> SmolVLAPolicy:
         smolvla.vlm_model_name = config.vlm
     _apply(config, smolvla)
     try:
-        return SmolVLAPolicy.from_pretrained(where, config=smolvla, strict=True)
+        # Random values for every weight, which are then overwritten, cost ten seconds at full size.
+        with no_init_weights():
+            return SmolVLAPolicy.from_pretrained(where, config=smolvla, strict=True)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0]
         raise PolicyError(
