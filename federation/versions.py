@@ -1,8 +1,10 @@
-"""The versions that decide what a node computes."""
+"""The versions that decide what a node computes, this app's own code among them."""
 
+import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from federation.errors import FederationError
 
@@ -10,11 +12,14 @@ __all__ = ["check_versions", "versions"]
 
 _PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")
 _SAME = ("lerobot", "transformers")  # they hold the policy's code: another release may compute another loss
+_APP = "app"
+_APP_PACKAGES = ("client", "federation")  # what runs at a node
+_DIGITS = 16
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's figures, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """What decides a run's figures: this app (a hash of its code), Python, the packages that are installed."""
+    found = {_APP: _code_fingerprint(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -24,10 +29,23 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Raise a `FederationError` if the policy would be other code at a node; a patch release may differ."""
+    """Raise a `FederationError` if a node would run other code; patch releases of packages may differ."""
+    if theirs.get(_APP) != ours.get(_APP):
+        raise FederationError(
+            f"it runs app {theirs.get(_APP, 'none')}, the server {ours.get(_APP)}: install the server's version"
+        )
     for package in _SAME:
         there, here = (found.get(package, "none") for found in (theirs, ours))
         if there.split(".")[:2] != here.split(".")[:2]:
             raise FederationError(
                 f"it has {package} {there}, the server {here}: install the federation's release, or its image"
             )
+
+
+def _code_fingerprint() -> str:
+    """The first digits of a SHA-256 over the names and contents of the files that run at a node."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(file for package in _APP_PACKAGES for file in (root / package).rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:_DIGITS]

@@ -261,10 +261,14 @@ def _answer(name: str, reported, **changes: object) -> RecordDict:
     facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "left_out": 0}
     facts |= {
         "device": "x86_64",
-        "versions": [f"{package} {version}" for package, version in versions().items()],
+        "versions": _installed(),
     }
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
+
+
+def _installed(**changes: str) -> list[str]:
+    return [f"{package} {version}" for package, version in (versions() | changes).items()]
 
 
 def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0.2) -> NodeTable:
@@ -314,7 +318,9 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: _answer("x", reported, frames="many"),
         lambda reported: _answer("x", reported, frames=float("inf")),
         lambda reported: _answer("x\nnode y joined", reported),
-        lambda reported: _answer("x", reported, versions=["lerobot 0.4.4"]),
+        lambda reported: _answer("x", reported, versions=_installed(lerobot="0.4.4")),
+        lambda reported: _answer("x", reported, versions=_installed(app="0123456789abcdef")),
+        lambda reported: _answer("x", reported, versions=["lerobot"]),
         lambda reported: _answer("x", {"action": reported["action"]}),
         lambda reported: _answer("x", reported | {"action": reported["action"] | {"std": np.full(6, 1e9)}}),
     ],
@@ -326,6 +332,8 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         "endless frames",
         "a name of two lines",
         "other versions",
+        "other code",
+        "a version without a number",
         "no state",
         "impossible deviation",
     ],

@@ -1,0 +1,31 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from federation import versions as module
+from federation.errors import FederationError
+from federation.versions import check_versions, versions
+
+PROJECT = Path(module.__file__).parents[1]
+
+
+def test_the_code_of_the_app_is_part_of_it_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = versions()["app"]
+    for package in ("client", "federation"):
+        shutil.copytree(PROJECT / package, tmp_path / package)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "federation" / "versions.py"))
+    assert versions()["app"] == here
+    (tmp_path / "client" / "app.py").write_text("changed = True\n")
+    assert versions()["app"] != here
+
+
+def test_a_patch_release_may_differ_another_release_or_other_code_may_not() -> None:
+    ours = {"app": "abc", "lerobot": "0.6.1", "transformers": "5.5.4"}
+    check_versions(ours | {"lerobot": "0.6.9"}, ours)
+    with pytest.raises(FederationError, match=r"it has lerobot 0\.7\.0, the server 0\.6\.1"):
+        check_versions(ours | {"lerobot": "0.7.0"}, ours)
+    with pytest.raises(FederationError, match="it runs app xyz, the server abc: install"):
+        check_versions(ours | {"app": "xyz"}, ours)
