@@ -3,8 +3,8 @@
     python -m tests.benchmarks.study [--seeds 3] [--processes 2]
 
 Records the sites (once, in `data/study`), trains every arm of `arms.py` with every seed, and writes
-`results.json`, `table.md` and `policy_loss.png` beside this file. A run that was interrupted goes on where it
-stopped. About an hour on two cores.
+`results.json`, `table.md` and `curves.png` beside this file. A run that was interrupted goes on where it
+stopped.
 """
 
 import argparse
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from federation.sample_data import SampleParameters, ensure_sample_data
-from tests.benchmarks.study.arms import ARMS, SITES, TOTAL_STEPS
+from tests.benchmarks.study.arms import ARMS, SITES, STEPS
 from tests.benchmarks.study.train import run_job
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
+_REFERENCE = "FedProx mu=0.001"
 
 
 def main() -> None:
@@ -39,12 +40,12 @@ def main() -> None:
         (arm, seed, arguments.data.resolve())
         for seed in range(arguments.seeds)
         for arm in ARMS
-        if (arm.name, seed) not in done
+        if seed < arm.seeds and (arm.name, seed) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for run in pool.imap_unordered(run_job, jobs):
             runs.append(run)
-            RESULTS.write_text(json.dumps({"total_steps": TOTAL_STEPS, "runs": runs}, indent=1) + "\n")
+            RESULTS.write_text(json.dumps({"steps": STEPS, "runs": runs}, indent=1) + "\n")
     table = _table(runs)
     print(table)
     (HERE / "table.md").write_text(table)
@@ -52,23 +53,25 @@ def main() -> None:
 
 
 def _table(runs: list[dict[str, Any]]) -> str:
-    """Final figures by arm: mean over the seeds, and the policy loss against centralised training's."""
-    finals = {arm.name: [run for run in runs if run["arm"] == arm.name] for arm in ARMS}
-    central = np.mean([run["policy_loss"][-1] for run in finals["centralised"]])
+    """Final figures by arm: mean over its seeds, and the loss against that of centralised training."""
+    central = {run["seed"]: run["policy_loss"][-1] for run in runs if run["arm"] == ARMS[0].name}
     lines = [
-        f"Held-out figures after {TOTAL_STEPS} optimizer steps in all; mean and range over "
-        f"{len(finals['centralised'])} seeds.\n",
-        "| arm | rounds | policy loss | against centralised | action MSE |",
+        f"Held-out figures after {STEPS} optimizer steps in a row; mean over the seeds, in brackets their "
+        "range. Against centralised: the mean of the ratios seed by seed.\n",
+        "| arm | seeds | policy loss | against centralised | action MSE |",
         "|---|---|---|---|---|",
     ]
     for arm in ARMS:
-        losses = [run["policy_loss"][-1] for run in finals[arm.name]]
-        if losses:
-            mse = np.mean([run["action_mse"][-1] for run in finals[arm.name]])
-            figure = f"{np.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
-            against = f"{np.mean(losses) / central - 1:+.1%}"
-            rounds = "" if arm.pooled else arm.num_rounds
-            lines.append(f"| {arm.name} | {rounds} | {figure} | {against} | {mse:.1f} |")
+        finals = [run for run in runs if run["arm"] == arm.name]
+        if not finals:
+            continue
+        losses = [run["policy_loss"][-1] for run in finals]
+        ratio = np.mean([run["policy_loss"][-1] / central[run["seed"]] for run in finals])
+        figure = f"{np.mean(losses):.4f}"
+        if len(losses) > 1:
+            figure += f" ({min(losses):.4f} to {max(losses):.4f})"
+        mse = np.mean([run["action_mse"][-1] for run in finals])
+        lines.append(f"| {arm.name} | {len(losses)} | {figure} | {ratio - 1:+.1%} | {mse:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -78,23 +81,36 @@ def _plot(runs: list[dict[str, Any]]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
-    alone = [arm.name for arm in ARMS if arm.name.endswith("alone")]
-    left = ["centralised", "centralised, 400 steps", "FedAvg", "FedProx mu=0.001", "FedProx mu=0.1", *alone]
-    right = ["centralised", *(arm.name for arm in ARMS if arm.name not in {*left, "FedProx mu=0.01"})]
-    for axis, names in zip(axes, (left, right), strict=True):
-        for name in names:
-            curves = [run for run in runs if run["arm"] == name]
-            if curves:
-                mean = np.mean([run["policy_loss"] for run in curves], axis=0)
-                style = {"color": "black", "linewidth": 2} if name == "centralised" else {"linewidth": 1.2}
-                axis.plot(curves[0]["steps"], mean, label=name, **style)
-        axis.set(xlabel="optimizer steps in all", yscale="log")
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("held-out policy loss")
+    panels = {
+        "federated, pooled, alone (mean of the seeds)": [arm.name for arm in ARMS if arm.seeds > 1],
+        "what single choices do (seed 0)": [
+            ARMS[0].name,
+            _REFERENCE,
+            *(a.name for a in ARMS if a.seeds == 1),
+        ],
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(14, 10), sharex=True, sharey="row")
+    for column, (title, names) in enumerate(panels.items()):
+        for row, quantity in enumerate(("policy_loss", "action_mse")):
+            axis = axes[row, column]
+            for name in names:
+                curves = [run for run in runs if run["arm"] == name and (column == 0 or run["seed"] == 0)]
+                if not curves:
+                    continue
+                progress = np.asarray(curves[0]["steps"]) / curves[0]["steps"][-1]
+                mean = np.mean([run[quantity] for run in curves], axis=0)
+                style = {"color": "black", "linewidth": 2} if name == ARMS[0].name else {"linewidth": 1.2}
+                style["linestyle"] = ":" if name.endswith("alone") else "-"
+                axis.plot(progress, mean, label=name, **style)
+            axis.set(yscale="log")
+            axis.grid(alpha=0.3)
+        axes[0, column].set_title(title)
+        axes[0, column].legend(fontsize=8)
+        axes[1, column].set_xlabel("share of the training")
+    axes[0, 0].set_ylabel("held-out policy loss")
+    axes[1, 0].set_ylabel("held-out action MSE (degrees², percent²)")
     figure.tight_layout()
-    figure.savefig(HERE / "policy_loss.png", dpi=130)
+    figure.savefig(HERE / "curves.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
-"""What is compared. All arms but one take the same number of optimizer steps, over all their sites."""
+"""What is compared.
+
+Every learner takes the same number of optimizer steps, one after the other: `STEPS`. The centralised one
+sees, in each step, as many frames as all sites together do in one of theirs, so by the end both have seen the
+same number of frames. That is the comparison in which federation is to cost nothing. One arm more trains on
+the pooled data in batches of one site: four times as many steps, which only a learner with all data can take
+in a row.
+"""
 
 from dataclasses import dataclass
 
-__all__ = ["ARMS", "BATCH_SIZE", "SITES", "TOTAL_STEPS", "Arm"]
+__all__ = ["ARMS", "BATCH_SIZE", "SITES", "STEPS", "Arm"]
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
-TOTAL_STEPS = 1600
-BATCH_SIZE = 8
+STEPS = 800
+BATCH_SIZE = 8  # of one site
 
 
 @dataclass(frozen=True)
@@ -16,37 +23,38 @@ class Arm:
     name: str
     sites: tuple[str, ...] = SITES
     pooled: bool = False  # one learner that sees the data of all `sites`
+    steps: int = STEPS
+    batch_size: int = BATCH_SIZE
     local_steps: int = 20
-    proximal_mu: float = 0.0
-    fraction_fit: float = 1.0
-    shared_normalisation: bool = True
-    keep_optimizer: bool = False  # AdamW's state from round to round, at each site
     strategy: str = "fedprox"
+    proximal_mu: float = 0.001
+    fraction_fit: float = 1.0
+    keep_optimizer: bool = False  # AdamW's moments from round to round, at each site
+    shared_normalisation: bool = True
     corrupt: str = ""  # the site with a damaged video
-    total_steps: int = TOTAL_STEPS
+    seeds: int = 3
 
     @property
     def num_rounds(self) -> int:
-        """As many as make `total_steps` over all sites that train."""
-        learners = 1 if self.pooled else max(1, round(len(self.sites) * self.fraction_fit))
-        return self.total_steps // (self.local_steps * learners)
+        """Rounds of `local_steps` that make `steps`."""
+        return self.steps // self.local_steps
 
 
 ARMS = (
-    Arm("centralised", pooled=True, local_steps=80),
-    # As many in a row as each federated site takes: what pooling the data is worth, without the longer walk.
-    Arm("centralised, 400 steps", pooled=True, local_steps=20, total_steps=TOTAL_STEPS // len(SITES)),
-    Arm("FedAvg"),
-    Arm("FedProx mu=0.001", proximal_mu=0.001),
+    Arm("centralised", pooled=True, batch_size=BATCH_SIZE * len(SITES)),
+    Arm("FedAvg", strategy="fedavg"),
+    Arm("FedProx mu=0.001"),
     Arm("FedProx mu=0.01", proximal_mu=0.01),
     Arm("FedProx mu=0.1", proximal_mu=0.1),
-    *(Arm(f"{site} alone", sites=(site,), pooled=True, local_steps=80) for site in SITES),
-    Arm("FedProx, each site's own normalisation", proximal_mu=0.001, shared_normalisation=False),
-    Arm("FedProx, optimizer state kept", proximal_mu=0.001, keep_optimizer=True),
-    Arm("FedProx, 5 local steps", proximal_mu=0.001, local_steps=5),
-    Arm("FedProx, 80 local steps", proximal_mu=0.001, local_steps=80),
-    Arm("FedProx, 50 % participation", proximal_mu=0.001, fraction_fit=0.5),
-    Arm("FedProx, one site with corrupt video", proximal_mu=0.001, corrupt="site-d"),
-    Arm("FedAvgM", strategy="fedavgm"),
-    Arm("FedAdam", strategy="fedadam"),
+    *(Arm(f"{site} alone", sites=(site,), pooled=True) for site in SITES),
+    Arm("FedProx, each site's own normalisation", shared_normalisation=False),
+    # What single choices do: one seed.
+    Arm("centralised, batches of one site", pooled=True, steps=STEPS * len(SITES), seeds=1),
+    Arm("FedProx, optimizer state kept", keep_optimizer=True, seeds=1),
+    Arm("FedProx, 5 local steps", local_steps=5, seeds=1),
+    Arm("FedProx, 80 local steps", local_steps=80, seeds=1),
+    Arm("FedProx, 50 % participation", fraction_fit=0.5, seeds=1),
+    Arm("FedProx, one site with corrupt video", corrupt="site-d", seeds=1),
+    Arm("FedAvgM", strategy="fedavgm", seeds=1),
+    Arm("FedAdam", strategy="fedadam", seeds=1),
 )

@@ -5,7 +5,6 @@ Flower's transport moves bytes and changes none (fp32 here), so it is left out t
 
 import hashlib
 import multiprocessing
-import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,12 +24,13 @@ from federation.statistics import Statistics
 from federation.wire import Header, Payload, open_payload, pack_tensors
 from server.aggregation import apply_update, make_aggregator, make_server_optimizer
 from server.evaluation import Evaluator
-from tests.benchmarks.study.arms import BATCH_SIZE, Arm
+from server.nodes import Node, sample_nodes
+from tests.benchmarks.study.arms import Arm
 
 __all__ = ["run_arm", "run_job"]
 
 _EVALUATIONS = 10  # over the run, besides the one before training
-_SERVER_RATES = {"fedprox": 1.0, "fedavgm": 0.3, "fedadam": 2e-3}
+_SERVER_RATES = {"fedprox": 1.0, "fedavg": 1.0, "fedavgm": 0.3, "fedadam": 2e-3}
 
 
 def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def _train(
 ) -> dict[str, Any]:
     curve: dict[str, list[float]] = {"steps": [], "policy_loss": [], "action_mse": []}
     optimizer = make_server_optimizer(config.aggregation, weights)
+    nodes = {i: Node(i, site, 0, 0, 0, (), {}) for i, site in enumerate(samples)}
     kept: dict[str, dict[str, Any]] = {}  # states of the sites' optimizers
     taken = skipped = 0
 
@@ -93,8 +94,7 @@ def _train(
     evaluate()
     pooled: TrainingComponents | None = None
     for round_ in range(1, arm.num_rounds + 1):
-        count = max(1, round(len(samples) * arm.fraction_fit))
-        sites = sorted(random.Random(f"{seed}/{round_}").sample(sorted(samples), count))
+        sites = [node.name for node in sample_nodes(nodes, config.federation, seed, round_)]
         aggregator = make_aggregator(
             config.aggregation, config.privacy, {n: w.shape for n, w in weights.items()}
         )
@@ -116,13 +116,13 @@ def _train(
                 load_trainable(policy, weights)
                 components.received = [weights[name].clone() for name in components.parameters]
             result = run_training_loop(components, round_, arm.num_rounds, lambda *_: None)
-            taken += arm.local_steps
             skipped += result.skipped_frames
             if arm.keep_optimizer:
                 kept[site] = components.optimizer.state_dict()
             if arm.pooled:
                 pooled = components
             aggregator.add(_as_received(result.update), result.num_examples)
+        taken += arm.local_steps
         apply_update(aggregator, weights, optimizer)
         if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
             evaluate()
@@ -135,10 +135,11 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
         {
             "run.seed": seed,
             "run.num_rounds": arm.num_rounds,
+            "federation.fraction_fit": arm.fraction_fit,
             "policy.size": "tiny",
             "training.local_steps": arm.local_steps,
-            "training.batch_size": BATCH_SIZE,
-            "training.proximal_mu": arm.proximal_mu,
+            "training.batch_size": arm.batch_size,
+            "training.proximal_mu": 0.0 if arm.pooled or arm.strategy == "fedavg" else arm.proximal_mu,
             "training.learning_rate": 2e-3,
             "training.min_learning_rate": 2e-4,
             "training.warmup_steps": 10,
