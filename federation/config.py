@@ -113,7 +113,7 @@ class TrainingConfig:
     warmup_steps: int = _setting(100, at_least=0)  # counted over the whole run, not each round
     weight_decay: float = _setting(1e-10, at_least=0)
     grad_clip_norm: float = _setting(10.0, above=0)
-    keep_optimizer: bool = _setting(False)  # AdamW's moments stay at the site from round to round
+    keep_optimizer: bool = _setting(True)  # AdamW's moments stay at the site from round to round
     num_workers: int = _setting(2, at_least=0)  # data loading processes on a SuperNode
 
 
