@@ -96,7 +96,7 @@ def setup_training_components(
     """Load `weights` into `policy` and build data loader, processor and optimizer around it.
 
     Args:
-        weights: the global trainable weights `w_t`, fp32 on the CPU.
+        weights: the global trainable weights `w_t`, fp32 on the CPU. Not copied: leave them as they are.
         statistics: the federation's normalisation.
         samples: this site's data set.
         seed: draws the order of the frames and, through torch's global generator, noise and time samples.
@@ -128,7 +128,7 @@ def setup_training_components(
         ),
         batches=iter(loader),
         parameters=parameters,
-        received=[p.detach().clone() for p in parameters.values()],
+        received=[weights[name].to(device) for name in parameters],
         config=settings,
         device=device,
     )

@@ -18,7 +18,7 @@ _DIGITS = 16
 
 
 def versions() -> dict[str, str]:
-    """What decides a run's figures: this app (a hash of its code), Python, the packages that are installed."""
+    """What decides a run's figures: this app (a hash of its code), Python, the packages it uses."""
     found = {_APP: _code_fingerprint(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -32,7 +32,8 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     """Raise a `FederationError` if a node would run other code; patch releases of packages may differ."""
     if theirs.get(_APP) != ours.get(_APP):
         raise FederationError(
-            f"it runs app {theirs.get(_APP, 'none')}, the server {ours.get(_APP)}: install the server's version"
+            f"it runs app {theirs.get(_APP, 'none')}, the server {ours.get(_APP)}: install the server's "
+            "version"
         )
     for package in _SAME:
         there, here = (found.get(package, "none") for found in (theirs, ours))
