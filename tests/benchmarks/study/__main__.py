@@ -42,6 +42,7 @@ def main() -> None:
         for arm in ARMS
         if seed < arm.seeds and (arm.name, seed) not in done
     ]
+    jobs.sort(key=lambda job: job[0].seeds == 1)  # what most depends on comes first
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for run in pool.imap_unordered(run_job, jobs):
             runs.append(run)

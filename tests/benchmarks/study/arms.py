@@ -25,11 +25,11 @@ class Arm:
     pooled: bool = False  # one learner that sees the data of all `sites`
     steps: int = STEPS
     batch_size: int = BATCH_SIZE
-    local_steps: int = 20
+    local_steps: int = 10
     strategy: str = "fedprox"
     proximal_mu: float = 0.001
     fraction_fit: float = 1.0
-    keep_optimizer: bool = False  # AdamW's moments from round to round, at each site
+    keep_optimizer: bool = True  # AdamW's moments from round to round, at each site
     shared_normalisation: bool = True
     corrupt: str = ""  # the site with a damaged video
     seeds: int = 3
@@ -50,9 +50,9 @@ ARMS = (
     Arm("FedProx, each site's own normalisation", shared_normalisation=False),
     # What single choices do: one seed.
     Arm("centralised, batches of one site", pooled=True, steps=STEPS * len(SITES), seeds=1),
-    Arm("FedProx, optimizer state kept", keep_optimizer=True, seeds=1),
+    Arm("FedProx, optimizer state reset", keep_optimizer=False, seeds=1),
     Arm("FedProx, 5 local steps", local_steps=5, seeds=1),
-    Arm("FedProx, 80 local steps", local_steps=80, seeds=1),
+    Arm("FedProx, 40 local steps", local_steps=40, seeds=1),
     Arm("FedProx, 50 % participation", fraction_fit=0.5, seeds=1),
     Arm("FedProx, one site with corrupt video", corrupt="site-d", seeds=1),
     Arm("FedAvgM", strategy="fedavgm", seeds=1),
