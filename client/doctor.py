@@ -1,6 +1,7 @@
 """The doctor: what would go wrong at this site, said before the first round.
 
-    python -m client.doctor --dataset DIR [--superlink HOST:PORT --ca FILE --key FILE] [--scratch DIR]
+    python -m client.doctor --dataset DIR [--full] [--superlink HOST:PORT --ca FILE --key FILE]
+                            [--scratch DIR]
 
 One line for each check: the level, the thing, its value and, where something is wrong, the fix. In a site's
 container the settings come from the environment (`FEDERATION_DATASET` and so on), so `doctor` alone does.
@@ -38,7 +39,7 @@ def main() -> int:
 def _examine(arguments: argparse.Namespace) -> Iterator[Check]:
     for root in _datasets(arguments.dataset):
         cameras = [name.strip() for name in arguments.cameras.split(",")]
-        yield from check_dataset(root, cameras, arguments.camera_names)
+        yield from check_dataset(root, cameras, arguments.camera_names, arguments.full)
     if arguments.scratch:
         yield from check_scratch(arguments.scratch)
     if arguments.key:
@@ -55,8 +56,8 @@ def _parse_arguments() -> argparse.Namespace:
     environment = os.environ.get
     parser = argparse.ArgumentParser(
         prog="doctor",
-        description="Say what would go wrong at this site. Each option can be given in the environment: "
-        "--dataset as FEDERATION_DATASET, and so on.",
+        description="Say what would go wrong at this site. Each option but --full can be given in the "
+        "environment: --dataset as FEDERATION_DATASET, and so on.",
     )
     parser.add_argument("--dataset", type=Path, default=environment("FEDERATION_DATASET"), metavar="DIR")
     parser.add_argument(
@@ -77,6 +78,7 @@ def _parse_arguments() -> argparse.Namespace:
         metavar="POLICY=OWN,...",
         help="this site's name for a camera of the run, where it cannot be told",
     )
+    parser.add_argument("--full", action="store_true", help="decode every frame of every video: minutes")
     arguments = parser.parse_args()
     if not arguments.dataset:
         parser.error("--dataset is missing: name the folder of a LeRobot v3 data set")
