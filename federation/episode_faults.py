@@ -87,7 +87,8 @@ def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks
             return f"{feature} is NaN or infinite in frame {bad[0]}"
     if len(bad := np.flatnonzero(~_near(own["timestamp"], numbers / fps))):
         first = bad[0]
-        return f"frame {first} is at {own['timestamp'][first]:.4f} s, must be {first}/{fps} s"
+        at = f"frame {first} is at {own['timestamp'][first]:.4f} s"
+        return f"{at}, by the fps of meta/info.json at {first}/{fps} s"
     known = (own["task_index"] >= 0) & (own["task_index"] < tasks)
     if not known.all():
         return f"frame {np.flatnonzero(~known)[0]} has a task that meta/tasks.parquet lacks"

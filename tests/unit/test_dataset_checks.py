@@ -108,7 +108,7 @@ def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
     check = _one(check_dataset(copy, CAMERAS), "data set")
     assert check.level == "error"
-    assert "the first is 1 (frame 10 is at 9.0000 s, must be 10/30 s)" in check.text
+    assert "the first is 1 (frame 10 is at 9.0000 s, by the fps of meta/info.json at 10/30 s)" in check.text
 
 
 def _wrist_video(root: Path) -> Path:
