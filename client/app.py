@@ -78,8 +78,8 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     description = describe_dataset(site.dataset)
     matched = check_fits(description, config.policy, str(site.dataset), site.cameras)
     cameras = spell_cameras(config.policy.camera_names, matched)
-    if description.left_out:
-        _log.warning("episodes left out, they hold NaN or infinity: %s", list(description.left_out))
+    for episode, why in description.left_out.items():
+        _log.warning("episode %d left out: %s", episode, why)
     _log.info(
         "joins with %d episodes, %d frames, cameras %s",
         len(description.usable_episodes),

@@ -8,7 +8,7 @@ anything.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import numpy as np
 
 from federation.cameras import match_cameras
 from federation.config import PolicyConfig
-from federation.dataset_tables import read_episodes, read_frames
+from federation.dataset_tables import read_episodes, read_frames, read_tasks
+from federation.episode_faults import find_faults, video_of_episode
 from federation.errors import DatasetError
-from federation.statistics import FEATURES, Statistics, statistics_of_frames, unusable_episodes
+from federation.statistics import FEATURES, Statistics, statistics_of_frames
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 
@@ -39,7 +40,7 @@ class DatasetDescription:
     state_dim: int
     action_dim: int
     statistics: Statistics  # without the episodes that are left out
-    left_out: tuple[int, ...]  # indices of episodes with a state or action that is NaN or infinite
+    left_out: Mapping[int, str]  # index of an episode that cannot be trained on -> why
 
     @property
     def usable_episodes(self) -> list[int]:
@@ -85,15 +86,13 @@ def describe_dataset(root: Path) -> DatasetDescription:
         raise DatasetError(f"data set {root}: meta/info.json lacks or garbles {error}") from None
     if episodes < 1 or frames < 1:
         raise DatasetError(f"data set {root}: holds {episodes} episodes and {frames} frames; record some")
-    _check_files(root, info)
+    rows = read_episodes(root)
+    _check_files(root, info, rows)
+    _check_totals(root, rows, episodes, frames)
     values = read_frames(root)
-    left_out = unusable_episodes(values)
+    left_out = find_faults(root, info, rows, values, len(read_tasks(root)))
     if len(left_out) > _MOST_LEFT_OUT * episodes:
-        raise DatasetError(
-            f"data set {root}: {len(left_out)} of {episodes} episodes hold a state or action that is NaN or "
-            f"infinite, the first is {left_out[0]}; more than {_MOST_LEFT_OUT:.0%} are refused, not left "
-            "out: delete them with lerobot-edit-dataset"
-        )
+        raise _too_many(root, left_out, episodes)
     return DatasetDescription(
         fps=fps,
         episodes=episodes,
@@ -142,6 +141,15 @@ def find_datasets(folder: Path) -> dict[str, Path]:
     raise DatasetError(f"no data set in {folder}: make it, or name a folder that holds LeRobot v3 data sets")
 
 
+def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> DatasetError:
+    first, why = next(iter(left_out.items()))
+    return DatasetError(
+        f"data set {root}: {len(left_out)} of {episodes} episodes cannot be trained on, the first is {first} "
+        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not left out: copy the data set again or "
+        "delete them with lerobot-edit-dataset"
+    )
+
+
 def _conversion(root: Path, version: str) -> str:
     if version == "v2.1":
         # Without --push-to-hub=false LeRobot's script uploads the recordings to the Hub.
@@ -166,17 +174,30 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _check_files(root: Path, info: dict[str, Any]) -> None:
+def _check_totals(root: Path, rows: Sequence[Mapping[str, Any]], episodes: int, frames: int) -> None:
+    """LeRobot takes the totals of meta/info.json for what there is."""
+    lengths = sum(row["length"] for row in rows)
+    if [row["episode_index"] for row in rows] != list(range(episodes)) or lengths != frames:
+        raise DatasetError(
+            f"data set {root}: meta/info.json has {episodes} episodes and {frames} frames, meta/episodes has "
+            f"{len(rows)} and {lengths}; copy the data set again"
+        )
+
+
+def _check_files(root: Path, info: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Every file the episodes name must be there, and this user must be allowed to read it."""
     video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
     needed = {"meta/tasks.parquet", "meta/stats.json"}
+    columns = {"episode_index", "length", "dataset_from_index"}
+    columns |= {f"videos/{key}/from_timestamp" for key in video_keys}
     try:
-        for row in read_episodes(root):
+        for row in rows:
+            if lacking := sorted(columns - row.keys()):
+                raise KeyError(lacking[0])
             chunk, file = row["data/chunk_index"], row["data/file_index"]
             needed.add(info["data_path"].format(chunk_index=chunk, file_index=file))
             for key in video_keys:
-                chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-                needed.add(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file))
+                needed.add(video_of_episode(info, row, key))
     except KeyError as error:
         raise DatasetError(f"data set {root}: meta/episodes lacks {error}; copy the data set again") from None
     missing = sorted(name for name in needed if not (root / name).is_file())

@@ -1,6 +1,5 @@
 """The tables of a LeRobot v3 data set as NumPy arrays, read without torch or LeRobot."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import numpy as np
 
 from federation.errors import DatasetError
 
-__all__ = ["read_episodes", "read_frames"]
+__all__ = ["read_episodes", "read_frames", "read_tasks"]
 
 _VECTORS = ("observation.state", "action")
-_COLUMNS = ("episode_index", *_VECTORS)
+_COLUMNS = ("episode_index", "frame_index", "index", "timestamp", "task_index", *_VECTORS)
 
 
 def read_episodes(root: Path) -> list[dict[str, Any]]:
@@ -36,8 +35,27 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_frames(root: Path, columns: Sequence[str] = _COLUMNS) -> dict[str, np.ndarray]:
-    """Columns of all frames, float64: state and action (frames, joints), all others (frames,).
+def read_tasks(root: Path) -> list[str]:
+    """The tasks, in the order in which frames number them.
+
+    Raises:
+        DatasetError: meta/tasks.parquet is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = root / "meta" / "tasks.parquet"
+    try:
+        table = pq.read_table(file)
+        # The text is the index of a data frame, under whatever name that had.
+        (text,) = [name for name in table.column_names if name != "task_index"]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _cannot_read(root, file, error) from None
+    return [str(task or "") for task in table[text].to_pylist()]
+
+
+def read_frames(root: Path) -> dict[str, np.ndarray]:
+    """All frames, float64: state and action (frames, joints), numbers and times (frames,).
 
     A missing value is NaN. Tens of milliseconds for fifty episodes.
 
@@ -51,14 +69,14 @@ def read_frames(root: Path, columns: Sequence[str] = _COLUMNS) -> dict[str, np.n
     for file in sorted((root / "data").glob("*/*.parquet")):
         try:
             # Without `partitioning` pyarrow would take folder names for columns.
-            table = pq.read_table(file, columns=list(columns), partitioning=None)
-            parts.append({name: _values(table, name) for name in columns})
+            table = pq.read_table(file, columns=list(_COLUMNS), partitioning=None)
+            parts.append({name: _values(table, name) for name in _COLUMNS})
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise _cannot_read(root, file, error) from None
     if not parts:
         raise DatasetError(f"data set {root}: no file in data/; copy the data set again")
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        return {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     except ValueError:
         raise DatasetError(f"data set {root}: files in data/ differ in their joints; record again") from None
 

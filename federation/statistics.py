@@ -5,20 +5,13 @@ mean of two medians is not the median of both (LeRobot's aggregation takes it fo
 distribution at `SKETCH_POINTS` equal steps of rank beside them, and quantiles are merged from those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from federation.errors import WireError
 
-__all__ = [
-    "FEATURES",
-    "SKETCH",
-    "Statistics",
-    "check_statistics",
-    "statistics_of_frames",
-    "unusable_episodes",
-]
+__all__ = ["FEATURES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
 
 Statistics = dict[str, dict[str, np.ndarray]]
 """Feature -> name -> float64: "mean", "std", "min", "max" (6,), "count" (1,), and of a site
@@ -30,24 +23,14 @@ SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/25
 _MOMENTS = ("mean", "std", "min", "max")
 
 
-def unusable_episodes(frames: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """Indices of the episodes in which a state or action is NaN or infinite.
-
-    Args:
-        frames: as `read_frames` gives them.
-    """
-    bad = ~np.logical_and.reduce([np.isfinite(frames[feature]).all(axis=1) for feature in FEATURES])
-    return tuple(int(episode) for episode in np.unique(frames["episode_index"][bad]))
-
-
-def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Sequence[int] = ()) -> Statistics:
+def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[int] = ()) -> Statistics:
     """The statistics of both features, in float64; deviations are the population's.
 
     Args:
         frames: as `read_frames` gives them.
         without: indices of episodes that do not count.
     """
-    used = ~np.isin(frames["episode_index"], without)
+    used = ~np.isin(frames["episode_index"], list(without))
     return {feature: _statistics(frames[feature][used].astype(np.float64)) for feature in FEATURES}
 
 

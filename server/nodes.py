@@ -49,7 +49,7 @@ class Node:
     frames: int  # of these
     cameras: tuple[str, ...]
     statistics: Statistics
-    left_out: int = 0  # episodes that hold NaN or infinity
+    left_out: int = 0  # episodes that cannot be trained on
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
 

@@ -3,8 +3,10 @@
 A coloured square follows a sine; the joints follow it too, so there is something to learn.
 """
 
+from collections.abc import Container
 from pathlib import Path
 
+import av
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -64,6 +66,16 @@ def record_dataset(
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def blank_frames(video: Path, frames: Container[int]) -> None:
+    """Zero the packets of `frames` (in their stored order): they are there, but cannot be decoded."""
+    content = bytearray(video.read_bytes())
+    with av.open(str(video)) as container:
+        for index, packet in enumerate(container.demux(video=0)):
+            if packet.size and index in frames:
+                content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    video.write_bytes(content)
 
 
 def _pose(t: int, frames: int, phases: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from federation.config import PolicyConfig
@@ -25,6 +26,11 @@ def copy(data: Path, tmp_path: Path) -> Path:
 def _change_info(root: Path, **changes: object) -> None:
     file = root / "meta" / "info.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _drop_column(root: Path, name: str) -> None:
+    (file,) = (root / "meta" / "episodes").rglob("*.parquet")
+    pq.write_table(pq.read_table(file, partitioning=None).drop_columns([name]), file)
 
 
 def test_it_tells_what_lerobot_recorded(data: Path) -> None:
@@ -50,6 +56,14 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         (lambda d: _change_info(d, codebase_version="v2.0"), "convert it to v2.1 with an older LeRobot"),
         (lambda d: _change_info(d, features={}), "lacks or garbles 'observation.state'"),
         (lambda d: _change_info(d, total_episodes=0), "holds 0 episodes"),
+        (
+            lambda d: _change_info(d, total_frames=127),
+            "meta/info.json has 3 episodes and 127 frames, meta/episodes has 3 and 120",
+        ),
+        (lambda d: _change_info(d, total_episodes=4), "has 4 episodes and 120 frames, meta/episodes has 3"),
+        (lambda d: _drop_column(d, "videos/observation.images.top/from_timestamp"), "lacks 'videos/obs"),
+        (lambda d: _drop_column(d, "length"), "meta/episodes lacks 'length'"),
+        (lambda d: (d / "meta/tasks.parquet").write_bytes(b"x" * 100), "meta/tasks.parquet cannot be read"),
         (
             lambda d: (d / "meta/tasks.parquet").unlink(),
             "1 files are missing, the first is meta/tasks.parquet",

@@ -1,28 +1,24 @@
-import json
 import re
 import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from certs.issue import issue_all
-from client import doctor
-from client.doctor import Check, check_ca, check_dataset, check_key, check_scratch, check_superlink, main
-from tests.synthetic import record_dataset
-
-CAMERAS = ("top", "wrist")
+from client import connection_checks, machine_checks
+from client.check import Check
+from client.connection_checks import check_superlink
+from client.doctor import main
+from client.machine_checks import check_ca, check_device, check_key, check_scratch
 
 
 @pytest.fixture(scope="module")
@@ -32,145 +28,10 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def copy(data: Path, tmp_path: Path) -> Path:
-    """A data set of this test alone, to be damaged."""
-    return Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
-
-
 def _one(checks: list[Check], what: str) -> Check:
     found = [check for check in checks if check.what == what]
     assert len(found) == 1, checks
     return found[0]
-
-
-def _rewrite(root: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    """Change columns of the data set's table in place."""
-    (file,) = (root / "data").glob("*/*.parquet")
-    table = pq.read_table(file)
-    columns = {name: np.array(table[name].to_pylist()) for name in ("timestamp", "action")}
-    change(columns)
-    for name, values in columns.items():
-        index = table.column_names.index(name)
-        column = pa.array(values.tolist(), table.schema.field(name).type)
-        table = table.set_column(index, table.schema.field(name), column)
-    pq.write_table(table, file)
-
-
-def test_a_good_data_set_passes_every_check(data: Path) -> None:
-    checks = check_dataset(data / "site-a", CAMERAS)
-    assert {check.level for check in checks} == {"ok"}
-    assert [check.what for check in checks] == [
-        *("data set", "cameras", "timestamps", "state", "action", "video top", "video wrist")
-    ]
-    assert "3 episodes, 120 frames, 30 fps" in checks[0].text
-
-
-def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
-    (check,) = check_dataset(tmp_path, CAMERAS)
-    assert check.level == "error"
-    assert "no meta/info.json there" in check.text
-
-
-def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
-    check = _one(check_dataset(data / "site-a", ("top", "front")), "cameras")
-    assert check.level == "warning"
-    assert "top, front=none (recorded: top, wrist); only a run with policy.empty_cameras = 1" in check.text
-    check = _one(check_dataset(data / "site-a", ("side", "front")), "cameras")
-    assert check.level == "error"
-    assert "lacks the camera side, front (it has top, wrist)" in check.text
-
-
-def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
-    check = _one(check_dataset(data / "site-a", ("side", "wrist"), {"side": "top"}), "cameras")
-    assert check.level == "ok"
-    assert "side=top, wrist (recorded: top, wrist)" in check.text
-
-
-def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
-    root = record_dataset(tmp_path / "site", episodes=5)
-    _rewrite(root, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    checks = check_dataset(root, CAMERAS)
-    assert "nan" not in _one(checks, "action").text
-    check = _one(checks, "episodes")
-    assert check.level == "warning"
-    assert "1 episodes are left out, they hold NaN: 1; delete" in check.text
-
-
-def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
-    _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    check = _one(check_dataset(copy, CAMERAS), "data set")
-    assert check.level == "error"
-    assert "1 of 3 episodes hold a state or action that is NaN or infinite, the first is 1" in check.text
-
-
-@pytest.mark.parametrize(
-    ("factor", "level", "text"),
-    [
-        (20, "error", "-1200.0 to 1200.0: no joint"),
-        (1 / 60, "warning", "radians"),
-        (0, "warning", "did not move"),
-    ],
-)
-def test_actions_no_arm_can_do_are_told(copy: Path, factor: float, level: str, text: str) -> None:
-    _rewrite(copy, lambda columns: columns["action"].__imul__(factor))
-    check = _one(check_dataset(copy, CAMERAS), "action")
-    assert check.level == level
-    assert text in check.text
-
-
-def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
-    _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
-    check = _one(check_dataset(copy, CAMERAS), "timestamps")
-    assert check.level == "error"
-    assert (
-        "1 of 120 frames are not at frame / 30 fps, the first is frame 10 of episode 1 at 9.0" in check.text
-    )
-
-
-@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
-def test_a_damaged_video_is_named(copy: Path, damage: str) -> None:
-    file = copy / "videos" / "observation.images.wrist" / "chunk-000" / "file-000.mp4"
-    content = file.read_bytes()
-    noise = np.random.default_rng(0).bytes(len(content))
-    file.write_bytes({"cut": content[: len(content) // 2], "noise": noise, "empty": b""}[damage])
-    checks = check_dataset(copy, CAMERAS)
-    check = _one(checks, "video wrist")
-    assert check.level == "error"
-    assert re.search(r"file-000.mp4: episode \d cannot be decoded", check.text)
-    assert _one(checks, "video top").level == "ok"
-
-
-def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
-    (file,) = (copy / "data").glob("*/*.parquet")
-    file.write_bytes(file.read_bytes()[:-40])
-    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "data set").text
-
-
-def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:
-    (file,) = (copy / "data").glob("*/*.parquet")
-    pq.write_table(pq.read_table(file).slice(0, 100), file)
-    assert "100 rows in data/, 120 frames in meta" in _one(check_dataset(copy, CAMERAS), "frames").text
-
-
-def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:
-    info = json.loads((copy / "meta" / "info.json").read_text())
-    info["features"]["observation.images.wrist"]["dtype"] = "image"
-    (copy / "meta" / "info.json").write_text(json.dumps(info))
-    check = _one(check_dataset(copy, CAMERAS), "video wrist")
-    assert check.level == "warning"
-    assert "prefer video" in check.text
-
-
-def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(root: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(doctor, "describe_dataset", denied)
-    (check,) = check_dataset(data / "site-a", CAMERAS)
-    assert check.level == "error"
-    assert "Permission denied" in check.text
-    assert "SITE_UID" in check.text
 
 
 def test_scratch_is_made_written_to_and_left_clean(tmp_path: Path) -> None:
@@ -331,7 +192,7 @@ def test_each_way_not_to_reach_superlink_has_its_own_message(
     with _server(tmp_path / "future") as port:
         assert "not valid yet" in _last("127.0.0.1", port, tmp_path / "future" / "superlink" / "ca.crt")
 
-    monkeypatch.setattr(doctor, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(connection_checks, "_CONNECT_SECONDS", 0.3)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         assert "no TLS answer in 0 s" in _last("127.0.0.1", silent.getsockname()[1], ca)
 
@@ -358,7 +219,7 @@ def test_a_port_that_drops_packets_is_told_as_a_timeout(certs: Path, monkeypatch
 
 
 def test_the_device_is_named_or_the_cpu_warned_of() -> None:
-    (check,) = doctor.check_device()
+    (check,) = check_device()
     assert check.level in ("ok", "warning")
     assert "GB free" in check.text or "CPU cores" in check.text or "MPS" in check.text
 
@@ -375,8 +236,8 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "_WARN_FREE_GB", 0)
-    monkeypatch.setattr(doctor, "_MIN_FREE_GB", 0)
+    monkeypatch.setattr(machine_checks, "_WARN_FREE_GB", 0)
+    monkeypatch.setattr(machine_checks, "_MIN_FREE_GB", 0)
     keys = certs / "sites" / "site-a"
     site = ["--scratch", str(tmp_path), "--key", str(keys / "node.key"), "--ca", str(keys / "ca.crt")]
     with _server(certs, _health(datetime.now(UTC))) as port:

@@ -4,6 +4,7 @@ import torch
 from federation.config import EvaluationConfig
 from federation.errors import DatasetError
 from server.evaluation import Evaluator, _fixed_draw
+from tests.synthetic import blank_frames
 
 
 def _evaluator(policy, statistics, data, **settings) -> Evaluator:
@@ -75,6 +76,6 @@ def test_a_data_set_without_a_readable_frame_is_named(policy, weights, statistic
 
     shutil.copytree(data / "holdout", tmp_path / "holdout")
     for video in (tmp_path / "holdout").rglob("*.mp4"):
-        video.write_bytes(b"")
+        blank_frames(video, range(10**6))
     with pytest.raises(DatasetError, match="evaluation data set holdout: no frame can be decoded"):
         _evaluator(policy, statistics, tmp_path).evaluate(weights)

@@ -17,7 +17,6 @@ from federation.statistics import (
     Statistics,
     check_statistics,
     statistics_of_frames,
-    unusable_episodes,
 )
 from server.export import save_policy_folder
 
@@ -83,11 +82,10 @@ def test_a_joint_that_never_moves_is_not_divided_by_zero() -> None:
     assert merged["mean"][3] == pytest.approx(94.0)
 
 
-def test_episodes_that_hold_what_is_no_number_do_not_count() -> None:
+def test_episodes_that_are_left_out_do_not_count() -> None:
     values = np.arange(24.0).reshape(4, 6)
     values[2, 1], values[3, 0] = np.nan, 1e9
     frames = {"episode_index": np.array([0, 0, 7, 7]), **dict.fromkeys(FEATURES, values)}
-    assert unusable_episodes(frames) == (7,)
     statistics = statistics_of_frames(frames, without=(7,))["action"]
     assert statistics["count"].tolist() == [2.0]
     assert statistics["max"].tolist() == values[1].tolist()

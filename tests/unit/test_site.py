@@ -15,7 +15,7 @@ import yaml
 
 from certs.authority import CertificateError
 from certs.issue import issue_all
-from client.doctor import check_superlink
+from client.connection_checks import check_superlink
 from server import admission, site
 from server.cluster import LocalCluster
 from server.control import ControlError

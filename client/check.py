@@ -1,0 +1,26 @@
+"""One line of the doctor's table, and what its checks share."""
+
+from dataclasses import dataclass
+
+__all__ = ["Check", "days_check", "one_line"]
+
+_WARN_DAYS = 14
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: `level` is "ok", "warning" or "error"; `text` has the value and the fix."""
+
+    level: str
+    what: str
+    text: str
+
+
+def days_check(what: str, text: str, left: float, fix: str) -> Check:
+    """A warning with `fix` if a certificate has few days left."""
+    return Check("warning", what, f"{text}; {fix}") if left < _WARN_DAYS else Check("ok", what, text)
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, short enough for the table."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

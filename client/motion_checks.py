@@ -1,0 +1,132 @@
+"""The doctor's look at how the arm moves: jumps, frozen joints, episodes that are short or there twice.
+
+None of it keeps a data set from training, and an unusual task may be recorded just so: all are warnings. The
+limits are set to stay silent on a quick hand: SO-100's servos turn 270 degrees a second at most.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from client.check import Check
+from federation.statistics import FEATURES
+
+__all__ = ["check_motion"]
+
+Episodes = Mapping[int, Mapping[str, np.ndarray]]
+
+_JUMP_PER_SECOND = 1500.0  # degrees, or hundredths of the range: 50 from one frame to the next at 30 fps
+_JUMP_FACTOR = 6.0  # and so many times what the joint does in all but 5 % of the frames
+_STILL = 0.5  # a joint that moves by less in all episodes is never used; a servo's tick is 0.09 degrees
+_COMMANDED = 20.0  # a joint that does not move while its action moves by more does not follow
+_STUCK_SECONDS, _SHORT_SECONDS = 1.0, 1.0
+_MOST_NAMED = 3
+_STATE, _ACTION = FEATURES
+
+
+def check_motion(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
+    """Warnings, or one line that there is nothing to warn of.
+
+    Args:
+        episodes: as `split_episodes` gives them, without those that are left out.
+        joints: their names, in the order of state and action.
+        command: shows an episode if its index is put after it.
+    """
+    found = [
+        *_check_jumps(episodes, joints, fps, command),
+        *_check_frozen(episodes, joints, fps, command),
+        *_check_unused(episodes, joints),
+        *_check_duplicates(episodes, command),
+        *_check_short(episodes, fps),
+    ]
+    return found or [Check("ok", "motion", "no jumps, no frozen joints, no episode short or there twice")]
+
+
+def _check_jumps(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
+    checks = []
+    for feature in FEATURES:
+        steps = {index: np.abs(np.diff(own[feature], axis=0)) for index, own in episodes.items()}
+        # The row of zeros is for a data set in which no frame has a next one.
+        usual = np.percentile(np.concatenate([np.zeros((1, len(joints))), *steps.values()]), 95, axis=0)
+        limit = np.maximum(_JUMP_PER_SECOND / fps, _JUMP_FACTOR * usual)
+        jumped = {index: step for index, step in steps.items() if (step > limit).any()}
+        if not jumped:
+            continue
+        worst = max(jumped, key=lambda index: float((jumped[index] / limit).max()))
+        frame, joint = np.unravel_index((jumped[worst] / limit).argmax(), jumped[worst].shape)
+        before, after = episodes[worst][feature][[frame, frame + 1], joint]
+        jumps = sum(int((step > limit).sum()) for step in jumped.values())
+        text = (
+            f"{feature.rpartition('.')[2]}: {jumps} jumps in episodes {_name(list(jumped))}, the largest: "
+            f"{joints[joint]} from {before:.1f} to {after:.1f} at frame {frame + 1} of episode {worst}"
+        )
+        checks.append(Check("warning", "jumps", f"{text}; {_fix(command, worst)}"))
+    return checks
+
+
+def _check_frozen(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
+    """A joint that reads the same for a second or more while it is told to move."""
+    frozen = []
+    for index, own in episodes.items():
+        for joint, name in enumerate(joints):
+            first, length = _longest_stretch(own[_STATE][:, joint])
+            # A gripper that holds a thing stands still however hard it is told to close.
+            least = len(own[_STATE]) if "gripper" in name else _STUCK_SECONDS * fps
+            if length >= least and np.ptp(own[_ACTION][first : first + length, joint]) > _COMMANDED:
+                value = own[_STATE][first, joint]
+                frozen.append((index, f"{name} at {value:.1f} for {length} frames from frame {first}"))
+    if not frozen:
+        return []
+    worst, text = frozen[0]
+    text = f"{len(frozen)} times a joint does not follow its action, first {text} of episode {worst}"
+    return [Check("warning", "frozen", f"{text}; check its servo and cable; {_fix(command, worst)}")]
+
+
+def _check_unused(episodes: Episodes, joints: Sequence[str]) -> list[Check]:
+    checks = []
+    for joint, name in enumerate(joints):
+        values = [own[feature][:, joint] for own in episodes.values() for feature in FEATURES]
+        if np.ptp(np.concatenate(values)) < _STILL:
+            text = f"{name} stays at {values[0][0]:.1f} in every frame of every episode"
+            checks.append(Check("warning", "frozen", f"{text}; if the task needs it, check its servo"))
+    return checks
+
+
+def _check_duplicates(episodes: Episodes, command: str) -> list[Check]:
+    seen: dict[str, int] = {}
+    twice = []
+    for index, own in episodes.items():
+        digest = hashlib.sha256(own[_STATE].tobytes() + own[_ACTION].tobytes()).hexdigest()
+        if (first := seen.setdefault(digest, index)) != index:
+            twice.append((index, first))
+    if not twice:
+        return []
+    pairs = ", ".join(f"{index} is {first}" for index, first in twice[:_MOST_NAMED])
+    text = f"{len(twice)} episodes have the same states and actions as another: {pairs}"
+    return [Check("warning", "duplicates", f"{text}; they count twice; {_fix(command, twice[0][0])}")]
+
+
+def _check_short(episodes: Episodes, fps: int) -> list[Check]:
+    short = [index for index, own in episodes.items() if len(own[_STATE]) < _SHORT_SECONDS * fps]
+    if not short:
+        return []
+    text = f"{len(short)} episodes are shorter than {_SHORT_SECONDS:.0f} s: {_name(short)}"
+    return [Check("warning", "short", f"{text}; delete them if nothing happens in them")]
+
+
+def _longest_stretch(values: np.ndarray) -> tuple[int, int]:
+    """First frame and length of the longest stretch of one value."""
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1])
+    lengths = np.diff(np.append(starts, len(values)))
+    longest = lengths.argmax()
+    return int(starts[longest]), int(lengths[longest])
+
+
+def _name(episodes: Sequence[int]) -> str:
+    more = ", ..." if len(episodes) > _MOST_NAMED else ""
+    return ", ".join(map(str, episodes[:_MOST_NAMED])) + more
+
+
+def _fix(command: str, episode: int) -> str:
+    return f"look at it: {command} {episode}; or delete it with lerobot-edit-dataset"

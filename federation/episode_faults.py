@@ -1,0 +1,134 @@
+"""Which episodes of a data set cannot be trained on, and why.
+
+Both sides ask this before they open a data set, a site in every round: so only tables and the packets of the
+videos are read (150,000 packets a second), nothing is decoded. What is damaged inside a packet is found by
+training, which leaves single frames out, and by the doctor.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from federation.statistics import FEATURES
+
+__all__ = ["find_faults", "lacking_frames", "split_episodes", "video_of_episode"]
+
+_TIMESTAMP_TOLERANCE_SECONDS = 1e-4  # LeRobot's own: past it LeRobot refuses to load the frame
+_MOST_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
+
+Frames = Mapping[str, np.ndarray]
+
+
+def find_faults(
+    root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], frames: Frames, tasks: int
+) -> dict[int, str]:
+    """Index of an episode -> why it cannot be trained on; the others can.
+
+    Args:
+        info: what meta/info.json holds.
+        rows: as `read_episodes` gives them.
+        frames: as `read_frames` gives them.
+        tasks: how many there are.
+    """
+    own = split_episodes(frames)
+    faults = {}
+    times: dict[Path, np.ndarray] = {}
+    for row in rows:
+        episode = int(row["episode_index"])
+        fault = _fault_in_tables(row, own.get(episode), int(info["fps"]), tasks)
+        fault = fault or _fault_in_videos(root, info, row, times)
+        if fault:
+            faults[episode] = fault
+    return faults
+
+
+def split_episodes(frames: Frames) -> dict[int, dict[str, np.ndarray]]:
+    """The frames of each episode, by its index, in the order in which they are stored."""
+    order = np.argsort(frames["episode_index"], kind="stable")
+    episodes, starts = np.unique(frames["episode_index"][order], return_index=True)
+    parts = {name: np.split(values[order], starts[1:]) for name, values in frames.items()}
+    return {
+        int(episode): {name: part[i] for name, part in parts.items()}
+        for i, episode in enumerate(episodes)
+        if np.isfinite(episode)
+    }
+
+
+def video_of_episode(info: Mapping[str, Any], row: Mapping[str, Any], key: str) -> str:
+    """The video of the camera `key` in which the episode of `row` lies."""
+    chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
+    return str(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number))
+
+
+def lacking_frames(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str) -> int:
+    """How many frames of the episode of `row` a video lacks that has frames at `times` (seconds, sorted)."""
+    wanted = row[f"videos/{key}/from_timestamp"] + np.arange(row["length"]) / fps
+    there = np.append(times, np.inf)  # past the end comes nothing
+    nearest = there[np.searchsorted(times, wanted - _TIMESTAMP_TOLERANCE_SECONDS)]
+    return int((~_near(nearest, wanted)).sum())
+
+
+def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks: int) -> str:
+    if not row["length"]:
+        return "it is empty"
+    length = len(own["index"]) if own else 0
+    if not own or length != row["length"]:
+        return f"data/ has {length} of its {row['length']} frames"
+    numbers = np.arange(length)
+    if not (
+        np.array_equal(own["frame_index"], numbers)
+        and np.array_equal(own["index"], row["dataset_from_index"] + numbers)
+    ):
+        return "its frames are not numbered one after the other"
+    for feature in FEATURES:
+        if len(bad := np.flatnonzero(~np.isfinite(own[feature]).all(axis=1))):
+            return f"{feature} is NaN or infinite in frame {bad[0]}"
+    if len(bad := np.flatnonzero(~_near(own["timestamp"], numbers / fps))):
+        first = bad[0]
+        at = f"frame {first} is at {own['timestamp'][first]:.4f} s"
+        return f"{at}, by the fps of meta/info.json at {first}/{fps} s"
+    known = (own["task_index"] >= 0) & (own["task_index"] < tasks)
+    if not known.all():
+        return f"frame {np.flatnonzero(~known)[0]} has a task that meta/tasks.parquet lacks"
+    return ""
+
+
+def _fault_in_videos(
+    root: Path, info: Mapping[str, Any], row: Mapping[str, Any], times: dict[Path, np.ndarray]
+) -> str:
+    """Several episodes share a file: `times` keeps what is known of it."""
+    for key, feature in info["features"].items():
+        if feature["dtype"] != "video":
+            continue
+        file = root / video_of_episode(info, row, key)
+        if file not in times:
+            times[file] = _frame_times(file)
+        lacking = lacking_frames(times[file], info["fps"], row, key)
+        if lacking > _MOST_LACKING * row["length"]:
+            return f"{file.relative_to(root)} lacks {lacking} of its {row['length']} frames"
+    return ""
+
+
+def _frame_times(file: Path) -> np.ndarray:
+    """The times of the whole frames in a video, in seconds, sorted; none if it cannot be opened."""
+    import av
+
+    av.logging.set_level(av.logging.PANIC)  # what FFmpeg would print of a damaged file, the fault says
+    ticks, second = [], 1.0
+    try:
+        with av.open(str(file)) as container:
+            stream = container.streams.video[0]
+            second = float(stream.time_base or 1)
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is not None and not packet.is_corrupt:
+                    ticks.append(packet.pts)
+    except (av.FFmpegError, OSError, IndexError):
+        pass  # what was read before counts
+    return np.sort(np.array(ticks, np.float64)) * second
+
+
+def _near(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """NaN is near nothing."""
+    return np.abs(times - wanted) <= _TIMESTAMP_TOLERANCE_SECONDS

@@ -1,0 +1,207 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from client import dataset_checks
+from client.check import Check
+from client.dataset_checks import check_dataset
+from tests.synthetic import blank_frames, record_dataset
+
+CAMERAS = ("top", "wrist")
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    """A data set of this test alone, to be damaged."""
+    return Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+
+
+def _one(checks: list[Check], what: str) -> Check:
+    found = [check for check in checks if check.what == what]
+    assert len(found) == 1, checks
+    return found[0]
+
+
+def _rewrite(root: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Change columns of the data set's table in place."""
+    (file,) = (root / "data").glob("*/*.parquet")
+    table = pq.read_table(file)
+    columns = {name: np.array(table[name].to_pylist()) for name in ("timestamp", "action")}
+    change(columns)
+    for name, values in columns.items():
+        index = table.column_names.index(name)
+        column = pa.array(values.tolist(), table.schema.field(name).type)
+        table = table.set_column(index, table.schema.field(name), column)
+    pq.write_table(table, file)
+
+
+def test_a_good_data_set_passes_every_check(data: Path) -> None:
+    checks = check_dataset(data / "site-a", CAMERAS)
+    assert {check.level for check in checks} == {"ok"}
+    assert [check.what for check in checks] == [
+        *("data set", "cameras", "tasks", "state", "action", "motion", "video top", "video wrist")
+    ]
+    assert "3 episodes, 120 frames, 30 fps" in checks[0].text
+
+
+def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
+    (check,) = check_dataset(tmp_path, CAMERAS)
+    assert check.level == "error"
+    assert "no meta/info.json there" in check.text
+
+
+def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
+    check = _one(check_dataset(data / "site-a", ("top", "front")), "cameras")
+    assert check.level == "warning"
+    assert "top, front=none (recorded: top, wrist); only a run with policy.empty_cameras = 1" in check.text
+    check = _one(check_dataset(data / "site-a", ("side", "front")), "cameras")
+    assert check.level == "error"
+    assert "lacks the camera side, front (it has top, wrist)" in check.text
+
+
+def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
+    check = _one(check_dataset(data / "site-a", ("side", "wrist"), {"side": "top"}), "cameras")
+    assert check.level == "ok"
+    assert "side=top, wrist (recorded: top, wrist)" in check.text
+
+
+def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
+    root = record_dataset(tmp_path / "site", episodes=5)
+    _rewrite(root, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
+    checks = check_dataset(root, CAMERAS)
+    assert "nan" not in _one(checks, "action").text
+    check = _one(checks, "episodes")
+    assert check.level == "warning"
+    assert "1 of 5 are left out (1: action is NaN or infinite in frame 5); copy" in check.text
+
+
+def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
+    _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
+    check = _one(check_dataset(copy, CAMERAS), "data set")
+    assert check.level == "error"
+    assert "1 of 3 episodes cannot be trained on, the first is 1 (action is NaN or infinite" in check.text
+
+
+@pytest.mark.parametrize(
+    ("factor", "level", "text"),
+    [
+        (20, "error", "-1200.0 to 1200.0: no joint"),
+        (1 / 60, "warning", "radians"),
+        (0, "warning", "did not move"),
+    ],
+)
+def test_actions_no_arm_can_do_are_told(copy: Path, factor: float, level: str, text: str) -> None:
+    _rewrite(copy, lambda columns: columns["action"].__imul__(factor))
+    check = _one(check_dataset(copy, CAMERAS), "action")
+    assert check.level == level
+    assert text in check.text
+
+
+def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
+    _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
+    check = _one(check_dataset(copy, CAMERAS), "data set")
+    assert check.level == "error"
+    assert "the first is 1 (frame 10 is at 9.0000 s, by the fps of meta/info.json at 10/30 s)" in check.text
+
+
+def _wrist_video(root: Path) -> Path:
+    return root / "videos" / "observation.images.wrist" / "chunk-000" / "file-000.mp4"
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_a_lost_video_is_named(copy: Path, damage: str) -> None:
+    file = _wrist_video(copy)
+    content = file.read_bytes()
+    noise = np.random.default_rng(0).bytes(len(content))
+    file.write_bytes({"cut": content[: len(content) // 2], "noise": noise, "empty": b""}[damage])
+    check = _one(check_dataset(copy, CAMERAS), "data set")
+    assert check.level == "error"
+    assert re.search(
+        r"of 3 episodes cannot .* \d \(videos/.*wrist/.*lacks \d+ of its 40 frames\)", check.text
+    )
+
+
+def test_a_damaged_frame_that_is_sampled_is_named(copy: Path) -> None:
+    blank_frames(_wrist_video(copy), range(50, 80))
+    checks = check_dataset(copy, CAMERAS)
+    check = _one(checks, "video wrist")
+    assert check.level == "error"
+    assert "file-000.mp4: episode 1 cannot be decoded" in check.text
+    assert _one(checks, "video top").level == "ok"
+
+
+@pytest.mark.parametrize(("damaged", "level"), [(range(52, 56), "warning"), (range(42, 78), "error")])
+def test_a_damaged_frame_between_the_samples_is_found_by_a_full_look(
+    copy: Path, damaged: range, level: str
+) -> None:
+    blank_frames(_wrist_video(copy), damaged)
+    assert _one(check_dataset(copy, CAMERAS, full=True), "video top").text.endswith(
+        "all 120 frames of 3 episodes decoded"
+    )
+    check = _one(check_dataset(copy, CAMERAS, full=True), "video wrist")
+    assert check.level == level
+    found = re.search(r"(\d+) of 120 frames cannot be decoded: (\d+) of episode 1; training", check.text)
+    assert found, check.text
+    assert int(found[1]) == int(found[2]) >= len(damaged)
+
+
+def test_a_task_without_text_is_told(copy: Path) -> None:
+    pq.write_table(pa.table({"task_index": [0, 1], "task": ["pick", " "]}), copy / "meta" / "tasks.parquet")
+    check = _one(check_dataset(copy, CAMERAS), "tasks")
+    assert check.level == "warning"
+    assert "1 of 2 tasks have no text, the first is 1" in check.text
+
+
+def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -> None:
+    _rewrite(copy, lambda columns: columns["action"][50:].__setitem__((slice(None), 2), 99.0))
+    check = _one(check_dataset(copy, CAMERAS), "jumps")
+    assert check.level == "warning"
+    assert f"--repo-id local/site-a --root {copy} --episode-index 1; or delete it" in check.text
+    assert "elbow_flex" in check.text
+
+
+def test_joints_without_names_are_numbered(copy: Path) -> None:
+    _rewrite(copy, lambda columns: columns["action"][50:].__setitem__((slice(None), 2), 99.0))
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    info["features"]["action"]["names"] = None
+    (copy / "meta" / "info.json").write_text(json.dumps(info))
+    assert "joint 2 from" in _one(check_dataset(copy, CAMERAS), "jumps").text
+
+
+def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
+    (file,) = (copy / "data").glob("*/*.parquet")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "data set").text
+
+
+def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:
+    (file,) = (copy / "data").glob("*/*.parquet")
+    pq.write_table(pq.read_table(file).slice(0, 100), file)
+    assert "2 (data/ has 20 of its 40 frames)" in _one(check_dataset(copy, CAMERAS), "data set").text
+
+
+def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    info["features"]["observation.images.wrist"]["dtype"] = "image"
+    (copy / "meta" / "info.json").write_text(json.dumps(info))
+    check = _one(check_dataset(copy, CAMERAS), "video wrist")
+    assert check.level == "warning"
+    assert "prefer video" in check.text
+
+
+def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(root: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(dataset_checks, "describe_dataset", denied)
+    (check,) = check_dataset(data / "site-a", CAMERAS)
+    assert check.level == "error"
+    assert "Permission denied" in check.text
+    assert "SITE_UID" in check.text
