@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from federation.config import EvaluationConfig
-from federation.errors import DatasetError
+from federation.errors import DatasetError, FederationError
 from server.evaluation import Evaluator, _fixed_draw
 
 
@@ -48,6 +48,12 @@ def test_action_mse_is_in_the_units_of_the_data_set(policy, weights, statistics,
     mse = _evaluator(policy, statistics, data).evaluate(weights)["action_mse"]
     variance = float((statistics["action"]["std"] ** 2).mean())
     assert variance / 2 < mse < variance * 10
+
+
+def test_weights_that_have_diverged_end_the_run_in_words(policy, weights, statistics, data) -> None:
+    ruined = {name: torch.full_like(w, 1e30) for name, w in weights.items()}
+    with pytest.raises(FederationError, match=r"holdout: policy loss is nan.* the weights have diverged"):
+        _evaluator(policy, statistics, data).evaluate(ruined)
 
 
 def test_totals_are_weighted_by_frames(policy, weights, statistics, data) -> None:
