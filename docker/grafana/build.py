@@ -14,6 +14,8 @@ _SOURCE = {"type": "prometheus", "uid": "prometheus"}
 _WIDTH = 24  # columns of Grafana's grid
 _GAP_MILLISECONDS = 300_000  # lines are drawn through a restart of the exporter, not through an outage
 
+_NARROW = {"minWidth": 60}  # Grafana's 150 pixels a column push the last ones out of sight
+
 Query = tuple[str, str]  # PromQL, legend
 Panel = dict[str, Any]
 
@@ -34,7 +36,7 @@ def _panel(
     decimals: int | None = None,
     thresholds: dict[str, Any] | None = None,
     mappings: Sequence[dict[str, Any]] = (),
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float | None] | None = None,
     custom: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     overrides: Sequence[dict[str, Any]] = (),
@@ -44,7 +46,7 @@ def _panel(
     if decimals is not None:
         defaults["decimals"] = decimals
     if limits is not None:
-        defaults |= {"min": limits[0], "max": limits[1]}
+        defaults |= {"min": limits[0]} | ({} if limits[1] is None else {"max": limits[1]})
     defaults["thresholds"] = thresholds or _steps((None, "blue"))
     defaults["color"] = {"mode": "thresholds" if kind in ("stat", "bargauge") else "palette-classic"}
     if custom:
@@ -150,7 +152,7 @@ def _table(
         texts: labels that are shown as columns too; one query only has them.
     """
     queries = [(query, "") for _, query, _ in columns]
-    panel = _panel("table", title, queries, instant=True, custom={"minWidth": 60}, **rest)
+    panel = _panel("table", title, queries, instant=True, custom=_NARROW, **rest)
     # A query without a title is there for its labels only.
     names = {f"Value #{chr(ord('A') + i)}": title for i, (title, _, _) in enumerate(columns) if title}
     panel["transformations"] = [
@@ -266,7 +268,7 @@ def _presence(selector: str = "") -> str:
 
 def _labels(title: str, metric: str, labels: Sequence[str], **rest: Any) -> Panel:
     """The labels of one series as a table of one row."""
-    panel = _panel("table", title, [(metric, "")], instant=True, **rest)
+    panel = _panel("table", title, [(metric, "")], instant=True, custom=_NARROW, **rest)
     panel["transformations"] = [{"id": "filterFieldsByName", "options": {"include": {"names": list(labels)}}}]
     return panel
 
@@ -551,6 +553,7 @@ def site() -> dict[str, Any]:
                             ),
                         ],
                         decimals=2,
+                        overrides=[_dashed("mean of all"), _dashed("mean + std", (2, 6))],
                     ),
                     _lines(
                         "Inside the round: loss of the newest step",
@@ -581,6 +584,7 @@ def site() -> dict[str, Any]:
                         "Peak memory of the device",
                         [('federation_node_device_memory_bytes{node="$node"}', "peak")],
                         unit="decbytes",
+                        limits=(0, None),
                         decimals=1,
                     ),
                     _lines(
@@ -594,13 +598,19 @@ def site() -> dict[str, Any]:
             (
                 6,
                 [
-                    _lines(
-                        "Frames",
-                        [
-                            ('federation_node_examples_total{node="$node"}', "trained on"),
-                            ('federation_node_skipped_frames_total{node="$node"}', "could not be decoded"),
-                        ],
-                        decimals=0,
+                    _wide(
+                        _lines(
+                            "Frames",
+                            [
+                                ('federation_node_examples_total{node="$node"}', "trained on"),
+                                (
+                                    'federation_node_skipped_frames_total{node="$node"}',
+                                    "could not be decoded",
+                                ),
+                            ],
+                            decimals=0,
+                        ),
+                        8,
                     ),
                     _bars(
                         "Refused updates",
