@@ -220,6 +220,7 @@ def _answer(
         private = str(site.dataset)
         logs.speak_as(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
+        logs.speak_as(run=config.run.name or None)
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", required=True, help="the site's name")
     parser.add_argument("--scratch", type=Path, required=True, help="the SuperNode's scratch folder")
     parser.add_argument("--port", type=int, default=9401)
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (a container's own network)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, without TLS")
     options = parser.parse_args(arguments)
     configure()
     if not options.scratch.is_dir():

@@ -31,10 +31,13 @@ def _counter(name: str, text: str, *labels: str) -> MetricSpec:
     return MetricSpec(f"federation_{name}_total", text, labels, "counter")
 
 
+_RUN_LABELS = ("run", "policy", "aggregation", "download", "upload", "privacy")
+_NODE_LABELS = ("node", "device", "cameras", "python", "flwr", "lerobot", "torch")
+
 GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     "The run": (
         _gauge("record_readable", "1 if there is a run and its record can be read"),
-        _gauge("run_info", "1, with the run that is shown", "run", "policy", "aggregation"),
+        _gauge("run_info", "1, with the run that is shown and how it is set up", *_RUN_LABELS),
         _gauge("run_state", "1 for the state the run is in: running, finished, failed", "state"),
         _gauge("run_start_timestamp_seconds", "When the run started or was last resumed"),
         _gauge("last_event_timestamp_seconds", "When something was last written to the run's record"),
@@ -74,6 +77,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _gauge("missing_nodes", "Nodes without a reply in the newest complete round"),
         _gauge("refused_nodes", "Nodes whose reply was refused in the newest complete round"),
         _counter("joins_refused", "Nodes refused when they joined"),
+        _gauge("shut_out_nodes", "Nodes refused or left out that have not joined again"),
     ),
     "One node, from its newest update": (
         _gauge("node_round", "Newest round with an update of the node", "node"),
@@ -85,8 +89,13 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _gauge("node_phase_seconds", "Seconds of the round by phase", "node", "phase"),
         _gauge("node_device_memory_bytes", "Peak memory: the GPU's, or the process's without one", "node"),
         _gauge("node_device_busy_ratio", "Share of training time not spent waiting for data", "node"),
+    ),
+    "One node, as it joined": (
+        _gauge("node_info", "1, with what the node runs on and the cameras it feeds", *_NODE_LABELS),
         _gauge("node_episodes", "Episodes the node trains on", "node"),
+        _gauge("node_left_out_episodes", "Episodes left out, they hold NaN or infinity", "node"),
         _gauge("node_frames", "Frames the node trains on", "node"),
+        _gauge("node_fps", "Frames a second of its recordings", "node"),
     ),
     "One node, over the run": (
         _counter("node_updates", "Good updates", "node"),
@@ -94,8 +103,10 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _counter("node_skipped_frames", "Frames that could not be decoded", "node"),
         _counter("node_transferred_bytes", "Encoded weights (down) and updates (up)", "node", "direction"),
         _counter("node_missed_rounds", "Rounds without a reply before the deadline", "node"),
-        _counter("node_refused_updates", "Refused replies; reasons below", "node", "reason"),
+        _counter("node_refused_updates", "Refused replies by reason", "node", "reason"),
         _gauge("node_absent_rounds", "Newest rounds in a row that the node should have answered", "node"),
+        _gauge("node_left_out", "1 after three refusals in a row, until it joins again", "node"),
+        _gauge("node_privacy_epsilon", "Privacy spent; +Inf: unbounded, or beyond a million", "node"),
         _gauge("node_last_seen_timestamp_seconds", "Newest heartbeat or reply", "node"),
     ),
     "Infrastructure": (
@@ -103,7 +114,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _gauge("superlink_up", "1 if SuperLink answered when last asked; only with --superlink"),
         _gauge("superlink_response_seconds", "How long SuperLink took to answer"),
         _gauge("superlink_nodes", "Registered SuperNodes by status", "status"),
-        _gauge("superlink_runs", "Runs SuperLink knows by status", "status"),
+        _gauge("superlink_runs", "The newest thousand runs of SuperLink by status", "status"),
         _gauge("node_online", "1 if the SuperNode sends heartbeats", "node"),
         _gauge("certificate_expiry_timestamp_seconds", "When a certificate expires", "certificate"),
         _gauge("disk_free_bytes", "Free space where runs are recorded"),

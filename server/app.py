@@ -88,7 +88,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     from server.adaptation import is_spike
     from server.checkpoints import Checkpoints
     from server.delivery import Delivery
-    from server.evaluation import Evaluator
+    from server.evaluation import DivergedError, Evaluator
     from server.rounds import run_round
 
     delivery = endings.enter_context(Delivery(policy, config, record))
@@ -119,12 +119,16 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
-            evaluation = evaluator.evaluate(model.evaluated)
-            policy_loss = evaluation["policy_loss"]
-            entry["seconds"]["evaluate"] = evaluation["seconds"]
-            if math.isfinite(policy_loss):
+            policy_loss = math.inf
+            try:
+                evaluation = evaluator.evaluate(model.evaluated)
+            except DivergedError as error:
+                _log.error("%s", error)
+            else:
+                policy_loss = evaluation["policy_loss"]
                 record.evaluated(round_, evaluation)
                 entry["evaluation"] = evaluation
+                entry["seconds"]["evaluate"] = evaluation["seconds"]
             if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
                 entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
                 policy_loss = None  # of weights that are gone

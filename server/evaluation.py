@@ -7,6 +7,7 @@ difference between two rounds is a difference between two models.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,14 +24,18 @@ from federation.cameras import match_cameras
 from federation.config import EvaluationConfig
 from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
 from federation.dataset_description import describe_dataset
-from federation.errors import DatasetError
+from federation.errors import DatasetError, FederationError
 from federation.logs import get_logger
 from federation.policy import autocast, build_processors, load_trainable
 from federation.statistics import Statistics
 
-__all__ = ["Evaluator"]
+__all__ = ["DivergedError", "Evaluator"]
 
 _log = get_logger("server.evaluation")
+
+
+class DivergedError(FederationError):
+    """The policy loss or the action error of the weights is NaN or infinite, which no record could hold."""
 
 
 class Evaluator:
@@ -73,11 +78,19 @@ class Evaluator:
 
         Raises:
             DatasetError: not one frame of a data set can be decoded.
+            DivergedError: a figure is NaN or infinite.
         """
         started = time.monotonic()
         load_trainable(self._policy, weights)
         self._policy.eval()
         by_dataset = {name: self._evaluate_dataset(name) for name in self._datasets}
+        for name, result in by_dataset.items():
+            if not math.isfinite(result["policy_loss"] + result["action_mse"]):
+                raise DivergedError(
+                    f"evaluation data set {name}: policy loss is {result['policy_loss']}, action MSE "
+                    f"{result['action_mse']}: the weights have diverged; "
+                    "lower training.learning_rate"
+                )
         frames = sum(result["frames"] for result in by_dataset.values())
         return {
             **{

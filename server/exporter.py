@@ -8,11 +8,13 @@ on where they were.
 """
 
 import argparse
+import math
 import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -30,8 +32,16 @@ from server.superlink_state import SuperLinkState, SuperLinkWatch
 __all__ = ["Exporter", "main"]
 
 _STATES = ("running", "finished", "failed")
+_PACKAGES = ("python", "flwr", "lerobot", "torch")
 _SPREADS = ("policy_loss", "proximal_loss", "grad_norm")
 _NODE_FIGURES = ("policy_loss", "proximal_loss", "grad_norm", "update_norm", "device_memory_bytes")
+_RUN_INFO = {
+    "policy": "policy.size",
+    "aggregation": "aggregation.method",
+    "download": "wire.download",
+    "upload": "wire.upload",
+    "privacy": "privacy.mode",
+}
 _log = get_logger("server.exporter")
 
 
@@ -51,6 +61,7 @@ class Exporter:
         self._versions = versions()
         self._follower: RunFollower | None = None
         self._lock = threading.Lock()  # Prometheus may scrape while a person looks
+        self._said: dict[str, str] = {}  # thing -> what is wrong with it: said once, not at every scrape
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; without a readable run only those of the infrastructure."""
@@ -81,16 +92,23 @@ class Exporter:
             if not files:
                 return None
             folder = max(files, key=lambda file: file.stat().st_mtime).parent
-            if self._follower is None or self._follower.folder != folder:
+            if not (self._follower and self._follower.folder == folder and self._follower.is_current()):
                 self._follower = RunFollower(folder)
-            return self._follower.catch_up()
-        except (OSError, ValueError) as error:
-            _log.warning("the newest run in %s cannot be read: %s", self._outputs, error)
+            totals = self._follower.catch_up()
+        except (OSError, ValueError, TypeError) as error:
+            self._warn("the newest run's record", error)
             self._follower = None
             return None
+        self._said.pop("the newest run's record", None)
+        return totals
+
+    def _warn(self, thing: str, error: Exception) -> None:
+        if self._said.get(thing) != str(error):
+            _log.warning("%s cannot be read: %s", thing, error)
+            self._said[thing] = str(error)
 
     def _add_machine(self, samples: Samples) -> None:
-        labels = {name: self._versions.get(name, "") for name in ("python", "flwr", "lerobot", "torch")}
+        labels = {name: self._versions.get(name, "") for name in _PACKAGES}
         samples.add("build_info", 1, **labels)
         disk = os.statvfs(self._outputs)
         samples.add("disk_free_bytes", disk.f_bavail * disk.f_frsize)
@@ -99,16 +117,17 @@ class Exporter:
             try:
                 certificate = x509.load_pem_x509_certificate(file.read_bytes())
             except (OSError, ValueError) as error:
-                _log.warning("certificate %s cannot be read: %s", file, error)
+                self._warn(f"certificate {file}", error)
                 continue
+            self._said.pop(f"certificate {file}", None)
             expiry = certificate.not_valid_after_utc.timestamp()
             samples.add("certificate_expiry_timestamp_seconds", expiry, certificate=file.stem)
 
 
 def _add_run(samples: Samples, run: RunTotals, name: str) -> None:
     config = run.config
-    policy, aggregation = config.get("policy.size", ""), config.get("aggregation.method", "")
-    samples.add("run_info", 1, run=name, policy=str(policy), aggregation=str(aggregation))
+    labels = {label: str(config[key]) for label, key in _RUN_INFO.items()}
+    samples.add("run_info", 1, run=name, **labels)
     for state in _STATES:
         samples.add("run_state", run.status == state, state=state)
     samples.add("run_start_timestamp_seconds", run.started)
@@ -141,7 +160,7 @@ def _add_learning(samples: Samples, run: RunTotals) -> None:
         samples.add("policy_loss_best", run.best)
     if run.evaluation is not None:
         samples.add("evaluated_round", run.evaluation["round"])
-        results = {"all": run.evaluation, **run.evaluation.get("datasets", {})}
+        results = {**run.evaluation.get("datasets", {}), "all": run.evaluation}
         for dataset, result in results.items():
             samples.add("policy_loss", result["policy_loss"], dataset=dataset)
             samples.add("action_mse", result["action_mse"], dataset=dataset)
@@ -158,6 +177,7 @@ def _add_participants(samples: Samples, run: RunTotals) -> None:
     samples.add("nodes_joined", len(run.nodes))
     samples.add("sampled_nodes", run.sampled)
     samples.add("joins_refused", run.joins_refused)
+    samples.add("shut_out_nodes", run.shut_out)
     if run.newest:
         samples.add("participants", len(run.newest["clients"]))
         samples.add("missing_nodes", len(run.newest["missing"]))
@@ -165,8 +185,9 @@ def _add_participants(samples: Samples, run: RunTotals) -> None:
 
 
 def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> None:
-    samples.add("node_episodes", node.facts["episodes"], node=name)
-    samples.add("node_frames", node.facts["frames"], node=name)
+    _add_facts(samples, name, node.facts)
+    samples.add("node_left_out", node.left_out, node=name)
+    samples.add("node_privacy_epsilon", _epsilon(run, name), node=name)
     samples.add("node_updates", node.updates, node=name)
     samples.add("node_examples", node.examples, node=name)
     samples.add("node_skipped_frames", node.skipped_frames, node=name)
@@ -189,6 +210,26 @@ def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> 
         samples.add("node_steps_per_second", steps / train_seconds, node=name)
         waiting = node.newest.get("data_seconds", 0.0)
         samples.add("node_device_busy_ratio", 1 - waiting / train_seconds, node=name)
+
+
+def _add_facts(samples: Samples, name: str, facts: dict[str, Any]) -> None:
+    """What the node said when it joined; the record of an older release lacks some of it."""
+    installed = facts.get("versions", {})
+    labels = {package: installed.get(package, "") for package in _PACKAGES}
+    cameras = ", ".join(facts.get("cameras", []))
+    samples.add("node_info", 1, node=name, device=facts.get("device", ""), cameras=cameras, **labels)
+    samples.add("node_episodes", facts["episodes"], node=name)
+    samples.add("node_left_out_episodes", facts.get("left_out", 0), node=name)
+    samples.add("node_frames", facts["frames"], node=name)
+    if "fps" in facts:
+        samples.add("node_fps", facts["fps"], node=name)
+
+
+def _epsilon(run: RunTotals, node: str) -> float:
+    if run.config["privacy.mode"] == "none":
+        return math.inf
+    spent = run.newest["privacy"]["epsilon"].get(node, 0.0) if run.newest else 0.0
+    return math.inf if spent is None else spent
 
 
 def _add_last_seen(samples: Samples, run: RunTotals | None, superlink: SuperLinkState | None) -> None:
@@ -218,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Export the newest run's figures to Prometheus.")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--port", type=int, default=9400)
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (a container's own network)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, without TLS")
     parser.add_argument("--superlink", metavar="HOST:PORT", help="SuperLink's state is exported too")
     parser.add_argument("--ca", type=Path, help="certificate that SuperLink is verified with")
     parser.add_argument(

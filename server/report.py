@@ -24,6 +24,7 @@ from server.round_phases import PHASES, round_phases
 
 __all__ = ["write_report"]
 
+_SOFTWARE = ("torch", "lerobot", "flwr", "python")
 _STYLE = """
 :root { --ink: #1f2328; --quiet: #656d76; --line: #d8dee4; --good: #1a7f37; --bad: #b00020 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 66rem; margin: 2rem auto;
@@ -81,22 +82,27 @@ def write_report(folder: Path) -> Path:
         figure.savefig(vector, format="svg", metadata={"Date": None})
         images[name] = vector.getvalue()
     report = folder / "report.html"
-    page = _page(metrics, images, _refused_joins(folder), simulation_section(metrics, folder))
+    page = _page(metrics, images, _shut_out(folder), simulation_section(metrics, folder))
     report.write_text(page, encoding="utf-8")
     return report
 
 
-def _refused_joins(folder: Path) -> list[str]:
-    """Why nodes were turned away when they joined; only the events hold that."""
+def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
+    """Node, what and why of those turned away when they joined or left out later; only the events hold it."""
     try:
-        lines = (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines()
+        text = (folder / EVENTS_FILE).read_text(encoding="utf-8")
     except OSError:
         return []
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed server leaves half a line
     # Only these lines are parsed: those of rounds are long, and there may be thousands.
-    return [json.loads(line)["reason"] for line in lines if '"event": "node_refused"' in line]
+    events = [json.loads(line) for line in lines if '"event": "node_' in line]
+    what = {"node_refused": "refused to join", "node_left_out": "left out"}
+    return [(e.get("node", ""), what[e["event"]], e["reason"]) for e in events if e["event"] in what]
 
 
-def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list[str], simulated: str) -> str:
+def _page(
+    metrics: dict[str, Any], images: dict[str, bytes], shut_out: list[tuple[str, str, str]], simulated: str
+) -> str:
     name, status = html.escape(metrics["run"]), metrics["status"]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -113,6 +119,7 @@ def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list
         _rounds(metrics["rounds"]),
         "<h2>Nodes</h2>",
         _nodes(metrics),
+        _facts(metrics),
         '<div class="columns">',
         _figure(images["client_losses"], "Policy loss while training, on each node's own data."),
         _figure(images["update_norm"], "Size of the updates and of the change they made together."),
@@ -124,7 +131,7 @@ def _page(metrics: dict[str, Any], images: dict[str, bytes], refused_joins: list
         _bytes(metrics),
         "</div>",
         "<h2>Faults</h2>",
-        _faults(metrics, refused_joins),
+        _faults(metrics, shut_out),
         '<div class="columns"><section><h2>Configuration</h2>',
         _configuration(metrics["config"]),
         "</section><section><h2>Environment of the server</h2>",
@@ -197,10 +204,12 @@ def _rounds(rounds: list[dict[str, Any]]) -> str:
 
 
 def _nodes(metrics: dict[str, Any]) -> str:
-    header = ["node", "cameras", "episodes", "frames", "rounds", "trained on", "skipped"]
-    header += ["last loss", "steps/s", "busy", "peak memory", "missed", "refused"]
+    header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
+    header += ["missed", "refused"]
+    spent = metrics["rounds"][-1].get("privacy", {}).get("epsilon", {}) if metrics["rounds"] else {}
+    header += ["epsilon"] if spent else []
     rows = []
-    for name, facts in sorted(metrics["nodes"].items()):
+    for name in sorted(metrics["nodes"]):
         rounds = metrics["rounds"]
         updates = [entry["clients"][name] for entry in rounds if name in entry["clients"]]
         last = updates[-1] if updates else {}
@@ -208,9 +217,6 @@ def _nodes(metrics: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
-                _Text(", ".join(facts["cameras"])),
-                facts["episodes"],
-                facts["frames"],
                 len(updates),
                 sum(update["num_examples"] for update in updates),
                 sum(update.get("skipped_frames", 0) for update in updates),
@@ -220,6 +226,31 @@ def _nodes(metrics: dict[str, Any]) -> str:
                 _size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
                 sum(name in entry["missing"] for entry in rounds) or "",
                 sum(name in entry["refused"] for entry in rounds) or "",
+            ]
+        )
+        if spent:
+            value = spent.get(name, 0.0)
+            rows[-1].append("beyond a million" if value is None else f"{value:.2f}")
+    return _table(header, rows)
+
+
+def _facts(metrics: dict[str, Any]) -> str:
+    """What each node said when it joined; the record of an older release lacks some of it."""
+    header = ["node", "device", "software", "cameras", "episodes", "left out", "frames", "frames/s"]
+    rows = []
+    for name, facts in sorted(metrics["nodes"].items()):
+        installed = facts.get("versions", {})
+        software = [f"{package} {installed[package]}" for package in _SOFTWARE if package in installed]
+        rows.append(
+            [
+                name,
+                _Text(facts.get("device", "")),
+                _Text(", ".join(software)),
+                _Text(", ".join(facts["cameras"])),
+                facts["episodes"],
+                facts.get("left_out") or "",
+                facts["frames"],
+                facts.get("fps", ""),
             ]
         )
     return _table(header, rows)
@@ -250,7 +281,7 @@ def _bytes(metrics: dict[str, Any]) -> str:
     return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
 
 
-def _faults(metrics: dict[str, Any], refused_joins: list[str]) -> str:
+def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
     """What went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
     for entry in metrics["rounds"]:
@@ -258,7 +289,7 @@ def _faults(metrics: dict[str, Any], refused_joins: list[str]) -> str:
         faults += [(name, "refused", why) for name, why in entry["refused"].items()]
         for fault in faults:
             rounds.setdefault(fault, []).append(entry["round"])
-    rows = [[_Text(""), _Text("refused to join"), _Text(reason), _Text("")] for reason in refused_joins]
+    rows = [[*map(_Text, fault), _Text("")] for fault in dict.fromkeys(shut_out)]
     rows += [
         [
             _Text("server"),

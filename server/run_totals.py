@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from federation.config import RunConfig, flatten
 from federation.logs import get_logger
 from server.records import EVENTS_FILE
 from server.round_phases import PHASES, round_phases
@@ -60,7 +61,13 @@ class NodeTotals:
     missed_rounds: int = 0
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSALS, 0))
     absent_rounds: int = 0
+    left_out: bool = False
     last_seen: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """Flower's, under which a refusal to join is recorded."""
+        return str(self.facts.get("node_id", ""))
 
 
 @dataclass
@@ -78,6 +85,7 @@ class RunTotals:
     rounds: int = 0  # how many were completed, those done again included
     rounds_aggregated: int = 0
     joins_refused: int = 0
+    refused_ids: set[str] = field(default_factory=set)  # Flower's ids of nodes that may not join
     evaluations: int = 0
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     baseline: float | None = None
@@ -93,12 +101,21 @@ class RunTotals:
         if handler is not None:
             handler(event)
 
+    @property
+    def shut_out(self) -> int:
+        """Nodes that were refused or left out and have not joined again; one may be both."""
+        left_out = {node.id or name for name, node in self.nodes.items() if node.left_out}
+        return len(self.refused_ids | left_out)
+
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
 
     def _on_run_resumed(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
         self.round = event["after_round"]
+        self.refused_ids.clear()  # the new ServerApp asks every node anew
+        for node in self.nodes.values():
+            node.left_out = False
 
     def _on_rolled_back(self, event: dict[str, Any]) -> None:
         self.status, self.round_in_progress, self.round = "failed", 0, event["to_round"]
@@ -110,11 +127,18 @@ class RunTotals:
         self.status, self.round_in_progress = "failed", 0
 
     def _on_node_joined(self, event: dict[str, Any]) -> None:
+        _ = event["episodes"], event["frames"]  # a line without them is none: it raises KeyError
         node = self.nodes.setdefault(event["node"], NodeTotals(event))
-        node.facts, node.last_seen, node.absent_rounds = event, event["time"], 0
+        node.facts, node.last_seen, node.absent_rounds, node.left_out = event, event["time"], 0, False
+        self.refused_ids.discard(node.id)
 
-    def _on_node_refused(self, _: dict[str, Any]) -> None:
+    def _on_node_refused(self, event: dict[str, Any]) -> None:
+        self.refused_ids.add(event["node_id"])
         self.joins_refused += 1
+
+    def _on_node_left_out(self, event: dict[str, Any]) -> None:
+        if node := self.nodes.get(event["node"]):
+            node.left_out = True
 
     def _on_round_started(self, event: dict[str, Any]) -> None:
         self.round_started, self.round_in_progress = event["time"], event["round"]
@@ -175,8 +199,14 @@ class RunFollower:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._position = 0
+        self._events = folder / EVENTS_FILE
+        self._inode, self._position = self._events.stat().st_ino, 0
         self.totals = RunTotals(self._config())
+
+    def is_current(self) -> bool:
+        """Whether the file followed is still there: a run moved away may have a successor of its name."""
+        file = self._events.stat()
+        return file.st_ino == self._inode and file.st_size >= self._position
 
     def catch_up(self) -> RunTotals:
         """Fold in what was appended since the last call.
@@ -192,14 +222,16 @@ class RunFollower:
                     self.totals.config = self._config()
             except (ValueError, KeyError, TypeError) as error:
                 # A server killed while it wrote leaves half a line; what a resumed one writes is whole again.
-                _log.warning("%s: a line is left out (%r)", self.folder / EVENTS_FILE, error)
+                _log.warning("%s: a line is left out (%r)", self._events, error)
         return self.totals
 
     def _config(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+        """What an older release did not know yet has its default."""
+        recorded = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return flatten(RunConfig()) | dict(recorded)
 
     def _new_lines(self) -> Iterator[bytes]:
-        with (self.folder / EVENTS_FILE).open("rb") as file:
+        with self._events.open("rb") as file:
             file.seek(self._position)
             for line in file:
                 if not line.endswith(b"\n"):

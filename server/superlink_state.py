@@ -4,6 +4,7 @@ Flower's command line starts a Python process for each question, 1.5 s of a core
 in this process instead, without the interceptor that ends the process on a version mismatch.
 """
 
+import ssl
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,8 @@ from federation.logs import get_logger
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
 
 _SECONDS_BETWEEN_QUESTIONS = 15.0
+_TIMEOUT_SECONDS = 5.0  # Flower's own 30 would show a SuperLink that hangs as up for as long
+_MOST_RUNS = 1000  # Flower's own 20 are the newest
 # A node is online until two heartbeat intervals after its last heartbeat (flwr.supercore.constant).
 _HEARTBEATS_BEFORE_OFFLINE = 2
 _log = get_logger("server.superlink_state")
@@ -28,6 +31,7 @@ class SuperLinkState:
     """One answer. Times are Unix seconds by SuperLink's clock."""
 
     up: bool
+    error: str = ""  # why it is not
     response_seconds: float = 0.0
     nodes: dict[str, int] = field(default_factory=dict)  # status -> count
     runs: dict[str, int] = field(default_factory=dict)  # status -> count
@@ -39,18 +43,21 @@ def ask_superlink(address: str, ca_certificate: bytes) -> SuperLinkState:
     """Ask the SuperLink at `address` ("host:port") over TLS; any failure is an answer too: not up."""
     started = time.monotonic()
     try:
-        client = ControlHttpClient.from_server_address(
-            address, insecure=False, root_certificates=ca_certificate, interceptors=[]
-        )
+        trust = ssl.create_default_context(cadata=ca_certificate.decode("ascii"))
+        client = ControlHttpClient(f"https://{address}", verify=trust, timeout=_TIMEOUT_SECONDS)
         try:
             nodes = list(client.ListNodes(ListNodesRequest()).nodes_info)
-            runs = list(client.ListRuns(ListRunsRequest()).run_dict.values())
+            runs = list(client.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict.values())
         finally:
             client.close()
     except Exception as error:  # whatever keeps SuperLink from answering, the exporter must go on
-        _log.warning("SuperLink at %s does not answer: %s", address, error)
-        return SuperLinkState(up=False)
-    named = {node.name: node for node in nodes if node.name and node.status != "unregistered"}
+        return SuperLinkState(up=False, error=str(error) or type(error).__name__)
+    # A site that was given a new key has two nodes of its name: the one heard of last is it.
+    named = {
+        node.name: node
+        for node in sorted(nodes, key=lambda node: node.online_until)
+        if node.name and node.status != "unregistered"
+    }
     return SuperLinkState(
         up=True,
         response_seconds=time.monotonic() - started,
@@ -70,10 +77,19 @@ class SuperLinkWatch:
 
     def __init__(self, address: str, ca_certificate: Path) -> None:
         self._address, self._ca = address, ca_certificate.read_bytes()
-        self.state = ask_superlink(self._address, self._ca)
+        self.state = SuperLinkState(up=True)
+        self.look()
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def look(self) -> None:
+        """Ask now; a change from up to down or back is logged, not every answer."""
+        before, self.state = self.state, ask_superlink(self._address, self._ca)
+        if before.up and not self.state.up:
+            _log.warning("SuperLink at %s does not answer: %s", self._address, self.state.error)
+        elif self.state.up and not before.up:
+            _log.info("SuperLink at %s answers again", self._address)
 
     def _watch(self) -> None:
         while True:
             time.sleep(_SECONDS_BETWEEN_QUESTIONS)
-            self.state = ask_superlink(self._address, self._ca)
+            self.look()

@@ -137,6 +137,9 @@ def round_scalars(entry: Mapping[str, Any]) -> dict[str, float]:
         for figure in _NODE_FIGURES:
             if figure in metrics:
                 scalars[f"client_{figure}/{name}"] = metrics[figure]
+    for name, epsilon in entry.get("privacy", {}).get("epsilon", {}).items():
+        if epsilon is not None:  # beyond a million
+            scalars[f"privacy_epsilon/{name}"] = epsilon
     if "evaluation" in entry:
         scalars |= evaluation_scalars(entry["evaluation"])
     return scalars

@@ -12,6 +12,9 @@ from typing import Any
 FOLDER = Path(__file__).parent / "dashboards"
 _SOURCE = {"type": "prometheus", "uid": "prometheus"}
 _WIDTH = 24  # columns of Grafana's grid
+_GAP_MILLISECONDS = 300_000  # lines are drawn through a restart of the exporter, not through an outage
+
+_NARROW = {"minWidth": 60}  # Grafana's 150 pixels a column push the last ones out of sight
 
 Query = tuple[str, str]  # PromQL, legend
 Panel = dict[str, Any]
@@ -33,7 +36,7 @@ def _panel(
     decimals: int | None = None,
     thresholds: dict[str, Any] | None = None,
     mappings: Sequence[dict[str, Any]] = (),
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float | None] | None = None,
     custom: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     overrides: Sequence[dict[str, Any]] = (),
@@ -43,7 +46,7 @@ def _panel(
     if decimals is not None:
         defaults["decimals"] = decimals
     if limits is not None:
-        defaults |= {"min": limits[0], "max": limits[1]}
+        defaults |= {"min": limits[0]} | ({} if limits[1] is None else {"max": limits[1]})
     defaults["thresholds"] = thresholds or _steps((None, "blue"))
     defaults["color"] = {"mode": "thresholds" if kind in ("stat", "bargauge") else "palette-classic"}
     if custom:
@@ -78,7 +81,8 @@ def _stat(title: str, expression: str, legend: str = "", **rest: Any) -> Panel:
         "textMode": "auto",
         "justifyMode": "center",
     }
-    return _panel("stat", title, [(expression, legend)], options=options, **rest)
+    # Of this moment: the last value of an hour would show a run as running long after its exporter died.
+    return _panel("stat", title, [(expression, legend)], options=options, instant=True, **rest)
 
 
 def _lines(title: str, queries: Sequence[Query], *, stacked: bool = False, **rest: Any) -> Panel:
@@ -86,7 +90,7 @@ def _lines(title: str, queries: Sequence[Query], *, stacked: bool = False, **res
         "lineWidth": 2,
         "fillOpacity": 70 if stacked else 0,
         "showPoints": "never",
-        "spanNulls": False,
+        "spanNulls": _GAP_MILLISECONDS,
         "lineInterpolation": "stepAfter",  # a round's figure holds until the next round's
         "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
     }
@@ -104,7 +108,7 @@ def _bars(title: str, expression: str, legend: str, **rest: Any) -> Panel:
         "displayMode": "basic",
         "showUnfilled": True,
     }
-    return _panel("bargauge", title, [(expression, legend)], options=options, **rest)
+    return _panel("bargauge", title, [(expression, legend)], options=options, instant=True, **rest)
 
 
 def _map(values: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
@@ -116,29 +120,51 @@ def _map(values: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
     return [{"type": "value", "options": entries}]
 
 
-def _dashed(name: str) -> dict[str, Any]:
-    style = {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [6, 6]}}
-    return {"matcher": {"id": "byName", "options": name}, "properties": [style]}
+def _override(name: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "matcher": {"id": "byName", "options": name},
+        "properties": [{"id": key, "value": value} for key, value in properties.items()],
+    }
 
 
-def _table(title: str, columns: Sequence[tuple[str, str, dict[str, Any]]], label: str, **rest: Any) -> Panel:
-    """One row a value of `label`, one column a query: (title, PromQL, field properties)."""
-    panel = _panel("table", title, [(query, "") for _, query, _ in columns], instant=True, **rest)
-    names = {f"Value #{chr(ord('A') + i)}": title for i, (title, _, _) in enumerate(columns)}
+def _dashed(name: str, dash: Sequence[int] = (6, 6)) -> dict[str, Any]:
+    """A line told apart without its colour; it is drawn over a stack, not into it."""
+    return _override(
+        name,
+        {
+            "custom.lineStyle": {"fill": "dash", "dash": list(dash)},
+            "custom.stacking": {"mode": "none", "group": "A"},
+            "custom.fillOpacity": 0,
+        },
+    )
+
+
+def _table(
+    title: str,
+    columns: Sequence[tuple[str, str, dict[str, Any]]],
+    label: str,
+    texts: Sequence[str] = (),
+    **rest: Any,
+) -> Panel:
+    """One row a value of `label`, one column a query: (title, PromQL, field properties).
+
+    Args:
+        texts: labels that are shown as columns too; one query only has them.
+    """
+    queries = [(query, "") for _, query, _ in columns]
+    panel = _panel("table", title, queries, instant=True, custom=_NARROW, **rest)
+    # A query without a title is there for its labels only.
+    names = {f"Value #{chr(ord('A') + i)}": title for i, (title, _, _) in enumerate(columns) if title}
     panel["transformations"] = [
         {"id": "joinByField", "options": {"byField": label, "mode": "outer"}},
         {
             "id": "filterFieldsByName",
-            "options": {"include": {"names": [label, *names]}},
+            "options": {"include": {"names": [label, *texts, *names]}},
         },
         {"id": "organize", "options": {"renameByName": names}},
     ]
     panel["fieldConfig"]["overrides"] = [
-        {
-            "matcher": {"id": "byName", "options": title},
-            "properties": [{"id": key, "value": value} for key, value in properties.items()],
-        }
-        for title, _, properties in columns
+        _override(title, properties) for title, _, properties in columns if properties
     ]
     panel["options"] = {"showHeader": True, "cellHeight": "sm"}
     return panel
@@ -206,6 +232,15 @@ _STATE = " + on() ".join(
 )
 _STATES = _map({"1": ("running", "blue"), "2": ("finished", _GOOD), "3": ("failed", _BAD)})
 _ONLINE = _map({"0": ("offline", _BAD), "1": ("online", _GOOD)})
+_COLOURED_TEXT = {"custom.cellOptions": {"type": "color-text"}}
+_PRESENCES = _map({"0": ("offline", _BAD), "1": ("online", _GOOD), "2": ("left out", _WARN)})
+# "text" is the colour of ordinary text: no promise is neither good nor bad.
+_EPSILON = [
+    {
+        "type": "range",
+        "options": {"from": 1e6, "to": None, "result": {"text": "no bound", "color": "text", "index": 0}},
+    }
+]
 _UP = _map({"0": ("down", _BAD), "1": ("up", _GOOD)})
 
 
@@ -224,6 +259,51 @@ def _pair(panel: Panel, expression: str, legend: str) -> Panel:
     panel["targets"].append(second)
     panel["options"]["textMode"] = "value_and_name"
     return panel
+
+
+def _presence(selector: str = "") -> str:
+    """0, 1 or 2: offline, online, or left out, which is mostly online and trains nothing."""
+    return f"2 * (federation_node_left_out{selector} == 1) or federation_node_online{selector}"
+
+
+def _labels(title: str, metric: str, labels: Sequence[str], **rest: Any) -> Panel:
+    """The labels of one series as a table of one row."""
+    panel = _panel("table", title, [(metric, "")], instant=True, custom=_NARROW, **rest)
+    panel["transformations"] = [{"id": "filterFieldsByName", "options": {"include": {"names": list(labels)}}}]
+    return panel
+
+
+def _loss() -> Panel:
+    panel = _stat(
+        "Held-out policy loss",
+        'federation_policy_loss{dataset="all"}',
+        "newest",
+        decimals=3,
+        overrides=[
+            _override(
+                "since the start",
+                {
+                    "unit": "percentunit",
+                    "decimals": 1,
+                    "thresholds": _steps((None, _GOOD), (0, _WARN), (0.1, _BAD)),
+                },
+            )
+        ],
+        description="Its change since before training stands beside it. Below zero: it learns.",
+    )
+    return _pair(panel, "federation:loss_change:ratio", "since the start")
+
+
+def _updates() -> Panel:
+    panel = _stat(
+        "Updates in the newest round",
+        "federation_participants",
+        "good",
+        thresholds=_steps((None, _BAD), (1, _GOOD)),
+        overrides=[_override("asked", {"thresholds": _steps((None, "blue"))})],
+        description="Nodes whose update went into the global weights, of those that were asked.",
+    )
+    return _pair(panel, "federation_sampled_nodes", "asked")
 
 
 def _rounds() -> Panel:
@@ -255,20 +335,8 @@ def federation() -> dict[str, Any]:
                 [
                     _stat("Run", _STATE, mappings=_STATES, description="What the newest run is doing."),
                     _rounds(),
-                    _stat(
-                        "Policy loss since the start",
-                        "federation:loss_change:ratio",
-                        unit="percentunit",
-                        decimals=1,
-                        thresholds=_steps((None, _GOOD), (0, _WARN), (0.1, _BAD)),
-                        description="Held-out, against that before training. Below zero: it learns.",
-                    ),
-                    _stat(
-                        "Updates in the newest round",
-                        "federation_participants",
-                        thresholds=_steps((None, _BAD), (1, _GOOD)),
-                        description="Nodes whose update went into the global weights.",
-                    ),
+                    _loss(),
+                    _updates(),
                     _round_time(),
                     _alerts(),
                 ],
@@ -284,8 +352,19 @@ def federation() -> dict[str, Any]:
                             ("federation_policy_loss", "{{dataset}}"),
                         ],
                         decimals=2,
-                        overrides=[_dashed("best"), _dashed("before training")],
+                        overrides=[
+                            _dashed("best", (2, 6)),
+                            _dashed("before training"),
+                            _override("all", {"custom.lineWidth": 4}),  # a single data set lies on it
+                        ],
                         description="Flow-matching loss on data no node has seen.",
+                    ),
+                    _lines(
+                        "Held-out action error",
+                        [("federation_action_mse", "{{dataset}}")],
+                        decimals=0,
+                        overrides=[_override("all", {"custom.lineWidth": 4})],
+                        description="Mean squared error, in squared degrees; percent for the gripper.",
                     ),
                     _lines(
                         "Policy loss in training",
@@ -294,6 +373,7 @@ def federation() -> dict[str, Any]:
                             ("federation_client_policy_loss_mean", "mean"),
                         ],
                         decimals=2,
+                        overrides=[_dashed("mean")],
                         description="Each node's own data. One far from the others: look at its site.",
                     ),
                     _lines(
@@ -302,6 +382,7 @@ def federation() -> dict[str, Any]:
                             ("federation_node_update_norm", "{{node}}"),
                             ("federation_update_norm", "global"),
                         ],
+                        overrides=[_dashed("global")],
                         description="L2 norm; the global one shrinks where nodes disagree.",
                     ),
                 ],
@@ -313,7 +394,7 @@ def federation() -> dict[str, Any]:
                         _table(
                             "Who takes part?",
                             [
-                                ("now", "federation_node_online", {"mappings": _ONLINE}),
+                                ("now", _presence(), {"mappings": _PRESENCES, **_COLOURED_TEXT}),
                                 ("newest round", "federation_node_round", {"decimals": 0}),
                                 ("absent rounds", "federation_node_absent_rounds", {"decimals": 0}),
                                 (
@@ -328,11 +409,16 @@ def federation() -> dict[str, Any]:
                                     "federation:node_silence:seconds",
                                     {"unit": "s", "decimals": 0},
                                 ),
+                                (
+                                    "privacy spent",
+                                    "federation_node_privacy_epsilon",
+                                    {"decimals": 2, "mappings": _EPSILON},
+                                ),
                             ],
                             "node",
-                            description="One row a site.",
+                            description="One row a site. Privacy: epsilon of differential privacy so far.",
                         ),
-                        14,
+                        15,
                     ),
                     _lines(
                         "Nodes in each round",
@@ -340,9 +426,12 @@ def federation() -> dict[str, Any]:
                             ("federation_participants", "good updates"),
                             ("federation_missing_nodes", "missing"),
                             ("federation_refused_nodes", "refused"),
+                            ("federation_shut_out_nodes", "shut out"),
                             ("federation_min_nodes", "needed"),
                         ],
+                        stacked=True,
                         decimals=0,
+                        overrides=[_dashed("needed"), _dashed("shut out", (2, 6))],
                         description="Below `needed` no round starts.",
                     ),
                 ],
@@ -352,7 +441,7 @@ def federation() -> dict[str, Any]:
                 [
                     _bars(
                         "Where does the time go? All rounds",
-                        "federation:phase_share:ratio",
+                        "sort_desc(federation:phase_share:ratio)",
                         "{{phase}}",
                         unit="percentunit",
                         decimals=0,
@@ -364,7 +453,6 @@ def federation() -> dict[str, Any]:
                         [("federation_round_phase_seconds", "{{phase}}")],
                         stacked=True,
                         unit="s",
-                        decimals=0,
                     ),
                     _bars(
                         "How far is each site inside the round?",
@@ -382,6 +470,17 @@ def federation() -> dict[str, Any]:
                         decimals=1,
                         description="Encoded weights (down) and updates (up), since the run began.",
                     ),
+                ],
+            ),
+            (
+                4,
+                [
+                    _labels(
+                        "How is the run set up?",
+                        "federation_run_info",
+                        ["run", "policy", "aggregation", "download", "upload", "privacy"],
+                        description="Download and upload: how weights and updates are coded on the wire.",
+                    )
                 ],
             ),
         ],
@@ -408,7 +507,7 @@ def site() -> dict[str, Any]:
             (
                 4,
                 [
-                    _stat("SuperNode", 'federation_node_online{node="$node"}', mappings=_ONLINE),
+                    _stat("SuperNode", _presence('{node="$node"}'), mappings=_PRESENCES),
                     _stat(
                         "Last sign of life",
                         'federation:node_silence:seconds{node="$node"}',
@@ -454,6 +553,7 @@ def site() -> dict[str, Any]:
                             ),
                         ],
                         decimals=2,
+                        overrides=[_dashed("mean of all"), _dashed("mean + std", (2, 6))],
                     ),
                     _lines(
                         "Inside the round: loss of the newest step",
@@ -479,12 +579,12 @@ def site() -> dict[str, Any]:
                         [('federation_node_phase_seconds{node="$node"}', "{{phase}}")],
                         stacked=True,
                         unit="s",
-                        decimals=0,
                     ),
                     _lines(
                         "Peak memory of the device",
                         [('federation_node_device_memory_bytes{node="$node"}', "peak")],
                         unit="decbytes",
+                        limits=(0, None),
                         decimals=1,
                     ),
                     _lines(
@@ -498,13 +598,19 @@ def site() -> dict[str, Any]:
             (
                 6,
                 [
-                    _lines(
-                        "Frames",
-                        [
-                            ('federation_node_examples_total{node="$node"}', "trained on"),
-                            ('federation_node_skipped_frames_total{node="$node"}', "could not be decoded"),
-                        ],
-                        decimals=0,
+                    _wide(
+                        _lines(
+                            "Frames",
+                            [
+                                ('federation_node_examples_total{node="$node"}', "trained on"),
+                                (
+                                    'federation_node_skipped_frames_total{node="$node"}',
+                                    "could not be decoded",
+                                ),
+                            ],
+                            decimals=0,
+                        ),
+                        8,
                     ),
                     _bars(
                         "Refused updates",
@@ -513,20 +619,35 @@ def site() -> dict[str, Any]:
                         decimals=0,
                         description="METRICS.md says what the reasons mean.",
                     ),
-                    _stat("Episodes", 'federation_node_episodes{node="$node"}', decimals=0),
+                    _pair(
+                        _stat("Episodes", 'federation_node_episodes{node="$node"}', "used", decimals=0),
+                        'federation_node_left_out_episodes{node="$node"}',
+                        "left out",
+                    ),
                     _stat("Missed rounds", 'federation_node_missed_rounds_total{node="$node"}', decimals=0),
+                    _stat(
+                        "Privacy spent",
+                        'federation_node_privacy_epsilon{node="$node"}',
+                        decimals=2,
+                        mappings=_EPSILON,
+                        description="Epsilon of differential privacy over all rounds the site was asked in.",
+                    ),
+                ],
+            ),
+            (
+                4,
+                [
+                    _labels(
+                        "What does it run on?",
+                        'federation_node_info{node="$node"}',
+                        ["node", "device", "cameras", "python", "flwr", "lerobot", "torch"],
+                        description="As the site said when it joined.",
+                    )
                 ],
             ),
         ],
         variables=[variable],
     )
-
-
-def _versions() -> Panel:
-    panel = _panel("table", "Versions of the server", [("federation_build_info", "")], instant=True)
-    shown = ["python", "flwr", "lerobot", "torch"]
-    panel["transformations"] = [{"id": "filterFieldsByName", "options": {"include": {"names": shown}}}]
-    return panel
 
 
 def infrastructure() -> dict[str, Any]:
@@ -624,7 +745,30 @@ def infrastructure() -> dict[str, Any]:
                         decimals=1,
                     ),
                     _lines("Series in Prometheus", [("prometheus_tsdb_head_series", "series")], decimals=0),
-                    _versions(),
+                    _labels(
+                        "Versions of the server",
+                        "federation_build_info",
+                        ["python", "flwr", "lerobot", "torch"],
+                    ),
+                ],
+            ),
+            (
+                7,
+                [
+                    _table(
+                        "What does each site bring?",
+                        [
+                            ("", "federation_node_info", {}),
+                            ("episodes", "federation_node_episodes", {"decimals": 0}),
+                            ("left out", "federation_node_left_out_episodes", {"decimals": 0}),
+                            ("frames", "federation_node_frames", {"decimals": 0}),
+                            ("frames/s", "federation_node_fps", {"decimals": 0}),
+                            ("memory", "federation_node_device_memory_bytes", {"unit": "decbytes"}),
+                        ],
+                        "node",
+                        ["device", "cameras", "python", "flwr", "lerobot", "torch"],
+                        description="As it said when it joined; left out are episodes with NaN or infinity.",
+                    ),
                 ],
             ),
         ],

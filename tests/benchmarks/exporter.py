@@ -23,6 +23,17 @@ PORT = 19494
 SCRAPES, SCRAPE_INTERVAL_SECONDS = 20, 5.0  # docker/prometheus/prometheus.yml
 MAX_MEMORY_BYTES, MAX_CORE_SHARE = 100e6, 0.02
 NAMES = [f"site-{number:03}" for number in range(NODES)]
+FACTS = {
+    **{
+        "node_id": "1",
+        "episodes": 50,
+        "left_out": 0,
+        "frames": 20000,
+        "fps": 30,
+        "cameras": ["top", "wrist"],
+    },
+    **{"device": "NVIDIA H100", "versions": {"python": "3.12.1", "torch": "2.11.0", "lerobot": "0.6.1"}},
+}
 CLIENT = {
     **dict.fromkeys(("policy_loss", "proximal_loss", "grad_norm", "update_norm"), 0.123456789012345),
     **dict.fromkeys(("learning_rate", "train_seconds", "setup_seconds", "data_seconds"), 12.3456789012345),
@@ -64,7 +75,7 @@ def main() -> int:
         record = RunRecord(Path(folder), "large", parse_run_config({"run.num_rounds": 2 * ROUNDS}, "bench"))
         record.event("run_started", run="large", num_rounds=2 * ROUNDS)
         for name in NAMES:
-            record.node_joined(name, {"episodes": 50, "frames": 20000, "fps": 30, "cameras": ["top"]})
+            record.node_joined(name, FACTS)
         for number in range(1, ROUNDS + 1):
             _play_round(record, number)
         size = (record.folder / EVENTS_FILE).stat().st_size

@@ -136,6 +136,17 @@ def test_no_path_of_a_site_reaches_the_record_or_superlink(demo, data: Path) -> 
     assert not any(str(data / "site-a") in text for text in seen)
 
 
+def test_every_line_of_a_log_says_of_which_run_node_and_round_it_is(demo) -> None:
+    folder, _ = demo
+    for site in ("site-a", "site-b"):
+        lines = (folder / "logs" / f"{site}.log").read_text(errors="replace").splitlines()
+        ours = [line for line in lines if f" {site} round " in line]
+        assert all(f" two-rounds {site} round " in line for line in ours)
+        assert sum(f"round {number} | trained " in line for line in ours for number in (1, 2)) == 2
+    for line in (folder / "server.log").read_text().splitlines():
+        assert re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) +two-rounds server round [0-2] \| ", line), line
+
+
 def test_the_same_seed_gives_the_same_loss_curve(
     demo, certs: Path, data: Path, tmp_path: Path, port: int
 ) -> None:

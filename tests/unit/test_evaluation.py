@@ -3,7 +3,7 @@ import torch
 
 from federation.config import EvaluationConfig
 from federation.errors import DatasetError
-from server.evaluation import Evaluator, _fixed_draw
+from server.evaluation import DivergedError, Evaluator, _fixed_draw
 from tests.synthetic import blank_frames
 
 
@@ -49,6 +49,12 @@ def test_action_mse_is_in_the_units_of_the_data_set(policy, weights, statistics,
     mse = _evaluator(policy, statistics, data).evaluate(weights)["action_mse"]
     variance = float((statistics["action"]["std"] ** 2).mean())
     assert variance / 2 < mse < variance * 10
+
+
+def test_weights_that_have_diverged_are_named_as_such(policy, weights, statistics, data) -> None:
+    ruined = {name: torch.full_like(w, 1e30) for name, w in weights.items()}
+    with pytest.raises(DivergedError, match=r"holdout: policy loss is nan.* the weights have diverged"):
+        _evaluator(policy, statistics, data).evaluate(ruined)
 
 
 def test_totals_are_weighted_by_frames(policy, weights, statistics, data) -> None:

@@ -1,5 +1,8 @@
 import json
+import logging
+import math
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +20,14 @@ from federation.errors import WireError
 from federation.metrics import CATALOGUE, Samples
 from federation.wire import Header, open_payload, pack_tensors
 from server import exporter as exporter_module
+from server import superlink_state
 from server.exporter import Exporter
 from server.exporter import main as exporter_main
 from server.metrics_table import markdown
 from server.records import RunRecord
 from server.round_phases import PHASES, round_phases
 from server.run_totals import RunFollower, refusal_reason
-from server.superlink_state import SuperLinkState, ask_superlink
+from server.superlink_state import SuperLinkState, SuperLinkWatch, ask_superlink
 from server.verification import NormJudge
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,7 +48,14 @@ CLIENT = {
     "download_bytes": 300,
     "update_bytes": 100,
 }
-FACTS = {"episodes": 3, "frames": 9, "fps": 30, "cameras": ["top"]}
+FACTS = {
+    **{"node_id": "17", "episodes": 3, "left_out": 1, "frames": 9, "fps": 30, "cameras": ["top", "wrist"]},
+    **{"versions": {"python": "3.12.1", "torch": "2.11.0"}, "device": "NVIDIA H100"},
+}
+RUN_INFO = (
+    'federation_run_info{{aggregation="mean",download="bf16",policy="pretrained",privacy="none",'
+    'run="{}",upload="int8"}}'
+)
 
 
 def _evaluation(loss: float) -> dict:
@@ -117,7 +128,7 @@ def record(tmp_path: Path) -> RunRecord:
 def test_it_shows_where_the_run_is_and_how_good_it_is(record: RunRecord, tmp_path: Path) -> None:
     values = _scrape(tmp_path)
     assert values["federation_record_readable"] == 1
-    assert values['federation_run_info{aggregation="mean",policy="pretrained",run="run-1"}'] == 1
+    assert values[RUN_INFO.format("run-1")] == 1
     assert values["federation_round"] == 2
     assert values["federation_rounds_total"] == 2
     assert values["federation_rounds_planned"] == 20
@@ -238,13 +249,103 @@ def test_without_a_run_it_says_there_is_none(tmp_path: Path) -> None:
     assert _of_the_run(_scrape(tmp_path))["federation_record_readable"] == 0
 
 
-def test_an_unreadable_record_is_not_the_end_of_it(record: RunRecord, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["{", "[1]"])
+def test_an_unreadable_record_is_not_the_end_of_it(
+    damage: str,
+    record: RunRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("so100"), "propagate", True)
     config = (record.folder / "config.json").read_text()
-    (record.folder / "config.json").write_text("{")
+    (record.folder / "config.json").write_text(damage)
     exporter = Exporter(tmp_path)
-    assert _values(exporter)["federation_record_readable"] == 0
+    for _ in range(3):
+        assert _values(exporter)["federation_record_readable"] == 0
+    assert len(caplog.records) == 1  # not at every scrape
     (record.folder / "config.json").write_text(config)
     assert _values(exporter)["federation_round"] == 2
+
+
+def test_a_record_of_an_older_release_is_shown_as_far_as_it_goes(record: RunRecord, tmp_path: Path) -> None:
+    file = record.folder / "config.json"
+    newer = ("privacy.", "wire.")
+    config = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith(newer)}
+    file.write_text(json.dumps(config))
+    record.event("node_joined", node="site-c", episodes=1, frames=2)
+    record.event("node_joined", node="site-d")
+    values = _scrape(tmp_path)
+    assert values["federation_round"] == 2
+    assert values['federation_node_frames{node="site-c"}'] == 2
+    assert 'federation_node_frames{node="site-d"}' not in values
+
+
+def test_a_run_of_the_same_name_in_place_of_one_moved_away_is_read_from_its_start(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    exporter = Exporter(tmp_path / "outputs")
+    for loss in (1.0, 3.0):
+        new = RunRecord(tmp_path / "outputs", "run", RunConfig())
+        new.event("run_started", run="run", num_rounds=20)
+        new.node_joined("site-a", FACTS)
+        new.evaluated(0, _evaluation(loss))
+        values = _values(exporter)
+        assert values["federation_policy_loss_baseline"] == loss
+        assert values["federation_evaluations_total"] == 1
+        new.folder.rename(tmp_path / f"away-{loss}")
+
+
+def test_a_data_set_named_all_does_not_hide_the_figure_over_all(record: RunRecord, tmp_path: Path) -> None:
+    part = {"policy_loss": 9.0, "action_mse": 9.0, "frames": 1, "skipped_frames": 0}
+    record.evaluated(3, {**_evaluation(1.0), "datasets": {"all": part, "other": part}})
+    assert _scrape(tmp_path)['federation_policy_loss{dataset="all"}'] == 1.0
+
+
+def test_a_node_shows_what_it_runs_on_and_what_it_left_out(record: RunRecord, tmp_path: Path) -> None:
+    values = _scrape(tmp_path)
+    assert (
+        'federation_node_info{cameras="top, wrist",device="NVIDIA H100",flwr="",lerobot="",node="site-a",'
+        'python="3.12.1",torch="2.11.0"}'
+    ) in values
+    assert values['federation_node_left_out_episodes{node="site-a"}'] == 1
+    assert values['federation_node_fps{node="site-a"}'] == 30
+
+
+def test_nodes_that_are_shut_out_count_until_they_join_again(record: RunRecord, tmp_path: Path) -> None:
+    def shut_out() -> tuple[float, float]:
+        values = _scrape(tmp_path)
+        return values["federation_shut_out_nodes"], values['federation_node_left_out{node="site-a"}']
+
+    assert shut_out() == (0, 0)
+    for _ in range(2):  # asked again after its restart, refused again
+        record.event("node_refused", node_id="5", reason="other versions")
+    record.event("node_left_out", node="site-a", reason="3 updates in a row refused")
+    assert shut_out() == (2, 1)
+    record.node_joined("site-a", FACTS)
+    assert shut_out() == (1, 0)
+    record.node_joined("site-c", FACTS | {"node_id": "5"})
+    assert shut_out() == (0, 0)
+    record.event("node_refused", node_id="6", reason="other versions")
+    record.event("node_left_out", node="site-a", reason="3 updates in a row refused")
+    record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
+    assert shut_out() == (0, 0)  # the new ServerApp asks all of them anew
+
+
+def test_what_privacy_has_cost_is_shown_by_node_and_none_is_without_bound(tmp_path: Path) -> None:
+    settings = {"privacy.mode": "local", "privacy.noise_multiplier": 2.0}
+    record = RunRecord(tmp_path / "private", "run", parse_run_config(settings, "tests"))
+    for name in ("site-a", "site-b", "site-c"):
+        record.node_joined(name, FACTS)
+
+    def spent(name: str) -> float:
+        return _scrape(tmp_path / "private")[f'federation_node_privacy_epsilon{{node="{name}"}}']
+
+    assert spent("site-a") == 0
+    _play_round(record, 1, 1.0, privacy={"epsilon": {"site-a": 2.5, "site-b": None}})
+    assert (spent("site-a"), spent("site-b"), spent("site-c")) == (2.5, math.inf, 0)
+    RunRecord(tmp_path / "open", "run", RunConfig()).node_joined("site-a", FACTS)
+    assert _scrape(tmp_path / "open")['federation_node_privacy_epsilon{node="site-a"}'] == math.inf
 
 
 def test_the_run_written_to_last_is_shown(record: RunRecord, tmp_path: Path) -> None:
@@ -253,7 +354,7 @@ def test_the_run_written_to_last_is_shown(record: RunRecord, tmp_path: Path) -> 
     RunRecord(tmp_path, "run-2", RunConfig()).event("run_started", run="run-2", num_rounds=20)
     os.utime(record.folder / "events.jsonl", (1, 1))
     values = _values(exporter)
-    assert 'federation_run_info{aggregation="mean",policy="pretrained",run="run-2"}' in values
+    assert RUN_INFO.format("run-2") in values
     assert values["federation_round"] == 0
 
 
@@ -361,7 +462,28 @@ def test_superlinks_answer_is_shown_and_the_later_sign_of_life_counts(
 def test_a_superlink_that_is_not_there_is_down_and_no_error(tmp_path: Path) -> None:
     issue_all(tmp_path / "certs", hosts=[], sites=["site-a"])
     ca = (tmp_path / "certs" / "superlink" / "ca.crt").read_bytes()
-    assert ask_superlink("127.0.0.1:1", ca) == SuperLinkState(up=False)
+    state = ask_superlink("127.0.0.1:1", ca)
+    assert not state.up
+    assert "refused" in state.error
+
+
+def test_a_superlink_that_accepts_and_says_nothing_is_down_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(superlink_state, "_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(SuperLinkWatch, "_watch", lambda _: None)
+    caplog.set_level(logging.INFO, "so100")
+    monkeypatch.setattr(logging.getLogger("so100"), "propagate", True)
+    issue_all(tmp_path / "certs", hosts=[], sites=["site-a"])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        watch = SuperLinkWatch(address, tmp_path / "certs" / "superlink" / "ca.crt")
+        watch.look()
+    assert not watch.state.up
+    assert len([r for r in caplog.records if "does not answer" in r.getMessage()]) == 1  # said once
+    monkeypatch.setattr(superlink_state, "ask_superlink", lambda *_: SuperLinkState(up=True))
+    watch.look()
+    assert "answers again" in caplog.text
 
 
 def test_certificates_show_when_they_expire(tmp_path: Path) -> None:
@@ -385,7 +507,7 @@ def test_the_number_of_series_grows_with_nodes_and_not_with_rounds(tmp_path: Pat
             _play_round(record, number, 1.0, clients=clients)
             count = len(_scrape(tmp_path))
             assert sizes.setdefault(nodes, count) == count
-    assert (sizes[11] - sizes[1]) / 10 <= 35
+    assert (sizes[11] - sizes[1]) / 10 <= 40
 
 
 def test_a_metric_that_the_catalogue_lacks_cannot_be_served() -> None:
@@ -402,6 +524,7 @@ def test_names_follow_prometheus_conventions() -> None:
         assert set(spec.labels) <= {
             *("run", "policy", "aggregation", "state", "phase", "direction", "dataset", "node", "reason"),
             *("status", "certificate", "python", "flwr", "lerobot", "torch"),
+            *("download", "upload", "privacy", "device", "cameras"),
         }
 
 

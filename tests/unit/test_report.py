@@ -62,7 +62,9 @@ def test_the_first_screen_says_how_good_it_is(record: RunRecord) -> None:
 
 def test_it_shows_nodes_time_and_bytes(record: RunRecord) -> None:
     text = _Page(write_report(record.folder).read_text()).text
-    assert "site-a top, wrist 3 9 2 24 4 1.5000 2.00 75 % 1.0 GB" in text
+    assert "site-a 2 24 4 1.5000 2.00 75 % 1.0 GB" in text
+    assert "site-a NVIDIA H100 torch 2.11.0, python 3.12.1 top, wrist 3 1 9 30 site-b" in text
+    assert "epsilon" not in text
     assert "wait" in text
     assert "all 1.2 kB 400 B" in text
 
@@ -74,6 +76,24 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
     assert "site-a refused policy_loss = nan must be a finite number 3" in text
     assert "refused to join data set lab: lacks the camera <wrist>" in text
     assert "<wrist>" not in page  # escaped
+
+
+def test_a_node_that_was_left_out_stands_among_the_faults_also_if_the_last_line_is_torn(
+    record: RunRecord,
+) -> None:
+    record.event("node_left_out", node="site-b", reason="3 updates in a row refused")
+    with (record.folder / "events.jsonl").open("a") as file:
+        file.write('{"time": 1.0, "event": "node_joi')
+    assert "site-b left out 3 updates in a row refused" in _Page(write_report(record.folder).read_text()).text
+
+
+def test_what_each_node_has_spent_of_its_privacy_is_shown(record: RunRecord) -> None:
+    privacy = {"mode": "local", "delta": 1e-5, "epsilon": {"site-a": 2.5, "site-b": None}}
+    record.round_finished(_entry(4, evaluation=_evaluation(0.4), privacy=privacy))
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "epsilon beyond a million at delta 1e-05, local noise" in text
+    assert re.search(r"site-a [^/]* 1.0 GB 1 2.50 site-b", text)
+    assert re.search(r"site-b [^/]* 1.0 GB 2 beyond a million", text)
 
 
 def test_a_failed_run_says_why(record: RunRecord) -> None:
