@@ -61,6 +61,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _gauge("policy_loss_best", "Lowest policy loss on all held-out data so far"),
         _gauge("evaluated_round", "Round of the newest evaluation; 0 is before training"),
         _counter("evaluations", "Evaluations on held-out data"),
+        _counter("rollbacks", "Rounds undone because the policy loss spiked"),
+        _gauge("proximal_mu", "FedProx's mu in the newest complete round"),
         _gauge("client_policy_loss_mean", "Policy loss in training, mean over the round's nodes"),
         _gauge("client_policy_loss_std", "Policy loss in training, standard deviation over the nodes"),
         _gauge("client_proximal_loss_mean", "Proximal loss, mean over the round's nodes"),

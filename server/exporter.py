@@ -154,6 +154,7 @@ def _add_run(samples: Samples, run: RunTotals, name: str) -> None:
 
 def _add_learning(samples: Samples, run: RunTotals) -> None:
     samples.add("evaluations", run.evaluations)
+    samples.add("rollbacks", run.rollbacks)
     if run.baseline is not None:
         samples.add("policy_loss_baseline", run.baseline)
     if run.best is not None:
@@ -166,6 +167,8 @@ def _add_learning(samples: Samples, run: RunTotals) -> None:
             samples.add("action_mse", result["action_mse"], dataset=dataset)
     if run.newest:
         samples.add("update_norm", run.newest["update_norm"])
+        if "proximal_mu" in run.newest:  # an older record has none
+            samples.add("proximal_mu", run.newest["proximal_mu"])
         for figure in _SPREADS:
             if spread := run.newest.get(figure):
                 samples.add(f"client_{figure}_mean", spread["mean"])

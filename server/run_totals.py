@@ -87,6 +87,7 @@ class RunTotals:
     joins_refused: int = 0
     refused_ids: set[str] = field(default_factory=set)  # Flower's ids of nodes that may not join
     evaluations: int = 0
+    rollbacks: int = 0  # rounds after which the weights went back to the best round
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     baseline: float | None = None
     best: float | None = None
@@ -169,6 +170,7 @@ class RunTotals:
         self.newest, self.round, self.round_in_progress = entry, entry["round"], 0
         self.rounds += 1
         self.rounds_aggregated += bool(entry["aggregated"])
+        self.rollbacks += "rolled_back_to" in entry
         for phase, seconds in round_phases(entry).items():
             self.phase_seconds[phase] += seconds
         everyone_is_asked = self.config.get("federation.fraction_fit", 1.0) == 1.0

@@ -296,6 +296,15 @@ def test_a_run_of_the_same_name_in_place_of_one_moved_away_is_read_from_its_star
         new.folder.rename(tmp_path / f"away-{loss}")
 
 
+def test_a_rollback_is_counted_and_mu_is_shown(record: RunRecord, tmp_path: Path) -> None:
+    exporter = Exporter(tmp_path)
+    assert "federation_proximal_mu" not in _values(exporter)  # an older record has none
+    _play_round(record, 3, 9.0, rolled_back_to=1, proximal_mu=0.02)
+    values = _values(exporter)
+    assert values["federation_rollbacks_total"] == 1
+    assert values["federation_proximal_mu"] == 0.02
+
+
 def test_a_data_set_named_all_does_not_hide_the_figure_over_all(record: RunRecord, tmp_path: Path) -> None:
     part = {"policy_loss": 9.0, "action_mse": 9.0, "frames": 1, "skipped_frames": 0}
     record.evaluated(3, {**_evaluation(1.0), "datasets": {"all": part, "other": part}})
