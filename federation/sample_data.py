@@ -125,6 +125,7 @@ def ensure_sample_data(
     manifest["scenes"] = {name: list(variants) for name, variants in datasets.items()}
     if _is_complete(out, manifest, datasets):
         return None
+    _refuse_unknown_scenes(datasets)
     _refuse_foreign_folder(out, datasets)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.recording-{os.getpid()}"
@@ -173,6 +174,14 @@ def _refuse_foreign_folder(out: Path, datasets: Iterable[str]) -> None:
         raise SampleDataError(
             f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
         )
+
+
+def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
+    from federation.so101 import VARIANTS
+
+    for name in (name for variants in datasets.values() for name in variants):
+        if name not in VARIANTS:
+            raise SampleDataError(f"scene {name!r} is unknown; choose from {', '.join(VARIANTS)}")
 
 
 def _record_all(
@@ -321,12 +330,7 @@ def _write_episode(dataset: Any, episode: Episode) -> None:
 
 def _datasets(scenes: str) -> dict[str, tuple[str, ...]]:
     """Like `DATASETS`, for the comma-separated `scenes`."""
-    from federation.so101 import VARIANTS
-
     names = tuple(name.strip() for name in scenes.split(","))
-    for name in names:
-        if name not in VARIANTS:
-            raise SampleDataError(f"--scenes: {name!r} is unknown; choose from {', '.join(VARIANTS)}")
     sites = {f"site-{letter}": (name,) for letter, name in zip(ascii_lowercase, names, strict=False)}
     return {**sites, "holdout": names}
 

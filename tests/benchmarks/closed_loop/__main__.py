@@ -3,16 +3,15 @@
     python -m tests.benchmarks.closed_loop [--run outputs/NAME]
 
 Records the two sites of `make arm` (once, in `data/arm`), trains what is not in `outputs/closed_loop` yet
-with `configs/arm.toml`, and lets every policy drive the same episodes, half of them at either site. Every arm
-takes the same number of optimizer steps in all, so a site alone takes as many as the federation together.
-With `--run` the policy of a real federated run (`make arm`) is driven as well. Writes `results.json` beside
-this file.
+with `configs/arm.toml`, and lets every policy drive the same episodes, half of them at either site. Every
+learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as each
+site does in the federation. With `--run` the policy of a real federated run (`make arm`) is driven as well.
+Writes `results.json` beside this file.
 """
 
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,11 @@ SITES = ("site-a", "site-b")
 SCENES = ("left", "right")
 UNTRAINED = "untrained"
 LEARNERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    UNTRAINED: (SITES,),
     "federated, in process": (("site-a",), ("site-b",)),
     "site-a alone": (("site-a",),),
     "site-b alone": (("site-b",),),
     "centralised": (SITES,),
+    UNTRAINED: (SITES,),
 }
 FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.simulation`
 
@@ -50,11 +49,9 @@ def trained(name: str, config: RunConfig, data: Path, work: Path) -> Path:
     folder, learners = work / name, LEARNERS[name]
     if not (folder / "config.json").exists():
         started = time.monotonic()
-        steps = config.training.local_steps * len(SITES) // len(learners)
-        arm = replace(config, training=replace(config.training, local_steps=steps))
         rounds = 0 if name == UNTRAINED else config.run.num_rounds
-        losses = train(arm, learners, rounds, data, work / ".scratch", folder)
-        about = {"training_loss": losses, "seconds": time.monotonic() - started, "local_steps": steps}
+        losses = train(config, learners, rounds, data, work / ".scratch", folder)
+        about = {"training_loss": losses, "seconds": time.monotonic() - started}
         (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return folder
 
@@ -63,7 +60,7 @@ def main() -> None:
     """Record, then train and drive one arm after another; print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="Success in closed loop.")
     parser.add_argument("--episodes", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--actions", type=int, default=25, help="taken of each chunk (%(default)s)")
+    parser.add_argument("--actions", type=int, default=50, help="taken of each chunk (%(default)s)")
     parser.add_argument("--config", type=Path, default=Path("configs/arm.toml"), help="(%(default)s)")
     parser.add_argument("--run", type=Path, help="folder of a federated run")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
