@@ -46,7 +46,7 @@ demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated 
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
 .PHONY: arm
-arm: keys ## a federated run whose policy picks up the cube, in closed loop (PORT=)
+arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
 	@$(PY) -m federation.sample_data --out data/arm --scenes left,right --episodes 30 --eval-episodes 8
 	@$(PY) -m server.demo --config configs/arm.toml --data data/arm --port $(PORT)
 
