@@ -45,6 +45,11 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
 	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
 
+.PHONY: arm
+arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
+	@$(PY) -m federation.sample_data --out data/arm --scenes left,right --episodes 30 --eval-episodes 8
+	@$(PY) -m server.demo --config configs/arm.toml --data data/arm --port $(PORT)
+
 .PHONY: resume
 resume: keys ## go on with an interrupted run after its last complete round (RUN=name, DATA=, PORT=)
 	@$(PY) -m server.demo --resume "$(RUN)" --data $(DATA) --port $(PORT)
@@ -58,13 +63,14 @@ report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (
 	@$(PY) -m server.report outputs/$(RUN)
 
 .PHONY: simulate
-simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20)
+simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20, SCENES=left,right)
 	@$(PY) -m server.simulation --policy $(or $(POLICY),outputs/$(RUN)/pretrained_model) \
-		--out $(or $(POLICY),outputs/$(RUN))/simulation.json --episodes $(or $(EPISODES),20)
+		--out $(or $(POLICY),outputs/$(RUN))/simulation.json --episodes $(or $(EPISODES),20) \
+		$(if $(SCENES),--variants $(SCENES))
 
 .PHONY: compare
-compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50)
-	@$(PY) -m server.compare $(A) $(B) --episodes $(or $(EPISODES),50)
+compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50 SCENES=)
+	@$(PY) -m server.compare $(A) $(B) --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
 
 .PHONY: serve
 serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=name or POLICY=folder, SERVE_PORT=8080)

@@ -171,6 +171,7 @@ class EvaluationConfig:
     # Closed loop: every how many rounds the policy drives the simulated arm, beside the run; 0: never.
     sim_frequency: int = _setting(0, at_least=0)
     sim_episodes: int = _setting(20, at_least=1)
+    sim_variants: str = _setting("site-a,site-b")  # scenes that they are in, in turn (see `so101.py`)
 
 
 @dataclass(frozen=True)

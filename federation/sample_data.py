@@ -23,6 +23,7 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from string import ascii_lowercase
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,6 +38,7 @@ __all__ = ["DATASETS", "MANIFEST_NAME", "SampleDataError", "SampleParameters", "
 
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Data set -> the scene variants that its episodes take in turn."""
+_DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
 MANIFEST_NAME = "manifest.json"
 MANIFEST_KIND = "so100-federation sample data"
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
@@ -120,8 +122,10 @@ def ensure_sample_data(
     """
     out = out.absolute()
     manifest = {"kind": MANIFEST_KIND, "schema": SCHEMA_VERSION, "parameters": asdict(parameters)}
+    manifest["scenes"] = {name: list(variants) for name, variants in datasets.items()}
     if _is_complete(out, manifest, datasets):
         return None
+    _refuse_unknown_scenes(datasets)
     _refuse_foreign_folder(out, datasets)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.recording-{os.getpid()}"
@@ -151,7 +155,7 @@ def _read_manifest(out: Path) -> dict[str, Any]:
 
 
 def _is_complete(out: Path, wanted: dict[str, Any], datasets: Iterable[str]) -> bool:
-    found = _read_manifest(out)
+    found = {"scenes": _DEFAULT_SCENES, **_read_manifest(out)}  # recordings of before do not name theirs
     return all(found.get(key) == value for key, value in wanted.items()) and all(
         (out / name / "meta" / "info.json").is_file() for name in datasets
     )
@@ -170,6 +174,14 @@ def _refuse_foreign_folder(out: Path, datasets: Iterable[str]) -> None:
         raise SampleDataError(
             f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
         )
+
+
+def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
+    from federation.so101 import VARIANTS
+
+    for name in (name for variants in datasets.values() for name in variants):
+        if name not in VARIANTS:
+            raise SampleDataError(f"scene {name!r} is unknown; choose from {', '.join(VARIANTS)}")
 
 
 def _record_all(
@@ -316,6 +328,13 @@ def _write_episode(dataset: Any, episode: Episode) -> None:
     dataset.save_episode(parallel_encoding=False)  # or LeRobot forks, which a process with threads must not
 
 
+def _datasets(scenes: str) -> dict[str, tuple[str, ...]]:
+    """Like `DATASETS`, for the comma-separated `scenes`."""
+    names = tuple(name.strip() for name in scenes.split(","))
+    sites = {f"site-{letter}": (name,) for letter, name in zip(ascii_lowercase, names, strict=False)}
+    return {**sites, "holdout": names}
+
+
 def _stop(signum: int, _frame: object) -> NoReturn:
     """Leave by an exception, so that the unfinished recording is removed."""
     raise SystemExit(128 + signum)
@@ -332,6 +351,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--episodes", type=int, default=defaults.episodes, help="per training site (%(default)s)"
     )
     parser.add_argument("--eval-episodes", type=int, default=defaults.eval_episodes, help="(%(default)s)")
+    parser.add_argument(
+        "--scenes",
+        default=",".join(DATASETS["holdout"]),
+        help="of federation.so101.VARIANTS: the first at site-a, the next at site-b, ... (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that simulate (%(default)s)")
     arguments = parser.parse_args(argv)
@@ -339,7 +363,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 1 <= arguments.workers <= 64:
             raise SampleDataError(f"workers is {arguments.workers}: give 1 to 64")
         parameters = SampleParameters(arguments.episodes, arguments.eval_episodes, arguments.seed)
-        recorded = ensure_sample_data(arguments.out, parameters, arguments.workers)
+        datasets = _datasets(arguments.scenes)
+        recorded = ensure_sample_data(arguments.out, parameters, arguments.workers, datasets)
     except (FederationError, OSError) as error:
         print(f"sample data: {error}", file=sys.stderr)
         return 2

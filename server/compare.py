@@ -49,13 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("a", type=Path, help="a pretrained_model folder")
     parser.add_argument("b", type=Path, help="another")
     parser.add_argument("--episodes", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--variants", default="site-a,site-b", help="scenes, in turn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     arguments = parser.parse_args(argv)
     try:
         if arguments.episodes < 1:
             raise ConfigError(f"episodes is {arguments.episodes}: give 1 or more")
-        check_simulator()
-        a, b = (simulate(folder, arguments.episodes) for folder in (arguments.a, arguments.b))
+        check_simulator(arguments.variants)
+        variants = arguments.variants.split(",")
+        a, b = (
+            simulate(folder, arguments.episodes, variants=variants) for folder in (arguments.a, arguments.b)
+        )
     except (FederationError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2

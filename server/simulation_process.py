@@ -78,6 +78,7 @@ class Simulations:
         folder = self._folder / f"round_{round_}"
         command = [sys.executable, "-m", "server.simulation", "--policy", "policy", "--out", "result.json"]
         command += ["--videos", ".", "--episodes", str(self._config.sim_episodes)]
+        command += ["--variants", self._config.sim_variants]
         code = Path(__file__).parents[1]  # Flower unpacks the app anywhere
         with (folder / "log.txt").open("wb") as log:
             return subprocess.Popen(

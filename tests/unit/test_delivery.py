@@ -85,7 +85,7 @@ def test_a_failed_push_is_an_event_and_not_the_end_of_the_run(policy, model, hub
 def test_a_missing_simulator_ends_the_run_before_its_first_round(
     policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing() -> None:
+    def missing(variants: str) -> None:
         raise ConfigError("mujoco is not installed")
 
     monkeypatch.setattr(delivery_module, "check_simulator", missing)

@@ -285,6 +285,37 @@ def test_other_data_sets_can_be_recorded(tmp_path, monkeypatch):
     assert ensure_sample_data(out, TINY, datasets=datasets) is None
 
 
+def test_the_command_records_other_scenes_and_tells_recordings_of_others_apart(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    out = tmp_path / "arm"
+    command = ["--out", str(out), "--scenes", "left, right"]
+    assert main(command) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["scenes"] == {"site-a": ["left"], "site-b": ["right"], "holdout": ["left", "right"]}
+    assert main(["--out", str(out)]) == 0
+    assert json.loads((out / "manifest.json").read_text())["scenes"]["site-a"] == ["site-a"]
+
+
+def test_sample_data_of_before_scenes_were_named_is_not_recorded_again(monkeypatch, tmp_path):
+    fake_recording(monkeypatch)
+    ensure_sample_data(tmp_path / "sample", TINY)
+    path = tmp_path / "sample" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["scenes"]
+    path.write_text(json.dumps(manifest))
+    assert ensure_sample_data(tmp_path / "sample", TINY) is None
+
+
+def test_the_easier_scenes_keep_the_cube_in_their_patch():
+    for name, side in (("left", 1), ("right", -1)):
+        scene = SO101Scene(VARIANTS[name])
+        for seed in range(20):
+            scene.reset(seed)
+            x, y, _ = scene.data.body("cube").xpos
+            assert 8 <= side * np.degrees(np.arctan2(y, x)) <= 20
+            assert 0.22 <= np.hypot(x, y) <= 0.245
+
+
 def test_a_file_of_someone_else_inside_our_folder_is_not_deleted(monkeypatch, tmp_path):
     fake_recording(monkeypatch)
     out = tmp_path / "sample"
@@ -338,6 +369,7 @@ def test_an_expert_that_keeps_failing_is_an_error_and_not_an_endless_loop(monkey
         (["--eval-episodes", "-1"], "eval_episodes is -1"),
         (["--seed", "-5"], "seed is -5"),
         (["--workers", "0"], "workers is 0"),
+        (["--scenes", "left,moon"], "scene 'moon' is unknown; choose from site-a"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(tmp_path, capsys, arguments, named):

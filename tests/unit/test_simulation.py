@@ -150,7 +150,12 @@ def test_evaluations_are_due_before_between_and_at_the_end(tmp_path: Path) -> No
 def test_a_missing_simulator_is_said_before_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="mujoco is not installed"):
-        simulation.check_simulator()
+        simulation.check_simulator("site-a")
+
+
+def test_an_unknown_scene_is_said_before_the_first_round() -> None:
+    with pytest.raises(ConfigError, match="sim_variants: 'site-z' is unknown; choose from site-a"):
+        simulation.check_simulator("left,site-z")
 
 
 def test_the_command_drives_a_policy_and_writes_what_it_saw(

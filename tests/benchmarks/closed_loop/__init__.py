@@ -1,0 +1,1 @@
+"""Does the federated policy pick up the cube? `python -m tests.benchmarks.closed_loop`."""

@@ -1,0 +1,88 @@
+"""Train one arm of the comparison with the project's own training and aggregation, without Flower.
+
+Flower moves bytes and changes none, so the in-process federation differs from `make arm` only in the wire's
+codec (fp32 here) and the order of frames.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset
+
+from client.training import TrainingComponents, run_training_loop, setup_training_components
+from federation.config import RunConfig
+from federation.dataset_description import describe_dataset
+from federation.normalisation import merge_statistics
+from federation.policy import build_policy, build_processors, load_trainable, trainable_parameters
+from federation.policy_folder import save_policy_folder
+from federation.sample_cache import open_samples
+from federation.wire import Header, open_payload, pack_tensors
+from server.aggregation import apply_update, make_aggregator, make_server_optimizer
+
+__all__ = ["train"]
+
+
+def train(
+    config: RunConfig,
+    learners: Sequence[Sequence[str]],
+    rounds: int,
+    data: Path,
+    scratch: Path,
+    folder: Path,
+) -> list[float]:
+    """Train and save the policy to `folder`; returns the training loss of each round.
+
+    Args:
+        learners: the sites whose data each learner pools. Several are a federation and start each round
+            anew from their mean; one goes on where it was, as plain training does.
+        rounds: the learning rate's schedule is over them; 0 saves the policy as it is drawn.
+        data: folder with a data set for each site.
+        scratch: folder for decoded samples and the stand-in VLM.
+    """
+    policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=scratch)
+    sites = sorted({site for learner in learners for site in learner})
+    statistics = merge_statistics([describe_dataset(data / site).statistics for site in sites])
+    samples = {site: open_samples(data / site, policy.config, scratch / site, 2 * 10**9) for site in sites}
+    pooled = ["+".join(learner) for learner in learners]
+    datasets: Mapping[str, Any] = {
+        name: _Pooled([samples[site] for site in learner])
+        for name, learner in zip(pooled, learners, strict=True)
+    }
+    weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    optimizer = make_server_optimizer(config.aggregation, weights)
+    going_on: TrainingComponents | None = None
+    losses = []
+    for round_ in range(1, rounds + 1):
+        aggregator = make_aggregator(config.aggregation, config.privacy, shapes)
+        round_losses = []
+        for number, name in enumerate(pooled):
+            if going_on is None:
+                seed = 1000 * config.run.seed + 10 * round_ + number
+                components = setup_training_components(
+                    config, policy, weights, statistics, datasets[name], seed
+                )
+            else:
+                components = going_on
+                components.received = [weights[key].clone() for key in components.parameters]
+            result = run_training_loop(components, round_, rounds, lambda *_: None)
+            header = Header("fp32", "closed-loop", round_, "")
+            record, header_record, sealed = pack_tensors(result.update.items(), header)
+            aggregator.add(open_payload(record, header_record, shapes, sealed), result.num_examples)
+            round_losses.append(result.policy_loss)
+            if len(learners) == 1:
+                going_on = components
+        apply_update(aggregator, weights, optimizer)
+        losses.append(sum(round_losses) / len(round_losses))
+        print(f"{' | '.join(pooled)}: round {round_}, training loss {losses[-1]:.4f}", flush=True)
+    load_trainable(policy, weights)
+    save_policy_folder(folder, policy, build_processors(policy, statistics), "Benchmark of closed loop.\n")
+    return losses
+
+
+class _Pooled(ConcatDataset[dict[str, Any]]):
+    """The samples of several sites as one data set."""
+
+    name = "pooled"

@@ -1,0 +1,64 @@
+"""LeRobot's own tools, unchanged and as processes, take an exported folder with nothing else of ours."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from federation.policy import build_processors
+from federation.policy_folder import save_policy_folder
+from tests.benchmarks.inference import measure
+
+REPOSITORY = Path(__file__).parents[2]
+# Imported by Python at its start: what only this project installs is not there.
+ONLY_LEROBOT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"flwr", "server", "client", "tests"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.fixture
+def exported(policy, statistics, tmp_path: Path) -> Path:
+    folder = tmp_path / "elsewhere" / "pretrained_model"
+    folder.parent.mkdir()
+    save_policy_folder(folder, policy, build_processors(policy, statistics), "card")
+    return folder
+
+
+def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path: Path) -> None:
+    """The arm is LeRobot's plugin here: the package `federation` alone, without Flower, server or client."""
+    plugin = tmp_path / "plugin"
+    shutil.copytree(
+        REPOSITORY / "federation", plugin / "federation", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (plugin / "sitecustomize.py").write_text(ONLY_LEROBOT)
+    command = [Path(sys.executable).with_name("lerobot-eval"), "--policy.path=.", "--policy.device=cpu"]
+    command += ["--env.type=so101_pick", "--env.discover_packages_path=federation.gym_so101"]
+    command += ["--env.image_size_px=32", "--eval.n_episodes=1", "--eval.batch_size=1"]
+    ended = subprocess.run(
+        [*command, f"--output_dir={tmp_path / 'eval'}"],
+        cwd=exported,
+        env=os.environ | {"PYTHONPATH": str(plugin), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert result["overall"]["n_episodes"] == 1
+    assert list((tmp_path / "eval").rglob("*.mp4"))
+
+
+def test_lerobots_inference_server_answers_with_whole_chunks(exported: Path, policy) -> None:
+    figures = measure(exported, chunks=1)
+    assert figures["actions_per_chunk"] == policy.config.chunk_size
