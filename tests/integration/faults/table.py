@@ -18,7 +18,7 @@ Written by `make faults`; every row was measured in that run, on local processes
 def write_table(outcomes: Sequence[Outcome]) -> None:
     """Print a row for each fault, and put it into the file, instead of the row it had."""
     rows = {
-        outcome.fault.name: f"| {outcome.fault.name} | {outcome.fault.moment} "
+        (outcome.fault.name, outcome.fault.moment): f"| {outcome.fault.name} | {outcome.fault.moment} "
         f"| {outcome.completed_rounds_lost} | {outcome.seconds_to_recover:.0f} | {outcome.operator_sees} |"
         for outcome in outcomes
     }
@@ -27,5 +27,5 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
         return
     file = Path(os.environ["FAULT_MATRIX"])
     old = file.read_text(encoding="utf-8").removeprefix(_HEADER).splitlines() if file.exists() else []
-    kept = [line for line in old if not any(line.startswith(f"| {name} |") for name in rows)]
+    kept = [line for line in old if not any(line.startswith(f"| {name} | {when} |") for name, when in rows)]
     file.write_text(_HEADER + "\n".join([*kept, *rows.values()]) + "\n", encoding="utf-8")
