@@ -175,7 +175,13 @@ SITES = (
         "site-a",
     ),
     Fault("ClientApp: kill -9, as out of memory does", "in training", _round_sent, _client_app, "site-a"),
-    Fault("ClientApp: SIGTERM", "in training", _round_sent, partial(_client_app, number=_TERM), "site-a"),
+    Fault(  # of the other site: one that fails three rounds in a row is left out until it restarts
+        "ClientApp: SIGTERM",
+        "in training",
+        _round_sent,
+        partial(_client_app, parent="site-b", number=_TERM),
+        "site-b",
+    ),
     Fault(
         "ClientApp: kill -9", "in upload", _round_sent, partial(_client_app, after=_wait_for_upload), "site-a"
     ),
