@@ -109,7 +109,8 @@ class Outcome:
 
     fault: Fault
     completed_rounds_lost: int
-    seconds_to_recover: float  # from the return of what was away to the next sign of progress
+    # From the return of what was away to the next sign of progress; None: it stays away while this lasts.
+    seconds_to_recover: float | None
     operator_sees: str
 
 
