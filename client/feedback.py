@@ -43,16 +43,26 @@ def add_residual(scratch: Path, run: str, round_: int, update: Mapping[str, Tens
 
 
 def keep_residual(scratch: Path, run: str, round_: int, residual: Mapping[str, Tensor]) -> None:
-    """Keep what `round_` leaves, beside what it took itself; everything else is removed."""
+    """Keep what `round_` leaves, beside what it took itself; everything else is removed.
+
+    Where it cannot be kept, as on a full disk, all are removed: the one taken must not count twice.
+    """
     folder = scratch / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     taken = [file for left_by, file in _residuals(scratch, run) if left_by < round_][-1:]
     file = folder / f"{_prefix(run)}{round_:06d}.safetensors"
     staging = file.with_suffix(".part")
-    save_file(dict(residual), staging)
-    staging.replace(file)
+    keep = [file, *taken]
+    try:
+        save_file(dict(residual), staging)
+        staging.replace(file)
+    except (OSError, SafetensorError) as error:
+        _log.warning(
+            "the residual of round %d cannot be kept, its rounding errors are lost: %s", round_, error
+        )
+        keep = []
     for old in folder.iterdir():
-        if old not in (file, *taken):
+        if old not in keep:
             old.unlink()
 
 

@@ -36,7 +36,7 @@ _LOCK_FILE = ".lock"
 _LOCK_SECONDS = 90.0  # a ServerApp that lost SuperLink notices within 60 s
 _SECONDS_BETWEEN_LOOKS = 1.0
 # What a continuation must share with the rounds before it; anything else may be changed for it.
-_FIXED = ("run.name", "run.seed", "policy.", "aggregation.server_optimizer")
+_FIXED = ("run.name", "run.seed", "policy.", "aggregation.server_optimizer", "privacy.")
 
 
 def new_run_name(prefix: str) -> str:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.config import RunConfig
-from federation.errors import WireError
+from federation.errors import WireError, one_line
 from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.statistics import Statistics
@@ -85,7 +85,8 @@ def run_round(
     aggregate_seconds = 0.0
     for reply in receive(pending):
         arrived = time.monotonic()
-        intake.take(names[reply.node_id], reply)
+        if not intake.take(names[reply.node_id], reply):
+            pending.discounted.add(reply.node_id)
         del reply  # the encoded update, before the next one is fetched
         aggregate_seconds += time.monotonic() - arrived
     started_step = time.monotonic()
@@ -131,29 +132,34 @@ class _Intake:
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         self._judge = NormJudge(model.norms, config.aggregation.max_norm_ratio)
         self._shapes, self._expected, self._record = model.shapes, expected, record
+        steps = config.training.local_steps * config.training.gradient_accumulation_steps
+        self._most_examples = steps * config.training.batch_size
 
-    def take(self, name: str, reply: Reply) -> None:
-        """Take what came of asking node `name`."""
+    def take(self, name: str, reply: Reply) -> bool:
+        """Take what came of asking node `name`; False if it brought no update that can be used."""
         if reply.missing:
             self.missing.append(name)
             _log.warning("%s is missing: %s", name, reply.error)
             self._record.event("update_missing", round=self._expected.round, node=name, reason=reply.error)
-            return
+            return False
         try:
-            update, metrics = verify_reply(reply, self._shapes, self._expected)
+            update, metrics = verify_reply(reply, self._shapes, self._expected, self._most_examples)
+            norm = update.norm()
+            passes = self._judge.passes_at_once(norm)
         except WireError as error:
             self._refuse(name, str(error))
-            return
+            return False
         metrics |= {
             **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
             "update_bytes": update.size_bytes,
             "reply_seconds": reply.seconds,
         }
-        self.norms[name] = update.norm()
-        if self._judge.passes_at_once(self.norms[name]):
+        self.norms[name] = norm
+        if passes:
             self._accept(name, update, metrics)
         else:
             self._held[name] = update, metrics
+        return True
 
     def close(self) -> int:
         """Judge what was held, now that all are in; return the number of good updates."""
@@ -175,6 +181,7 @@ class _Intake:
         )
 
     def _refuse(self, name: str, reason: str) -> None:
+        reason = one_line(reason)
         self.refused[name] = reason
         _log.warning("update of %s refused: %s", name, reason)
         self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)

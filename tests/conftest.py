@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from federation.config import PolicyConfig, RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
@@ -15,6 +16,10 @@ from federation.normalisation import merge_statistics
 from federation.policy import build_policy, trainable_parameters
 from federation.statistics import Statistics
 from tests.synthetic import record_dataset
+
+# On a busy machine an example may take any time; that is no failure.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 TINY = {
     "policy.size": "tiny",

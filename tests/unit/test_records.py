@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import RunConfig, RunSection, TrainingConfig
+from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig
 from federation.errors import ConfigError, FederationError
 from server import records
 from server.files import write_atomically, write_json
@@ -126,6 +126,13 @@ def test_a_continuation_may_change_settings_but_not_what_the_rounds_share(tmp_pa
     assert json.loads((folder / "config.json").read_text())["training.learning_rate"] == 1e-5
     with pytest.raises(ConfigError, match=r"run.seed = 5: the run began with 0"):
         RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True, seed=5)))
+
+
+def test_a_continuation_cannot_change_the_noise_that_its_epsilon_is_computed_from(tmp_path: Path) -> None:
+    _interrupted(tmp_path)
+    changed = RunConfig(run=RunSection(resume=True), privacy=PrivacyConfig(mode="central"))
+    with pytest.raises(ConfigError, match=r"privacy.mode = 'central': the run began with 'none'"):
+        RunRecord(tmp_path, "run-1", changed)
 
 
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
