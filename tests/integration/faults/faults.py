@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from tests.conftest import TINY
 from tests.integration.faults.cluster import Fault, FaultyCluster, events, wait_for
 
@@ -24,17 +26,21 @@ def _first_update(event: dict) -> bool:
     return bool(event["event"] == "update_received")
 
 
+def _has_trained(cluster: FaultyCluster, round_: int) -> bool:
+    """Whether site-a has trained its last step of the round."""
+    trained = {"round": round_, "step": TINY["training.local_steps"]}
+    with contextlib.suppress(FileNotFoundError):
+        return trained.items() <= json.loads(cluster.progress_file("site-a").read_text()).items()
+    return False
+
+
 def _wait_for_upload(cluster: FaultyCluster, folder: Path) -> None:
     """Return when site-a has trained its last step of this round and is about to send its update."""
     round_ = events(folder)[-1]["round"]
-    trained = {"round": round_, "step": TINY["training.local_steps"]}
     give_up_at = time.monotonic() + 240
-    while time.monotonic() < give_up_at:
-        with contextlib.suppress(FileNotFoundError):
-            if trained.items() <= json.loads(cluster.progress_file("site-a").read_text()).items():
-                return
+    while not _has_trained(cluster, round_):
+        assert time.monotonic() < give_up_at, round_
         time.sleep(0.02)
-    raise AssertionError(f"site-a did not train in round {round_}")
 
 
 def _wait_for_evaluation(cluster: FaultyCluster, folder: Path) -> None:
@@ -48,19 +54,32 @@ def _wait_for_evaluation(cluster: FaultyCluster, folder: Path) -> None:
     time.sleep(0.2)
 
 
+def _let_run_until(process: psutil.Process, condition: Callable[[], bool], slice_seconds: float) -> None:
+    """Let a process run a moment at a time until `condition` holds; leave it stopped, ready to be killed."""
+    give_up_at = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < give_up_at, process
+        process.send_signal(signal.SIGCONT)
+        time.sleep(slice_seconds)
+        process.send_signal(signal.SIGSTOP)
+
+
 def _kill_in_checkpoint(cluster: FaultyCluster, folder: Path) -> None:
-    """Kill the ServerApp while it writes a checkpoint: let it run a millisecond at a time until then."""
+    """Kill the ServerApp while it writes a checkpoint."""
     server_app = cluster.app("serverapp", "superexec")
     checkpoints = folder / "checkpoints"
     before = set(checkpoints.iterdir())
     _wait_for_evaluation(cluster, folder)
-    give_up_at = time.monotonic() + 240
-    while set(checkpoints.iterdir()) == before:
-        assert time.monotonic() < give_up_at, before
-        server_app.send_signal(signal.SIGCONT)
-        time.sleep(0.001)
-        server_app.send_signal(signal.SIGSTOP)
+    _let_run_until(server_app, lambda: set(checkpoints.iterdir()) != before, 0.001)
     server_app.kill()
+
+
+def _kill_in_upload(cluster: FaultyCluster, folder: Path) -> None:
+    """Kill the ClientApp of site-a between its last step and its reply."""
+    client_app = cluster.app("clientapp", "site-a")
+    round_ = events(folder)[-1]["round"]
+    _let_run_until(client_app, lambda: _has_trained(cluster, round_), 0.02)
+    client_app.kill()
 
 
 def _end(
@@ -182,9 +201,7 @@ SITES = (
         partial(_client_app, parent="site-b", number=_TERM),
         "site-b",
     ),
-    Fault(
-        "ClientApp: kill -9", "in upload", _round_sent, partial(_client_app, after=_wait_for_upload), "site-a"
-    ),
+    Fault("ClientApp: kill -9", "in upload", _round_sent, _kill_in_upload, "site-a"),
 )
 SERVER = (
     Fault("ServerApp: SIGTERM", "in training", _round_sent, partial(_server_app, number=_TERM)),
