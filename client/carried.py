@@ -45,15 +45,23 @@ def take_carried(
 
 
 def carry(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) -> None:
-    """Keep what `round_` leaves, beside what it took itself; everything else in `folder` is removed."""
+    """Keep what `round_` leaves, beside what it took itself; everything else in `folder` is removed.
+
+    Where it cannot be kept, as on a full disk, all are removed: what was taken must not count twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken = [file for left_by, file in _files(folder, run) if left_by < round_][-1:]
     file = folder / f"{_prefix(run)}{round_:06d}.safetensors"
     staging = file.with_suffix(".part")
-    save_file(dict(tensors), staging)
-    staging.replace(file)
+    keep = [file, *taken]
+    try:
+        save_file(dict(tensors), staging)
+        staging.replace(file)
+    except (OSError, SafetensorError) as error:
+        _log.warning("%s: what round %d leaves cannot be kept: %s", folder.name, round_, error)
+        keep = []
     for old in folder.iterdir():
-        if old not in (file, *taken):
+        if old not in keep:
             old.unlink()
 
 

@@ -4,6 +4,7 @@ Flower starts a new process for every message and carries nothing out of it befo
 the site's own disk is what tells a long round from a dead one.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -36,5 +37,6 @@ class ProgressFile:
             "policy_loss": policy_loss,
         }
         staging = self._path.with_suffix(f".{os.getpid()}")
-        staging.write_text(json.dumps(content), encoding="utf-8")
-        staging.replace(self._path)
+        with contextlib.suppress(OSError):  # on a full disk training goes on unseen
+            staging.write_text(json.dumps(content), encoding="utf-8")
+            staging.replace(self._path)

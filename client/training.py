@@ -109,7 +109,8 @@ def setup_training_components(
     load_trainable(policy, weights)
     parameters = trainable_parameters(policy)
     preprocessor, _ = build_processors(policy, statistics)
-    settings = resolve_local_steps(config.training, len(samples))
+    settings = config.training
+    settings = dataclasses.replace(settings, local_steps=settings.steps_in_round(len(samples)))
     loader: DataLoader[dict[str, Any]] = DataLoader(
         FrameStream(samples, seed=seed, name=samples.name),
         batch_size=settings.batch_size,
@@ -132,14 +133,6 @@ def setup_training_components(
         config=settings,
         device=device,
     )
-
-
-def resolve_local_steps(config: TrainingConfig, num_frames: int) -> TrainingConfig:
-    """`config` with the `local_steps` that make `local_epochs` passes over `num_frames`, if asked for."""
-    if not config.local_epochs:
-        return config
-    batch = config.batch_size * config.gradient_accumulation_steps
-    return dataclasses.replace(config, local_steps=math.ceil(config.local_epochs * num_frames / batch))
 
 
 def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:

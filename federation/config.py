@@ -116,6 +116,17 @@ class TrainingConfig:
     keep_optimizer: bool = _setting(True)  # AdamW's moments stay at the site from round to round
     num_workers: int = _setting(2, at_least=0)  # data loading processes on a SuperNode
 
+    def steps_in_round(self, num_frames: int) -> int:
+        """Optimizer steps of a site with so many frames: `local_steps`, or what makes `local_epochs`."""
+        if not self.local_epochs:
+            return self.local_steps
+        return math.ceil(self.local_epochs * num_frames / self.frames_in_step)
+
+    @property
+    def frames_in_step(self) -> int:
+        """Frames that go into one optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
 
 @dataclass(frozen=True)
 class AggregationConfig:

@@ -1,6 +1,8 @@
 """Errors a person can act on: one line that names the thing, the value and the fix."""
 
-__all__ = ["ConfigError", "DatasetError", "FederationError", "PolicyError", "WireError"]
+__all__ = ["ConfigError", "DatasetError", "FederationError", "PolicyError", "WireError", "one_line"]
+
+_MOST_CHARACTERS = 500
 
 
 class FederationError(Exception):
@@ -21,3 +23,10 @@ class PolicyError(FederationError):
 
 class WireError(FederationError):
     """A message from another party is malformed, tampered with or numerically unusable."""
+
+
+def one_line(text: str) -> str:
+    """What another party wrote, fit for a log: one line of a bounded length, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 2 * _MOST_CHARACTERS])
+    line = " ".join(line.split())
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."

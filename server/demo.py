@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -86,7 +87,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
         console.show_cursor(True)
     if failure:
         console.print(
-            f"[red]the run failed: {failure}[/]\nlogs: {folder / 'logs'}\n"
+            f"[red]the run failed: {escape(failure)}[/]\nlogs: {folder / 'logs'}\n"
             f"go on after its last complete round: make resume RUN={config.run.name}",
             soft_wrap=True,
         )
@@ -150,12 +151,14 @@ def _show(
                     f"{event['node']} joined: {event['episodes']} episodes, {event['frames']} frames"
                 )
             elif kind == "node_refused":
-                console.print(f"[red]a node was refused: {event['reason']}[/]", soft_wrap=True)
+                console.print(f"[red]a node was refused: {escape(event['reason'])}[/]", soft_wrap=True)
             elif kind == "run_resumed":
                 console.print(f"goes on after round {event['after_round']}")
                 progress.update(rounds, completed=event["after_round"])
             elif kind == "node_left_out":
-                console.print(f"[red]{event['node']} is left out: {event['reason']}[/]", soft_wrap=True)
+                console.print(
+                    f"[red]{event['node']} is left out: {escape(event['reason'])}[/]", soft_wrap=True
+                )
             elif kind == "round_started":
                 if event["round"] == 1:
                     console.print(f"first round begins after {time.monotonic() - started:.0f} s")
@@ -164,7 +167,7 @@ def _show(
                 progress.update(rounds, note=f"update of {event['node']}")
             elif kind in ("update_refused", "update_missing"):
                 where = f"round {event['round']}: {event['node']}"
-                console.print(f"[yellow]{where}: {event['reason']}[/]", soft_wrap=True)
+                console.print(f"[yellow]{where}: {escape(event['reason'])}[/]", soft_wrap=True)
             elif kind == "evaluated":
                 baseline = baseline or event["policy_loss"]
                 change = 100 * (event["policy_loss"] / baseline - 1)

@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from federation.errors import one_line
 from federation.logs import get_logger
 
 __all__ = ["Patience", "Pending", "Reply", "look", "receive", "send"]
@@ -65,6 +66,7 @@ class Pending:
     asked_at: dict[int, float] = field(default_factory=dict)
     times_asked: dict[int, int] = field(default_factory=dict)
     not_sent: list[int] = field(default_factory=list)
+    discounted: set[int] = field(default_factory=set)  # whose reply is useless: it makes up no quorum
 
     @property
     def elapsed(self) -> float:
@@ -108,7 +110,7 @@ def look(pending: Pending) -> Iterator[Reply | None]:
     waiting = set(pending.asked_at) - set(pending.not_sent)
     quorum = math.ceil(pending.patience.quorum * (len(waiting) + len(pending.not_sent)))
     offline_since: dict[int, float] = {}
-    reply_seconds: list[float] = []
+    replied: dict[int, float] = {}  # node -> seconds, of replies that count for the quorum
     while waiting:
         arrived = False
         for message_id, node_id in list(pending.node_ids.items()):
@@ -124,7 +126,7 @@ def look(pending: Pending) -> Iterator[Reply | None]:
                 # An error made by SuperLink carries SuperLink's node id, so the asked node is looked up.
                 reply = _reply(message, node_id, time.monotonic() - pending.asked_at[node_id])
                 if reply.content is not None:
-                    reply_seconds.append(reply.seconds)
+                    replied[node_id] = reply.seconds
                 yield reply
                 del reply, message
                 break
@@ -132,6 +134,7 @@ def look(pending: Pending) -> Iterator[Reply | None]:
             continue
         if pending.elapsed >= pending.patience.deadline_seconds:
             break
+        reply_seconds = [s for id_, s in replied.items() if id_ not in pending.discounted]
         if len(reply_seconds) >= quorum:
             yield from _drop_stragglers(pending, waiting, reply_seconds)
         yield from _follow_restarts(pending, waiting, offline_since)
@@ -209,6 +212,6 @@ def _online(grid: Grid) -> dict[int, str]:
 
 def _reply(message: Message, node_id: int, seconds: float) -> Reply:
     if message.has_error():
-        reason = message.error.reason or f"error code {message.error.code}"
+        reason = one_line(message.error.reason or f"error code {message.error.code}")
         return Reply(node_id, None, reason, False, seconds)
     return Reply(node_id, message.content, "", False, seconds)

@@ -67,6 +67,7 @@ class NodeTable:
         self._inquiries: list[Iterator[Reply | None]] = []
         self._refused_in_row: dict[int, int] = {}
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
+        self._registered: dict[int, str] = {}  # node id -> the name that its key was let in under
 
     def wait_for_nodes(self) -> dict[int, Node]:
         """The joined nodes that are online now, as soon as there are `min_nodes` of them.
@@ -81,7 +82,9 @@ class NodeTable:
         give_up_at = time.monotonic() + settings.join_timeout_seconds
         remind_at = time.monotonic() + _SECONDS_BETWEEN_REMINDERS
         while True:
-            online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+            present = list(self._grid.get_nodes())
+            online = {node.node_id: node.last_activated_at for node in present}
+            self._registered = {node.node_id: node.name for node in present}
             self._ask_to_join(online)
             joined = {id_: node for id_, node in self._known.items() if id_ in online}
             now = time.monotonic()
@@ -167,6 +170,12 @@ class NodeTable:
         send(self._grid, [node_id], lambda: content, QUERY_SHUT_OUT, "join", Patience(_JOIN_DEADLINE_SECONDS))
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
+        registered = self._registered.get(node.node_id)
+        if registered and registered != node.name:  # else a site could pass for another that is away
+            raise FederationError(
+                f"the node calls itself {node.name}, and its key was registered as {registered}; "
+                "use that name in its node configuration"
+            )
         for other in list(self._known.values()):
             if other.name != node.name:
                 continue

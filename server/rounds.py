@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.config import RunConfig
-from federation.errors import WireError
+from federation.errors import WireError, one_line
 from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.statistics import Statistics
@@ -94,11 +94,15 @@ def run_round(
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)
-    intake = _Intake(model, expected, config, record, site_boosts(config.aggregation, previous))
+    training = config.training
+    most_examples = {n.name: training.steps_in_round(n.frames) * training.frames_in_step for n in nodes}
+    boosts = site_boosts(config.aggregation, previous)
+    intake = _Intake(model, expected, config, record, boosts, most_examples)
     aggregate_seconds = 0.0
     for reply in receive(pending):
         arrived = time.monotonic()
-        intake.take(names[reply.node_id], reply)
+        if not intake.take(names[reply.node_id], reply):
+            pending.discounted.add(reply.node_id)
         del reply  # the encoded update, before the next one is fetched
         aggregate_seconds += time.monotonic() - arrived
     started_step = time.monotonic()
@@ -145,6 +149,7 @@ class _Intake:
         config: RunConfig,
         record: RunRecord,
         boosts: Mapping[str, float],
+        most_examples: Mapping[str, int],
     ) -> None:
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
@@ -154,30 +159,33 @@ class _Intake:
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         self._judge = NormJudge(model.norms, config.aggregation.max_norm_ratio)
         self._shapes, self._expected, self._record = model.shapes, expected, record
-        self._boosts = boosts
+        self._boosts, self._most_examples = boosts, most_examples
 
-    def take(self, name: str, reply: Reply) -> None:
-        """Take what came of asking node `name`."""
+    def take(self, name: str, reply: Reply) -> bool:
+        """Take what came of asking node `name`; False if it brought no update that can be used."""
         if reply.missing:
             self.missing.append(name)
             _log.warning("%s is missing: %s", name, reply.error)
             self._record.event("update_missing", round=self._expected.round, node=name, reason=reply.error)
-            return
+            return False
         try:
-            update, metrics = verify_reply(reply, self._shapes, self._expected)
+            update, metrics = verify_reply(reply, self._shapes, self._expected, self._most_examples[name])
+            norm = update.norm()
+            passes = self._judge.passes_at_once(norm)
         except WireError as error:
             self._refuse(name, str(error))
-            return
+            return False
         metrics |= {
             **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
             "update_bytes": update.size_bytes,
             "reply_seconds": reply.seconds,
         }
-        self.norms[name] = update.norm()
-        if self._judge.passes_at_once(self.norms[name]):
+        self.norms[name] = norm
+        if passes:
             self._accept(name, update, metrics)
         else:
             self._held[name] = update, metrics
+        return True
 
     def close(self) -> int:
         """Judge what was held, now that all are in; return the number of good updates."""
@@ -199,6 +207,7 @@ class _Intake:
         )
 
     def _refuse(self, name: str, reason: str) -> None:
+        reason = one_line(reason)
         self.refused[name] = reason
         _log.warning("update of %s refused: %s", name, reason)
         self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from federation.config import RunConfig
@@ -72,7 +73,8 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         time.sleep(_SECONDS_BEFORE_CONTINUATION)
         # Before its record begins a run has nothing to continue, and the name is still free.
         again = as_continuation(config) if _has_record(folder) else config
-        run_id = _when_reachable(say, lambda: active_run(flwr_home)) or submit_run(flwr_home, again)
+        # Asked first each time: a submission that seemed to fail may have come through.
+        run_id = _when_reachable(say, partial(_active_or_submitted, flwr_home, again))
         say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
 
 
@@ -133,6 +135,10 @@ def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str
             return "its ServerApp died"
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return "finished:completed"
+
+
+def _active_or_submitted(flwr_home: Path, config: RunConfig) -> str:
+    return active_run(flwr_home) or submit_run(flwr_home, config)
 
 
 def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:

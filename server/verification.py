@@ -9,7 +9,6 @@ the learning rate, passes, and one node alone does not. Only what is suspicious 
 round, which has nothing to be compared with yet.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +23,8 @@ from server.exchange import Reply
 __all__ = ["NORMS_KEPT", "NormJudge", "verify_reply"]
 
 NORMS_KEPT = 32  # of the updates accepted last
+_LARGEST_FIGURE = 1e18  # squares and sums of such fit into a float: what is computed from them stays finite
+_LARGEST_NORM = 1e15  # of an update; times all examples of a round it fits into fp32
 _COUNTS = ("num_examples", "skipped_frames", "download_bytes")
 _FIGURES = (
     "policy_loss",
@@ -41,9 +42,13 @@ _FIGURES = (
 
 
 def verify_reply(
-    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header
+    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header, most_examples: int
 ) -> tuple[Payload, dict[str, int | float]]:
-    """The update and the metrics of a reply, or a `WireError` that says why it cannot be used."""
+    """The update and the metrics of a reply, or a `WireError` that says why it cannot be used.
+
+    Args:
+        most_examples: how many frames a node can have trained on; it must not weigh more by claiming more.
+    """
     if reply.content is None:
         raise WireError(reply.error)
     update, header, metrics = (reply.content.get(name) for name in (UPDATE, HEADER, METRICS))
@@ -61,10 +66,14 @@ def verify_reply(
         checked[name] = count
     if checked["num_examples"] == 0:
         raise WireError("num_examples = 0: nothing was trained on")
+    if checked["num_examples"] > most_examples:
+        raise WireError(
+            f"num_examples = {checked['num_examples']}: the round's steps are of {most_examples} at most"
+        )
     for name in _FIGURES:
         value = metrics.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise WireError(f"{name} = {value!r} must be a finite number")
+        if not isinstance(value, int | float) or not abs(value) <= _LARGEST_FIGURE:
+            raise WireError(f"{name} = {value!r} must be a finite number, not beyond {_LARGEST_FIGURE:g}")
         checked[name] = float(value)
     return open_payload(update, header, shapes, expected), checked
 
@@ -83,7 +92,13 @@ class NormJudge:
         self._seen: list[float] = []
 
     def passes_at_once(self, norm: float) -> bool:
-        """Note the norm of one more update; False if it must be held until all are in."""
+        """Note the norm of one more update; False if it must be held until all are in.
+
+        Raises:
+            WireError: the norm is beyond all training.
+        """
+        if not norm <= _LARGEST_NORM:
+            raise WireError(f"its norm is {norm:.4g}; more than {_LARGEST_NORM:g} is no training")
         self._seen.append(norm)
         return not self._max_ratio or norm <= self._limit
 

@@ -21,6 +21,7 @@ class FakeGrid:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.answers, self.not_sent = answers, not_sent
         self.online_since: dict[int, str] | None = None  # None: all of `answers`, always
+        self.registered: dict[int, str] = {}  # node id -> the name its key was registered under
         self.sent: dict[str, Message] = {}
         self.pulled_at_once: list[int] = []
         self._ids = itertools.count()
@@ -56,7 +57,10 @@ class FakeGrid:
 
     def get_nodes(self):
         online = dict.fromkeys(self.answers, "t0") if self.online_since is None else self.online_since
-        return [SimpleNamespace(node_id=id_, last_activated_at=since) for id_, since in online.items()]
+        return [
+            SimpleNamespace(node_id=id_, last_activated_at=since, name=self.registered.get(id_, ""))
+            for id_, since in online.items()
+        ]
 
 
 def _message(metadata: Metadata, **content) -> Message:

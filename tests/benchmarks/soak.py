@@ -82,20 +82,24 @@ def main() -> None:
                 ended = any(event["event"] == "run_finished" for event in seen)
                 if done > len(samples) and done < arguments.rounds and not ended:
                     samples.append(_measure(cluster, outputs, "soak", scratch) | {"round": done})
+                    _write(arguments.out, arguments.rounds, samples)  # what there is, should this be stopped
                     print(f"round {done}: database {samples[-1]['database'] / 1e6:.1f} MB", flush=True)
-    settled = [sample for sample in samples if sample["round"] > min(_SETTLED_ROUNDS, arguments.rounds // 2)]
-    rounds = [sample["round"] for sample in settled]
+    for name, slope in _write(arguments.out, arguments.rounds, samples).items():
+        size = f"{samples[0][name] / 1e6:9.2f} MB first {samples[-1][name] / 1e6:9.2f} MB last"
+        print(f"{name:24} {size} {slope / 1e3:+9.2f} kB a round")
+
+
+def _write(out: Path, rounds: int, samples: list[dict[str, int]]) -> dict[str, float]:
+    """Write the JSON; return the growth of each thing, empty before two rounds have settled."""
+    settled = [sample for sample in samples if sample["round"] > min(_SETTLED_ROUNDS, rounds // 2)]
     growth = {}
-    for name in settled[0]:
-        if name != "round":
-            values = [sample[name] for sample in settled]
-            growth[name] = float(np.polyfit(rounds, values, 1)[0])
-            print(
-                f"{name:24} {values[0] / 1e6:9.2f} MB first {values[-1] / 1e6:9.2f} MB last "
-                f"{growth[name] / 1e3:+9.2f} kB a round"
-            )
-    result = {"rounds": arguments.rounds, "growth_bytes_a_round": growth, "samples": samples}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if len(settled) > 1:
+        numbers = [sample["round"] for sample in settled]
+        for name in settled[0].keys() - {"round"}:
+            growth[name] = float(np.polyfit(numbers, [sample[name] for sample in settled], 1)[0])
+    result = {"rounds": rounds, "growth_bytes_a_round": growth, "samples": samples}
+    out.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return growth
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.container
 def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
     faults = {
         1: [("restart", "superlink")],
-        2: [("restart", "gateway", "exporter", "prometheus")],
+        2: [
+            ("kill", "gateway", "exporter"),
+            ("start", "gateway", "exporter"),
+            ("restart", "prometheus"),
+        ],
         3: [("restart", "supernode-a")],  # SIGTERM: its message in flight is lost, and it is asked again
         4: [("kill", "supernode-b"), ("start", "supernode-b")],
     }

@@ -165,7 +165,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _store(folder).save(1, _model(), 1.0, {"round": 1})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_is_in_the_file_the_error_is_ours(whole: Path, data: st.DataObject) -> None:
     content = bytearray(whole.read_bytes())

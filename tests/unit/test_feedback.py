@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
 import torch
 
+from client import feedback
 from client.feedback import add_residual, keep_residual
+from client.progress import ProgressFile
 from federation.codec import decode, encode
 
 
@@ -68,6 +71,27 @@ def test_a_round_done_again_takes_the_same_residual_once_more(tmp_path: Path) ->
     again = _round(tmp_path, "run", steps[2], round_=3)
     assert again.equal(first[2])
     assert len(list((tmp_path / "feedback").iterdir())) == 2
+
+
+def test_on_a_full_disk_no_residual_is_kept_and_none_counts_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_residual(tmp_path, "run", 1, {"w": torch.ones(3)})
+
+    def full(tensors: dict, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feedback, "save_file", full)
+    keep_residual(tmp_path, "run", 2, {"w": torch.ones(3)})
+    update = {"w": torch.zeros(3)}
+    add_residual(tmp_path, "run", 3, update)
+    assert update["w"].tolist() == [0, 0, 0]
+    assert list((tmp_path / "feedback").iterdir()) == []
+
+
+def test_progress_that_cannot_be_written_does_not_end_the_training(tmp_path: Path) -> None:
+    ProgressFile(tmp_path / "gone", round_=1, local_steps=1).update(1, 0.5)
 
 
 def test_after_a_rollback_no_residual_of_a_later_round_is_taken(tmp_path: Path) -> None:

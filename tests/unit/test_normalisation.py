@@ -35,7 +35,7 @@ def _recordings() -> st.SearchStrategy[list[np.ndarray]]:
     return st.lists(arrays(np.float32, sizes, elements=angles), min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_recordings())
 def test_merged_statistics_are_those_of_the_pooled_data(parts: list[np.ndarray]) -> None:
     pooled = np.concatenate(parts).astype(np.float64)

@@ -132,6 +132,13 @@ def test_a_continuation_may_change_settings_but_not_what_the_rounds_share(tmp_pa
         RunRecord(tmp_path, "run-1", private)
 
 
+def test_a_continuation_cannot_change_the_noise_that_its_epsilon_is_computed_from(tmp_path: Path) -> None:
+    _interrupted(tmp_path)
+    changed = RunConfig(run=RunSection(resume=True), privacy=PrivacyConfig(mode="central"))
+    with pytest.raises(ConfigError, match=r"privacy.mode = 'central': the run began with 'none'"):
+        RunRecord(tmp_path, "run-1", changed)
+
+
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="there is no such run to resume"):
         RunRecord(tmp_path, "run-1", RESUMED)

@@ -24,7 +24,7 @@ from federation.messages import ANSWER, CONFIG, HEADER, METRICS, QUERY_SHUT_OUT,
 from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
-from server import nodes
+from server import exchange, nodes
 from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
@@ -120,6 +120,10 @@ BAD_REPLIES = [
     (_reply(num_examples=0), "nothing was trained on"),
     (_reply(num_examples=-5), "not negative"),
     (_reply(num_examples=2.5), "whole number"),
+    (_reply(num_examples=10**9), "the round's steps are of 3200 at most"),
+    (_reply(3e38), "no training"),
+    (_reply(policy_loss=1e300), "policy_loss = 1e+300"),
+    (Error(1, "one\nWARNING another line" + 10**6 * "x"), "one WARNING another linexxx"),
     (_reply(policy_loss=float("inf")), "policy_loss = inf"),
     (_reply(policy_loss=None), "policy_loss = None"),
     (RecordDict(), "lacks 'update', 'header' or 'metrics'"),
@@ -135,6 +139,33 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistic
     assert weights.tolist() == [5.0, 5.0]
     assert list(entry["clients"]) == ["b"]
     assert reason in entry["refused"]["a"]
+    assert len(entry["refused"]["a"]) < 1000
+    record.round_finished(entry)  # JSON takes it
+
+
+def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(policy_loss=1e18, grad_norm=-1e18), 11: _reply()})
+    entry, _ = _run(grid, record, statistics, "a", "b")
+    assert entry["refused"] == {}
+    record.round_finished(entry)
+
+
+def test_useless_replies_make_no_quorum_that_honest_nodes_are_late_for(
+    record, statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LEAST_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    ready_at = time.monotonic() + 0.5
+
+    class Slow(FakeGrid):
+        def pull_messages(self, message_ids):
+            ids = list(message_ids)
+            is_early = self.sent[ids[0]].metadata.dst_node_id == 13 and time.monotonic() < ready_at
+            return [] if is_early else super().pull_messages(ids)
+
+    bad = _reply(num_examples=0)
+    entry, _ = _run(Slow({10: bad, 11: bad, 12: bad, 13: _reply()}), record, statistics, "a", "b", "c", "d")
+    assert (list(entry["clients"]), entry["missing"]) == (["d"], [])
 
 
 def test_a_silent_node_is_missing(record, statistics) -> None:
@@ -411,6 +442,19 @@ def test_two_nodes_of_the_same_name_are_not_both_taken(record, reported) -> None
     grid = FakeGrid({10: _answer("a", reported), 11: _answer("a", reported)})
     assert len(_table(grid, record, min_nodes=1).wait_for_nodes()) == 1
     assert "the name a is taken" in (record.folder / "events.jsonl").read_text()
+
+
+def test_a_node_cannot_take_the_name_of_another_that_is_away(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("a", reported)})
+    grid.registered = {10: "a", 11: "b"}
+    table = _table(grid, record, min_nodes=1)
+    assert list(table.wait_for_nodes()) == [10]
+    grid.online_since = {11: "later"}
+    with pytest.raises(NotEnoughNodesError):
+        table.wait_for_nodes()
+    grid.online_since = {10: "later", 11: "later"}
+    assert list(table.wait_for_nodes()) == [10]
+    assert "its key was registered as b" in (record.folder / "events.jsonl").read_text()
 
 
 def test_too_few_nodes_are_an_error_that_says_what_to_do(record, reported) -> None:

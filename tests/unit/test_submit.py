@@ -37,6 +37,7 @@ class SuperLink:
         self.online = [0, 2]
         self.active: str | None = None
         self.away = 0  # how many questions nobody answers
+        self.refuses = 0  # how many submissions after the first fail
         self.outcomes: list[tuple[int, str]] = [(4, "finished")]
         self.submitted: list[RunConfig] = []
         self.status = "running"
@@ -48,6 +49,9 @@ class SuperLink:
         return self.active
 
     def submit_run(self, home: Path, config: RunConfig) -> str:
+        if self.submitted and self.refuses:
+            self.refuses -= 1
+            raise ControlError("went away again")
         self.submitted.append(config)
         rounds, end = self.outcomes.pop(0)
         self.status = {"finished": "finished:completed", "stopped": "finished:stopped"}.get(
@@ -94,6 +98,16 @@ def test_it_registers_the_sites_waits_for_them_and_sees_the_run_through(
     assert config.run.name.startswith("tiny-")
     assert not config.run.resume
     assert f"run {config.run.name} has finished" in capsys.readouterr().out
+
+
+def test_a_continuation_is_submitted_again_if_superlink_goes_away_at_that_moment(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(1, "killed"), (4, "finished")]
+    superlink.refuses = 2
+    assert submit.main(arguments) == 0
+    assert [config.run.resume for config in superlink.submitted] == [False, True]
+    assert "went away again" in capsys.readouterr().out
 
 
 def test_a_run_that_dies_is_continued_until_it_has_finished(

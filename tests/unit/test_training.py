@@ -11,7 +11,6 @@ from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
 from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
 from client.training import (
     TrainingError,
-    resolve_local_steps,
     run_training_loop,
     run_training_step,
     setup_training_components,
@@ -201,7 +200,7 @@ def test_epochs_are_passes_over_the_sites_own_frames(
     tiny_config, epochs: float, accumulation: int, frames: int, expected: int
 ) -> None:
     config = _configure(tiny_config, local_epochs=epochs, gradient_accumulation_steps=accumulation)
-    assert resolve_local_steps(config.training, frames).local_steps == expected
+    assert config.training.steps_in_round(frames) == expected
 
 
 def test_a_kept_optimizer_goes_on_bit_for_bit(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -51,6 +52,10 @@ class FaultyCluster(LocalCluster):
         self._commands = {**getattr(self, "_commands", {}), name: (command, others, more)}
         super()._start(name, command, *others, **more)
 
+    def _stop(self) -> None:
+        shutil.copytree(self.logs, self._scratch.parent / "logs", dirs_exist_ok=True)  # beside the scratch
+        super()._stop()
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a process, and to nothing it started; wait until it has gone."""
         self._processes[name].send_signal(number)
@@ -93,7 +98,9 @@ class Fault:
     name: str
     moment: str
     strikes_at: Callable[[dict], bool]  # the event of the round after which it happens
-    strike: Callable[[FaultyCluster], None]  # returns once everything is back
+    # Returns once everything is back, with the Unix time of its first try to return if that was before.
+    strike: Callable[[FaultyCluster, Path], float | None]
+    node: str = ""  # whose next update shows that it has recovered; anybody's if not named
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class Outcome:
 
     fault: Fault
     completed_rounds_lost: int
-    seconds_to_recover: float  # from the return of what was away to the next sign of progress
+    # From the return of what was away to the next sign of progress; None: it stays away while this lasts.
+    seconds_to_recover: float | None
     operator_sees: str
 
 
@@ -110,12 +118,12 @@ def run_with_faults(
     cluster: FaultyCluster, outputs: Path, config: RunConfig, faults: Mapping[int, Fault]
 ) -> list[Outcome]:
     """Have the supervisor see a run through while `faults[round]` happen to it; 0 is before the first."""
-    said: list[str] = []
+    said: list[tuple[float, str]] = []
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            see_through(cluster.flwr_home, outputs, config, said.append)
+            see_through(cluster.flwr_home, outputs, config, lambda line: said.append((time.time(), line)))
         except BaseException as error:
             failures.append(error)
 
@@ -132,12 +140,12 @@ def run_with_faults(
             assert time.monotonic() < give_up_at, (said, events(folder)[-5:])
             time.sleep(0.1)
         struck = time.time()
-        fault.strike(cluster)
-        moments[round_] = struck, time.time()
+        tried = fault.strike(cluster, folder)
+        moments[round_] = struck, tried or time.time()
     thread.join(_PATIENCE_SECONDS)
     assert not thread.is_alive(), said
     assert not failures, (failures, said)
-    return [_outcome(folder, faults[round_], *moments[round_]) for round_ in faults]
+    return [_outcome(events(folder), said, round_, faults[round_], *moments[round_]) for round_ in faults]
 
 
 def events(folder: Path) -> list[dict]:
@@ -155,19 +163,30 @@ def wait_for(folder: Path, condition: Callable[[list[dict]], bool]) -> None:
         time.sleep(0.1)
 
 
-def _outcome(folder: Path, fault: Fault, struck: float, returned: float) -> Outcome:
-    later = [event for event in events(folder) if event["time"] > struck]
-    until = next(i for i, event in enumerate(later) if event["event"] == "round_finished")
-    progress = ("update_received", "round_finished")
-    recovered = next(e["time"] for e in later if e["event"] in progress and e["time"] > returned)
+def _outcome(
+    happened: list[dict], said: list[tuple[float, str]], round_: int, fault: Fault, struck: float, back: float
+) -> Outcome:
+    progress = {"update_received", "round_finished"} if round_ else {"node_joined", "update_received"}
+    recovered = next(
+        event["time"]
+        for event in happened
+        if event["event"] in progress
+        and event["time"] > back
+        and (not fault.node or event.get("node") == fault.node)
+    )
+    complete = {e["round"] for e in happened if e["event"] == "round_finished" and e["time"] < struck}
+    lost = [e for e in happened if e["event"] == "round_finished" and e["time"] > struck]
     kinds = {
         "update_missing": "{node} is missing: {reason}",
         "update_refused": "{node} is refused: {reason}",
         "run_failed": "the run failed: {reason}",
         "run_resumed": "the run goes on after round {after_round}",
     }
-    seen = [kinds[e["event"]].format(**e) for e in later[: until + 1] if e["event"] in kinds]
-    lost = [e["rounds_done_again"] for e in later if e["event"] == "run_resumed"]
+    lines = [(e["time"], kinds[e["event"]].format(**e)) for e in happened if e["event"] in kinds]
+    seen = [line for when, line in sorted([*lines, *said]) if struck < when < recovered + 1.0]
     return Outcome(
-        fault, sum(map(len, lost)), recovered - returned, "; ".join(seen) or "the round takes longer"
+        fault,
+        sum(event["round"] in complete for event in lost),
+        recovered - back,
+        "; ".join(dict.fromkeys(seen)) or "the round takes longer",
     )

@@ -17,15 +17,17 @@ Written by `make faults`; every row was measured in that run, on local processes
 
 def write_table(outcomes: Sequence[Outcome]) -> None:
     """Print a row for each fault, and put it into the file, instead of the row it had."""
-    rows = {
-        outcome.fault.name: f"| {outcome.fault.name} | {outcome.fault.moment} "
-        f"| {outcome.completed_rounds_lost} | {outcome.seconds_to_recover:.0f} | {outcome.operator_sees} |"
-        for outcome in outcomes
-    }
+    rows = {(outcome.fault.name, outcome.fault.moment): _row(outcome) for outcome in outcomes}
     print(*rows.values(), sep="\n")
     if "FAULT_MATRIX" not in os.environ:
         return
     file = Path(os.environ["FAULT_MATRIX"])
     old = file.read_text(encoding="utf-8").removeprefix(_HEADER).splitlines() if file.exists() else []
-    kept = [line for line in old if not any(line.startswith(f"| {name} |") for name in rows)]
+    kept = [line for line in old if not any(line.startswith(f"| {name} | {when} |") for name, when in rows)]
     file.write_text(_HEADER + "\n".join([*kept, *rows.values()]) + "\n", encoding="utf-8")
+
+
+def _row(outcome: Outcome) -> str:
+    seconds = "-" if outcome.seconds_to_recover is None else f"{outcome.seconds_to_recover:.0f}"
+    cells = (outcome.fault.name, outcome.fault.moment, outcome.completed_rounds_lost, seconds)
+    return f"| {' | '.join(map(str, cells))} | {outcome.operator_sees.replace('|', '/')} |"
