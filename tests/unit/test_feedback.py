@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import feedback
+from client import carried
 from client.feedback import add_residual, keep_residual
 from client.progress import ProgressFile
 from federation.codec import decode, encode
@@ -82,7 +82,7 @@ def test_on_a_full_disk_no_residual_is_kept_and_none_counts_twice(
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feedback, "save_file", full)
+    monkeypatch.setattr(carried, "save_file", full)
     keep_residual(tmp_path, "run", 2, {"w": torch.ones(3)})
     update = {"w": torch.zeros(3)}
     add_residual(tmp_path, "run", 3, update)
