@@ -50,6 +50,7 @@ ARMS = (
     Arm("FedProx, each site's own normalisation", shared_normalisation=False),
     # What single choices do: one seed.
     Arm("centralised, batches of one site", pooled=True, steps=STEPS * len(SITES), seeds=1),
+    Arm("FedProx, four times the rounds", steps=STEPS * 4, seeds=1),
     Arm("FedProx, optimizer state reset", keep_optimizer=False, seeds=1),
     Arm("FedProx, 5 local steps", local_steps=5, seeds=1),
     Arm("FedProx, 40 local steps", local_steps=40, seeds=1),
