@@ -37,13 +37,14 @@ def test_other_seeds_are_refused() -> None:
 def test_the_command_says_who_came_further(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     results = {"a": _episodes(0.1, 0.2, 0.1, 0.3, 0.2), "b": _episodes(1, 1, 1, 1, 1)}
 
-    def simulate(folder: Path, episodes: int) -> dict:
+    def simulate(folder: Path, episodes: int, variants: list[str]) -> dict:
+        assert variants == ["left", "right"]
         rate = float(folder.name == "b")
         figures = {"success_rate": rate, "interval": (rate, rate), "mean_return": rate}
         return {**figures, "per_episode": results[folder.name][:episodes]}
 
     monkeypatch.setattr(compare, "simulate", simulate)
-    assert compare.main(["a", "b", "--episodes", "5"]) == 0
+    assert compare.main(["a", "b", "--episodes", "5", "--variants", "left,right"]) == 0
     printed = capsys.readouterr().out
     assert "A: success 0%" in printed
     assert "in A only 0, in B only 5: p = 0.062" in printed
