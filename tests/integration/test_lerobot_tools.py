@@ -11,7 +11,6 @@ import pytest
 
 from federation.policy import build_processors
 from federation.policy_folder import save_policy_folder
-from tests.benchmarks.inference import measure
 
 REPOSITORY = Path(__file__).parents[2]
 # Imported by Python at its start: what only this project installs is not there.
@@ -57,8 +56,3 @@ def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path:
     result = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
     assert result["overall"]["n_episodes"] == 1
     assert list((tmp_path / "eval").rglob("*.mp4"))
-
-
-def test_lerobots_inference_server_answers_with_whole_chunks(exported: Path, policy) -> None:
-    figures = measure(exported, chunks=1)
-    assert figures["actions_per_chunk"] == policy.config.chunk_size
