@@ -61,7 +61,7 @@ def main() -> None:
             (data / dataset).symlink_to((arguments.data / dataset).resolve())
         for size, policy in (("tiny", {"policy.size": "tiny"}), ("pretrained", _write_pretrained(folder))):
             config = parse_run_config(_SETTINGS | policy | {"run.name": size}, "benchmark")
-            code = demo.run_demo(config, data, folder, arguments.certs, arguments.port, Console(quiet=True))
+            code = demo.run_demo(config, data, folder, arguments.certs, arguments.port, Console(stderr=True))
             if code:
                 raise SystemExit(code)
             run = json.loads((folder / size / METRICS_FILE).read_text(encoding="utf-8"))
@@ -76,10 +76,10 @@ def _write_pretrained(folder: Path) -> dict[str, str]:
     """A full-size policy folder with random weights; the settings that make a run begin from it."""
     config = PolicyConfig(size="smolvla")
     policy = build_policy(config, seed=0, device=torch.device("cpu"), cache=folder)
-    policy.save_pretrained(folder / "pretrained")
+    policy.save_pretrained(folder / "policy")
     return {
         "policy.size": "pretrained",
-        "policy.pretrained": str(folder / "pretrained"),
+        "policy.pretrained": str(folder / "policy"),
         "policy.vlm": str(vlm_folder("smolvla", folder)),
     }
 
