@@ -95,7 +95,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     "One node, as it joined": (
         _gauge("node_info", "1, with what the node runs on and the cameras it feeds", *_NODE_LABELS),
         _gauge("node_episodes", "Episodes the node trains on", "node"),
-        _gauge("node_left_out_episodes", "Episodes left out, they hold NaN or infinity", "node"),
+        _gauge("node_left_out_episodes", "Episodes left out, they cannot be trained on", "node"),
         _gauge("node_frames", "Frames the node trains on", "node"),
         _gauge("node_fps", "Frames a second of its recordings", "node"),
     ),

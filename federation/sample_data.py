@@ -177,11 +177,10 @@ def _refuse_foreign_folder(out: Path, datasets: Iterable[str]) -> None:
 
 
 def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
-    from federation.so101 import VARIANTS
+    from federation.so101 import unknown_variant
 
-    for name in (name for variants in datasets.values() for name in variants):
-        if name not in VARIANTS:
-            raise SampleDataError(f"scene {name!r} is unknown; choose from {', '.join(VARIANTS)}")
+    if wrong := unknown_variant(name for variants in datasets.values() for name in variants):
+        raise SampleDataError(f"scene {wrong}")
 
 
 def _record_all(

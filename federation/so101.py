@@ -17,6 +17,7 @@ import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -38,6 +39,7 @@ __all__ = [
     "SO101Scene",
     "SceneVariant",
     "SimulationError",
+    "unknown_variant",
 ]
 
 FPS = 30
@@ -158,6 +160,14 @@ for _base, _name, _bearing_range_deg in (
         cube_bearing_range_deg=_bearing_range_deg,
         cube_yaw_range_deg=(-10.0, 10.0),
     )
+
+
+def unknown_variant(names: Iterable[str]) -> str:
+    """What is wrong with the first of `names` that is not in `VARIANTS`, for an error; empty if all are."""
+    for name in names:
+        if name not in VARIANTS:
+            return f"{name!r} is unknown; choose from {', '.join(VARIANTS)}"
+    return ""
 
 
 def _model_folder() -> Path:

@@ -34,13 +34,10 @@ def check_simulator(variants: str) -> None:
                 f"evaluation.sim_frequency: package {package} is not installed; run: pip install '.[sim]', "
                 "or set it to 0"
             )
-    from federation.so101 import VARIANTS
+    from federation.so101 import unknown_variant
 
-    for name in variants.split(","):
-        if name not in VARIANTS:
-            raise ConfigError(
-                f"evaluation.sim_variants: {name!r} is unknown; choose from {', '.join(VARIANTS)}"
-            )
+    if wrong := unknown_variant(variants.split(",")):
+        raise ConfigError(f"evaluation.sim_variants: {wrong}")
 
 
 def simulate(

@@ -767,7 +767,7 @@ def infrastructure() -> dict[str, Any]:
                         ],
                         "node",
                         ["device", "cameras", "python", "flwr", "lerobot", "torch"],
-                        description="As it said when it joined; left out are episodes with NaN or infinity.",
+                        description="As it said when it joined; left out: episodes not fit for training.",
                     ),
                 ],
             ),

@@ -28,6 +28,7 @@ from federation.so101 import (
     LIFT_HEIGHT_M,
     VARIANTS,
     SO101Scene,
+    unknown_variant,
 )
 
 __all__ = ["MAX_STEPS", "SO101PickConfig", "SO101PickEnv"]
@@ -144,9 +145,8 @@ class SO101PickConfig(EnvConfig):
     features_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.variant_names if name not in VARIANTS]
-        if unknown:
-            raise ConfigError(f"variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
+        if wrong := unknown_variant(self.variant_names):
+            raise ConfigError(f"variants: {wrong}")
         edge = self.image_size_px
         self.features = {
             "action": PolicyFeature(FeatureType.ACTION, (6,)),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset
 
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig
@@ -18,8 +17,8 @@ from federation.normalisation import merge_statistics
 from federation.policy import build_policy, build_processors, load_trainable, trainable_parameters
 from federation.policy_folder import save_policy_folder
 from federation.sample_cache import open_samples
-from federation.wire import Header, open_payload, pack_tensors
 from server.aggregation import apply_update, make_aggregator, make_server_optimizer
+from tests.benchmarks.in_process import Pooled, as_received
 
 __all__ = ["train"]
 
@@ -47,7 +46,7 @@ def train(
     samples = {site: open_samples(data / site, policy.config, scratch / site, 2 * 10**9) for site in sites}
     pooled = ["+".join(learner) for learner in learners]
     datasets: Mapping[str, Any] = {
-        name: _Pooled([samples[site] for site in learner])
+        name: Pooled([samples[site] for site in learner])
         for name, learner in zip(pooled, learners, strict=True)
     }
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
@@ -68,9 +67,7 @@ def train(
                 components = going_on
                 components.received = [weights[key].clone() for key in components.parameters]
             result = run_training_loop(components, round_, rounds, lambda *_: None)
-            header = Header("fp32", "closed-loop", round_, "")
-            record, header_record, sealed = pack_tensors(result.update.items(), header)
-            aggregator.add(open_payload(record, header_record, shapes, sealed), result.num_examples)
+            aggregator.add(as_received(result.update), result.num_examples)
             round_losses.append(result.policy_loss)
             if len(learners) == 1:
                 going_on = components
@@ -80,9 +77,3 @@ def train(
     load_trainable(policy, weights)
     save_policy_folder(folder, policy, build_processors(policy, statistics), "Benchmark of closed loop.\n")
     return losses
-
-
-class _Pooled(ConcatDataset[dict[str, Any]]):
-    """The samples of several sites as one data set."""
-
-    name = "pooled"

@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
 from federation.normalisation import merge_statistics
 from federation.policy import build_policy, load_trainable, trainable_parameters
-from federation.sample_cache import SampleCache, open_samples
+from federation.sample_cache import open_samples
 from federation.statistics import Statistics
-from federation.wire import Header, Payload, open_payload, pack_tensors
 from server.aggregation import apply_update, make_aggregator, make_server_optimizer
 from server.evaluation import Evaluator
 from server.nodes import Node, sample_nodes
+from tests.benchmarks.in_process import Pooled, as_received
 from tests.benchmarks.study.arms import Arm
 
 __all__ = ["run_arm", "run_job"]
@@ -64,7 +63,7 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
         own = {site: merge_statistics([statistics]) for site, statistics in reported.items()}
         shared = merge_statistics(list(reported.values()))
         if arm.pooled:
-            samples, own = {"pooled": _Pooled(list(samples.values()))}, {"pooled": shared}
+            samples, own = {"pooled": Pooled(list(samples.values()))}, {"pooled": shared}
         statistics = {site: shared if arm.shared_normalisation else own[site] for site in samples}
         weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
         evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
@@ -123,7 +122,7 @@ def _train(
                 kept[site] = components.optimizer.state_dict()
             if arm.pooled:
                 pooled = components
-            aggregator.add(_as_received(result.update), result.num_examples)
+            aggregator.add(as_received(result.update), result.num_examples)
         taken += arm.local_steps
         apply_update(aggregator, weights, optimizer)
         if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
@@ -153,21 +152,6 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
         },
         arm.name,
     )
-
-
-def _as_received(update: dict[str, Tensor]) -> Payload:
-    shapes = {name: tensor.shape for name, tensor in update.items()}
-    record, header, sealed = pack_tensors(update.items(), Header("fp32", "study", 1, ""))
-    return open_payload(record, header, shapes, sealed)
-
-
-class _Pooled(ConcatDataset[dict[str, Any]]):
-    """The samples of several sites as one data set."""
-
-    name = "pooled"
-
-    def __init__(self, samples: list[SampleCache]) -> None:
-        super().__init__(samples)
 
 
 def _with_damaged_video(root: Path, folder: Path) -> Path:
