@@ -5,6 +5,7 @@ its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVA
 sets), `FEDERATION_SCRATCH` (caches).
 """
 
+import gc
 import math
 import os
 import time
@@ -105,6 +106,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         delivery.after_round(0, model)
 
     previous = checkpoint.entry if checkpoint else None
+    gc.collect()
+    gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     for round_ in range(done + 1, config.run.num_rounds + 1):
         logs.speak_as(round_=round_)
         started = time.monotonic()

@@ -189,7 +189,7 @@ class LocalCluster:
                 *self._tls_server_arguments(),
             ],
             {"OMP_NUM_THREADS": str(threads)},
-            # Flower starts `flwr-clientapp` from the PATH: the site's own, which runs no foreign app.
+            # `flower-supernode` and, which that starts, `flwr-clientapp`: the site's own, see client/bin.
             programs=[PROJECT / "client" / "bin"],
         )
 
@@ -220,9 +220,12 @@ class LocalCluster:
             "PYTHONUNBUFFERED": "1",
             **(extra or {}),
         }
+        program = shutil.which(command[0], path=environment["PATH"])
+        if program is None:
+            raise ClusterError(f"there is no {command[0]} in {binaries}; run make env")
         with (self.logs / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                [str(binaries / command[0]), *command[1:]],
+                [program, *command[1:]],
                 env=environment,
                 cwd=self._state,
                 stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ Flower 1.41 never delivers a message again that a SuperNode took and lost in its
 nobody. SuperLink does say since when each node is online, so a node that came back is asked again.
 """
 
+import gc
 import math
 import statistics
 import time
@@ -97,6 +98,7 @@ def receive(pending: Pending) -> Iterator[Reply]:
     """Yield exactly one `Reply` for each node asked, in order of arrival; wait for them."""
     for reply in look(pending):
         if reply is not None:
+            gc.collect()  # httpx ties its responses to themselves: their bytes would stay for many rounds
             yield reply
             del reply  # before the next one is fetched
         else:
