@@ -18,23 +18,25 @@ _SECONDS_BETWEEN_TRIES = 0.2
 
 
 class Network:
-    """Forwards connections on `port` to `target`, both on the loopback interface, while it is entered.
+    """Forwards connections on `host:port` to `target_host:target` while it is entered.
 
     Attributes:
         delay_seconds: from one end to the other.
         loss: share of the reads that come a round trip late.
     """
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(
+        self, port: int, target: int, host: str = "127.0.0.1", target_host: str = "127.0.0.1"
+    ) -> None:
         self.port, self.delay_seconds, self.loss = port, 0.0, 0.0
-        self._target, self._is_cut = target, False
+        self._host, self._target, self._is_cut = host, (target_host, target), False
         self._random = random.Random(0)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        start = asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        start = asyncio.start_server(self._connect, self._host, self.port)
         asyncio.run_coroutine_threadsafe(start, self._loop).result()
         return self
 
@@ -53,7 +55,7 @@ class Network:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
-                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                far_reader, far_writer = await asyncio.open_connection(*self._target)
                 break
             except OSError:  # SuperLink is away; a packet to it would be sent again and again
                 await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
