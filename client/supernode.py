@@ -1,33 +1,60 @@
-"""Flower's SuperNode with its memory kept flat.
+"""Flower's SuperNode, made to outlast days and bad networks.
 
-httpx ties every response to itself: its stream holds the response, which holds the stream. What a SuperNode
-has received and sent is therefore not freed when it is done with, but when Python's collector next looks at
-all objects, which in this process was every thirtieth round. At full size each round is 300 MB.
+`client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program. It runs
+Flower's own with three weaknesses of Flower 1.41 mended:
 
-`client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program.
+- a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
+  wrong certificate, and the SuperNode gave up for good;
+- a SuperNode that had given up did not end: its process stayed, so that nothing restarted it;
+- httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
+  went stayed in memory until Python's collector looked at all objects, in this process once in thirty
+  rounds. At full size a round is 300 MB.
 """
 
 import gc
 import threading
+from collections.abc import Callable
 
-__all__ = ["collect", "main"]
+import httpx
+
+__all__ = ["collect", "gives_up_on", "main"]
 
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 
 
 def main() -> None:
     """Run Flower's `flower-supernode`, and the collector beside it."""
+    from flwr.supercore.exit import ExitCode, flwr_exit
+    from flwr.supercore.retry import RetryInvoker
+    from flwr.supernode import fleet_http_connection
     from flwr.supernode.cli import flower_supernode
 
+    make_invoker = fleet_http_connection.make_simple_http_retry_invoker
+
+    def make_patient_invoker() -> RetryInvoker:
+        invoker = make_invoker()
+        invoker.should_giveup = gives_up_on(invoker.should_giveup)
+        return invoker
+
+    fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker
     gc.collect()
     gc.freeze()  # what is imported stays anyway; without it a collection takes milliseconds
     ended = threading.Event()
     collector = threading.Thread(target=collect, args=(_SECONDS_BETWEEN_COLLECTIONS, ended), daemon=True)
     collector.start()
-    try:
-        flower_supernode()
-    finally:
-        ended.set()
+    flower_supernode()
+    # It returns when it has given up; its own API's thread would keep the process.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode has given up; see the error above.")
+
+
+def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
+    """`given_up` (None: never), but for handshakes that nobody refused: those are tried again."""
+
+    def gives_up(error: Exception) -> bool:
+        broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
+        return not broken_off and given_up is not None and given_up(error)
+
+    return gives_up
 
 
 def collect(seconds: float, ended: threading.Event) -> None:

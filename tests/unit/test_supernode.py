@@ -1,22 +1,98 @@
+import contextlib
 import gc
 import shutil
+import socket
+import ssl
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import pytest
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supernode import cli, fleet_http_connection
+
+from certs.issue import issue_all
 from client import supernode
 
 BIN = Path(supernode.__file__).parent / "bin"
 
 
-class _Cycle:
-    def __init__(self) -> None:
-        self.myself = self
+@contextlib.contextmanager
+def _answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The URL of a port that takes one connection and does this with it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def _error(url: str) -> httpx.HTTPError:
+    with pytest.raises(httpx.HTTPError) as raised:
+        httpx.get(url, timeout=0.5)
+    return raised.value
+
+
+def _gives_up(error: httpx.HTTPError) -> tuple[bool, bool]:
+    """Whether Flower gives up at once at this error, and whether ours does."""
+    flowers = make_simple_http_retry_invoker().should_giveup
+    assert flowers
+    return flowers(error), supernode.gives_up_on(flowers)(error)
+
+
+def test_a_handshake_that_nobody_answers_is_tried_again() -> None:
+    with _answering(lambda connection: time.sleep(1)) as url:
+        assert _gives_up(_error(url)) == (True, False)
+
+
+def test_a_handshake_that_is_broken_off_is_tried_again() -> None:
+    def break_off(connection: socket.socket) -> None:
+        connection.recv(65536)
+
+    with _answering(break_off) as url:
+        assert _gives_up(_error(url)) == (True, False)
+
+
+def test_a_wrong_certificate_is_not_tried_again(tmp_path: Path) -> None:
+    issue_all(tmp_path, hosts=[], sites=[])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "superlink" / "server.crt", tmp_path / "superlink" / "server.key")
+
+    def shake_hands(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:
+            secure.recv(1)
+
+    with _answering(shake_hands) as url:
+        assert _gives_up(_error(url)) == (True, True)
+
+
+def test_a_supernode_that_has_given_up_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fleet_http_connection.make_simple_http_retry_invoker
+    monkeypatch.setattr(fleet_http_connection, "make_simple_http_retry_invoker", original)
+    monkeypatch.setattr(cli, "flower_supernode", lambda: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            supernode.main()
+    finally:
+        gc.unfreeze()
+    assert ended.value.code == 1
 
 
 def test_what_refers_only_to_itself_is_freed_though_python_would_wait() -> None:
-    cycle = _Cycle()
+    class Cycle:
+        def __init__(self) -> None:
+            self.myself = self
+
+    cycle = Cycle()
     freed = weakref.ref(cycle)
     ended = threading.Event()
     collector = threading.Thread(target=supernode.collect, args=(0.01, ended))
