@@ -179,9 +179,15 @@ def _flwr(flwr_home: Path, *arguments: str) -> dict[str, Any]:
         raise ControlError(f"flwr {arguments[0]}: no answer from SuperLink in {_TIMEOUT_SECONDS} s") from None
     answer = _last_json(result.stdout)
     if result.returncode != 0 or not answer.get("success"):
-        reason = answer.get("error-message") or (result.stderr or result.stdout).strip()
-        raise ControlError(f"flwr {arguments[0]}: {' '.join(str(reason).split())}")
+        reason = _without_progress(str(answer.get("error-message") or result.stderr or result.stdout))
+        raise ControlError(f"flwr {arguments[0]}: {' '.join(reason.split())}")
     return answer
+
+
+def _without_progress(output: str) -> str:
+    """`output` without the lines in which the command line says what it is about to do."""
+    lines = [line.strip() for line in output.splitlines()]
+    return "\n".join(x for x in lines if not x.startswith("Using SuperLink:") and not x.endswith("..."))
 
 
 def _last_json(output: str) -> dict[str, Any]:

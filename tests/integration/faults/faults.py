@@ -176,7 +176,8 @@ AT_JOIN = (
     Fault("ServerApp: kill -9", "at join", _begins, _server_app),
     Fault("SuperExec: kill -9, back after 1 s", "at join", _begins, _superexec),
 )
-# Each of these strikes one round of one run, in this order.
+# Each of these strikes one round of one run, in this order. What strikes in evaluation comes last: its round
+# ends all the same, and only the next one shows that it has recovered.
 SITES = (
     Fault("SuperNode: kill -9, restarted always", "in training", _round_sent, _kill_supernode, "site-a"),
     Fault(
@@ -184,13 +185,6 @@ SITES = (
         "in upload",
         _round_sent,
         partial(_supernode, after=_wait_for_upload),
-        "site-a",
-    ),
-    Fault(
-        "SuperNode: SIGTERM, back after 1 s",
-        "in evaluation",
-        _first_update,
-        partial(_supernode, after=_wait_for_evaluation),
         "site-a",
     ),
     Fault("ClientApp: kill -9, as out of memory does", "in training", _round_sent, _client_app, "site-a"),
@@ -202,6 +196,13 @@ SITES = (
         "site-b",
     ),
     Fault("ClientApp: kill -9", "in upload", _round_sent, _kill_in_upload, "site-a"),
+    Fault(
+        "SuperNode: SIGTERM, back after 1 s",
+        "in evaluation",
+        _first_update,
+        partial(_supernode, after=_wait_for_evaluation),
+        "site-a",
+    ),
 )
 SERVER = (
     Fault("ServerApp: SIGTERM", "in training", _round_sent, partial(_server_app, number=_TERM)),
@@ -229,13 +230,13 @@ SUPERLINK = (
         partial(_superlink, away=15, after=_wait_for_upload),
     ),
     Fault("SuperLink: kill -9, away 5 s", "in aggregation", _first_update, partial(_superlink, away=5)),
+    Fault("SuperLink: kill -9, away 95 s", "in training", _round_sent, partial(_superlink, away=95)),
     Fault(
         "SuperLink: kill -9, away 5 s",
         "in evaluation",
         _first_update,
         partial(_superlink, away=5, after=_wait_for_evaluation),
     ),
-    Fault("SuperLink: kill -9, away 95 s", "in training", _round_sent, partial(_superlink, away=95)),
 )
 SURROUNDINGS = (
     Fault("network: cut for 15 s", "in training", _round_sent, partial(_cut_network, seconds=15)),
