@@ -90,7 +90,7 @@ def test_a_site_whose_clock_is_wrong_is_kept_out_and_the_others_train(
     )
     with cluster:
         cluster._register("site-b")
-        wrong = {"LD_PRELOAD": _library(faketime), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        wrong = {"LD_PRELOAD": _library(faketime), "FAKETIME": offset}
         with monkeypatch.context() as environment:
             for name, value in wrong.items():
                 environment.setenv(name, value)
