@@ -133,7 +133,7 @@ class AggregationConfig:
     """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
 
     # "fedprox" is the mean of the updates, trained with training.proximal_mu; "fedavg" the same without the
-    # proximal term; "fedavgm" and "fedadam" give the mean to a server optimizer.
+    # proximal term; "fedavgm" and "fedadam" give the mean, trained as for "fedprox", to a server optimizer.
     strategy: str = _setting("fedprox", one_of=("fedprox", "fedavg", "fedavgm", "fedadam"))
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
     # An update with a norm beyond this many times the median is refused; 0: none is. See
@@ -143,7 +143,7 @@ class AggregationConfig:
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
     byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
     server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm", "fedadam"
-    server_momentum: float = _setting(0.9, at_least=0, at_most=0.999)  # the same
+    server_momentum: float = _setting(0.3, at_least=0, at_most=0.999)  # the same; 0.3: tests/benchmarks/study
     # Sites whose loss was above the mean in the round before count (loss / mean)^boost times as much; 0: off.
     hard_site_boost: float = _setting(0.0, at_least=0, at_most=4)
 

@@ -127,14 +127,15 @@ def make_server_optimizer(
 ) -> torch.optim.Optimizer | None:
     """The server's optimizer over the whole run, or None to add the aggregated update as it is.
 
-    FedAvgM and FedAdam (Reddi et al., ICLR 2021) are PyTorch's SGD with momentum and Adam, with the negative
-    update as the gradient.
+    FedAvgM (Hsu et al., 2019) and FedAdam (Reddi et al., ICLR 2021) are PyTorch's SGD with momentum and
+    Adam, with the negative update as the gradient. The momentum is Nesterov's, as in DiLoCo (Douillard et
+    al., 2023).
     """
     if config.strategy in ("fedprox", "fedavg"):
         return None
     rate, momentum = config.server_learning_rate, config.server_momentum
     if config.strategy == "fedavgm":
-        return torch.optim.SGD(weights.values(), lr=rate, momentum=momentum)
+        return torch.optim.SGD(weights.values(), lr=rate, momentum=momentum, nesterov=momentum > 0)
     return torch.optim.Adam(weights.values(), lr=rate, betas=(momentum, 0.99), eps=_FEDADAM_EPS)
 
 

@@ -132,7 +132,7 @@ def test_without_updates_the_weights_stay(method: str) -> None:
     assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights.values())
 
 
-def test_momentum_is_that_of_fedavgm() -> None:
+def test_momentum_is_nesterovs() -> None:
     config = AggregationConfig(strategy="fedavgm", server_learning_rate=0.5, server_momentum=0.9)
     weights = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     optimizer = make_server_optimizer(config, weights)
@@ -144,7 +144,7 @@ def test_momentum_is_that_of_fedavgm() -> None:
         apply_update(aggregator, weights, optimizer)
         for name in SHAPES:
             velocity[name] = 0.9 * velocity[name] + update[name]
-            expected[name] += 0.5 * velocity[name]
+            expected[name] += 0.5 * (update[name] + 0.9 * velocity[name])
             torch.testing.assert_close(weights[name], expected[name])
 
 
