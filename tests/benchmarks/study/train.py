@@ -25,13 +25,13 @@ from server.evaluation import Evaluator
 from server.nodes import Node, sample_nodes
 from tests.benchmarks.in_process import Pooled, as_received
 from tests.benchmarks.study.arms import Arm
+from tests.benchmarks.study.scaffold import Scaffold
 
 __all__ = ["run_arm", "run_job"]
 
 # The best of 2e-3, 4e-3, 8e-3 and 1.6e-2 for the centralised and for a federated learner, on seed 0.
 _LEARNING_RATE = 1.6e-2
 _EVALUATIONS = 10  # over the run, besides the one before training
-_SERVER_RATES = {"fedprox": 1.0, "fedavg": 1.0, "fedavgm": 0.3, "fedadam": 2e-3}
 
 
 def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def _train(
     optimizer = make_server_optimizer(config.aggregation, weights)
     nodes = {i: Node(i, site, 0, 0, 0, (), {}) for i, site in enumerate(samples)}
     kept: dict[str, dict[str, Any]] = {}  # states of the sites' optimizers
+    scaffold = Scaffold()
     taken = skipped = 0
 
     def evaluate() -> None:
@@ -116,6 +117,9 @@ def _train(
                 components = pooled
                 load_trainable(policy, weights)
                 components.received = [weights[name].clone() for name in components.parameters]
+            if arm.scaffold:
+                parameters = list(components.parameters.values())
+                scaffold.correct(site, parameters, components.optimizer, arm.local_steps)
             result = run_training_loop(components, round_, arm.num_rounds, lambda *_: None)
             skipped += result.skipped_frames
             if arm.keep_optimizer:
@@ -124,6 +128,7 @@ def _train(
                 pooled = components
             aggregator.add(as_received(result.update), result.num_examples)
         taken += arm.local_steps
+        scaffold.close_round()
         apply_update(aggregator, weights, optimizer)
         if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
             evaluate()
@@ -146,7 +151,8 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
             "training.warmup_steps": 10,
             "training.num_workers": 0,
             "aggregation.strategy": arm.strategy,
-            "aggregation.server_learning_rate": _SERVER_RATES[arm.strategy],
+            "aggregation.server_learning_rate": arm.server_learning_rate,
+            "aggregation.server_momentum": arm.server_momentum,
             "evaluation.eval_mode": "full",
             "evaluation.frame_stride": 10,
         },

@@ -1,0 +1,51 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020) on top of the project's training, to see whether it wins.
+
+A site's control variate `c_i` is the mean of its gradients in its last round (option I of the paper, with the
+gradients it took anyway), the server's `c` the mean of them all; each step's gradient becomes `g - c_i + c`.
+Both would travel beside the weights: twice the bytes up and down.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Scaffold"]
+
+
+class Scaffold:
+    """The control variates of all sites."""
+
+    def __init__(self) -> None:
+        self._of_site: dict[str, list[Tensor]] = {}  # by parameter
+        self._next: dict[str, list[Tensor]] = {}
+
+    def correct(
+        self,
+        site: str,
+        parameters: Sequence[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+    ) -> None:
+        """Have `optimizer` correct the gradients of the coming `steps` of `site`."""
+        taken = self._next[site] = [torch.zeros_like(parameter) for parameter in parameters]
+        corrections: list[Tensor] | None = None
+        if site in self._of_site:
+            mean = [torch.stack(each).mean(0) for each in zip(*self._of_site.values(), strict=True)]
+            corrections = [c - own for c, own in zip(mean, self._of_site[site], strict=True)]
+
+        def before_step(*_: Any) -> None:
+            for number, parameter in enumerate(parameters):
+                if parameter.grad is None:
+                    continue
+                taken[number].add_(parameter.grad, alpha=1 / steps)
+                if corrections is not None:
+                    parameter.grad.add_(corrections[number])
+
+        optimizer.register_step_pre_hook(before_step)
+
+    def close_round(self) -> None:
+        """Let the variates of this round be those of the next."""
+        self._of_site |= self._next
+        self._next = {}
