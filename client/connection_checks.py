@@ -17,7 +17,9 @@ __all__ = ["check_superlink"]
 
 _CONNECT_SECONDS = 5.0
 # Flower refuses a signature that is 300 s off; the levels leave room for drift and a slow connection.
-_WARN_CLOCK_SECONDS, _MAX_CLOCK_SECONDS = 30.0, 240.0
+# Flower takes no signature from the future, but for 5 s, and none older than 300 s. `Date` has whole seconds.
+_WARN_AHEAD_SECONDS, _MAX_AHEAD_SECONDS = 2.5, 5.0
+_WARN_BEHIND_SECONDS, _MAX_BEHIND_SECONDS = 30.0, 240.0
 _EXPIRED, _NOT_YET_VALID, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 
 
@@ -111,7 +113,8 @@ def _check_health(secured: ssl.SSLSocket, host: str, port: int) -> list[Check]:
 
 def _check_clock(ahead: float) -> Check:
     text = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
-    if abs(ahead) > _WARN_CLOCK_SECONDS:
-        level = "error" if abs(ahead) > _MAX_CLOCK_SECONDS else "warning"
-        return Check(level, "clock", f"{text}, 300 s and the site is refused; turn on time synchronisation")
+    if not -_WARN_BEHIND_SECONDS <= ahead <= _WARN_AHEAD_SECONDS:
+        level = "warning" if -_MAX_BEHIND_SECONDS <= ahead <= _MAX_AHEAD_SECONDS else "error"
+        limit = "5 s ahead or 300 s behind and the site is refused; turn on time synchronisation"
+        return Check(level, "clock", f"{text}, {limit}")
     return Check("ok", "clock", text)

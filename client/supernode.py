@@ -1,11 +1,12 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program. It runs
-Flower's own with three weaknesses of Flower 1.41 mended:
+Flower's own with four weaknesses of Flower 1.41 mended:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
 - a SuperNode that had given up did not end: its process stayed, so that nothing restarted it;
+- one whose signature is refused, as with a wrong clock, ended without a word;
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
   went stayed in memory until Python's collector looked at all objects, in this process once in thirty
   rounds. At full size a round is 300 MB.
@@ -14,12 +15,18 @@ Flower's own with three weaknesses of Flower 1.41 mended:
 import gc
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import httpx
+
+from federation import logs
 
 __all__ = ["collect", "gives_up_on", "main"]
 
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
+_AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
+_log = logs.get_logger("client.supernode")
 
 
 def main() -> None:
@@ -29,6 +36,7 @@ def main() -> None:
     from flwr.supernode import fleet_http_connection
     from flwr.supernode.cli import flower_supernode
 
+    logs.configure()
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker
 
     def make_patient_invoker() -> RetryInvoker:
@@ -48,13 +56,28 @@ def main() -> None:
 
 
 def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
-    """`given_up` (None: never), but for handshakes that nobody refused: those are tried again."""
+    """`given_up` (None: never), but for handshakes that nobody refused: those are tried again.
+
+    Before Flower ends this process for a refused signature, the log says so, and why.
+    """
 
     def gives_up(error: Exception) -> bool:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
+            _log.error("SuperLink refuses this site's signature: %s", _why_refused(error.response))
         broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
         return not broken_off and given_up is not None and given_up(error)
 
     return gives_up
+
+
+def _why_refused(answer: httpx.Response) -> str:
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(answer.headers["date"])).total_seconds()
+    except (KeyError, ValueError):
+        ahead = 0.0
+    if not -_BEHIND_SECONDS < ahead < _AHEAD_SECONDS:
+        return f"the clock here is {ahead:+.0f} s off SuperLink's; turn on time synchronisation"
+    return "its key is not, or no longer, let in; ask the operator"
 
 
 def collect(seconds: float, ended: threading.Event) -> None:

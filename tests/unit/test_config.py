@@ -52,7 +52,7 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"training.learning_rate": 0}, "training.learning_rate = 0.0: must be greater than 0"),
         ({"training.learning_rate": float("nan")}, "training.learning_rate = nan: must be a finite number"),
         ({"federation.fraction_fit": 1.5}, "federation.fraction_fit = 1.5: must be at most 1"),
-        ({"policy.size": "huge"}, "policy.size = 'huge': must be one of tiny, smolvla, pretrained"),
+        ({"policy.size": "huge"}, "policy.size = 'huge': must be one of tiny, small, smolvla, pretrained"),
         ({"policy.cameras": "top,top"}, "policy.cameras = 'top,top': must be different names"),
         ({"policy.cameras": ""}, "policy.cameras = ''"),
         ({"policy.normalisation": "none"}, "must be one of federated, pretrained, site"),

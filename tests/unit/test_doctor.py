@@ -144,7 +144,9 @@ def test_a_healthy_superlink_passes_every_step(certs: Path) -> None:
     assert "TLSv1.3, the server's certificate has 396 days left" in checks[1].text
 
 
-@pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (60, "warning"), (-60, "warning"), (290, "error")])
+@pytest.mark.parametrize(
+    ("ahead", "level"), [(0, "ok"), (4, "warning"), (20, "error"), (-60, "warning"), (-290, "error")]
+)
 def test_a_clock_that_is_off_is_told_before_signatures_fail(certs: Path, ahead: int, level: str) -> None:
     with _server(certs, _health(datetime.now(UTC) - timedelta(seconds=ahead))) as port:
         check = _one(check_superlink("127.0.0.1", port, certs / "superlink" / "ca.crt"), "clock")

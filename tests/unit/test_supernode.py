@@ -1,5 +1,6 @@
 import contextlib
 import gc
+import re
 import shutil
 import socket
 import ssl
@@ -7,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ from flwr.supernode import cli, fleet_http_connection
 
 from certs.issue import issue_all
 from client import supernode
+from federation import logs
 
 BIN = Path(supernode.__file__).parent / "bin"
 
@@ -73,6 +76,28 @@ def test_a_wrong_certificate_is_not_tried_again(tmp_path: Path) -> None:
 
     with _answering(shake_hands) as url:
         assert _gives_up(_error(url)) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "says"),
+    [
+        (600, r"the clock here is \+[56]\d\d s off SuperLink's; turn on time synchronisation"),
+        (-600, r"the clock here is -[56]\d\d s off SuperLink's; turn on time synchronisation"),
+        (0, "its key is not, or no longer, let in; ask the operator"),
+        (None, "its key is not, or no longer, let in; ask the operator"),
+    ],
+)
+def test_a_refused_signature_is_said_with_its_reason(
+    ahead: float | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headers = {} if ahead is None else {"date": formatdate(time.time() - ahead, usegmt=True)}
+    request = httpx.Request("POST", "https://superlink/v1/fleet/activate-node")
+    error = httpx.HTTPStatusError(
+        "401", request=request, response=httpx.Response(401, headers=headers, request=request)
+    )
+    logs.configure()
+    assert supernode.gives_up_on(lambda _: True)(error)
+    assert re.search(f"SuperLink refuses this site's signature: {says}", capsys.readouterr().err)
 
 
 def test_a_supernode_that_has_given_up_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

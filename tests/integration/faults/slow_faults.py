@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from federation.config import parse_run_config
-from federation.errors import one_line
 from server.control import run_status, submit_run
 from server.records import read_metrics
 from tests.conftest import TINY
@@ -104,9 +103,9 @@ def test_a_site_whose_clock_is_wrong_is_kept_out_and_the_others_train(
         assert status == "finished:completed", events(tmp_path / "skewed")
     joined = [event["node"] for event in events(tmp_path / "skewed") if event["event"] == "node_joined"]
     assert joined == ["site-a"]
-    codes = re.findall(r"\[code: \d+\][^\n]*", log)
-    assert codes, log
-    sees = f"the site does not join, the others train; its own log: {one_line(codes[-1])}"
+    (reason,) = re.findall(r"SuperLink refuses this site's signature: [^\n]*", log)
+    assert "s off SuperLink's" in reason
+    sees = f"the site does not join, the others train; its own log: {reason}"
     fault = Fault(f"clock of a site: wrong by {offset}", "at join", lambda _: True, lambda *_: None)
     write_table([Outcome(fault, 0, None, sees)])
 
