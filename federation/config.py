@@ -79,7 +79,7 @@ class FederationConfig:
 class PolicyConfig:
     """Which SmolVLA is trained."""
 
-    size: str = _setting("pretrained", one_of=("tiny", "smolvla", "pretrained"))
+    size: str = _setting("pretrained", one_of=("tiny", "small", "smolvla", "pretrained"))
     pretrained: str = _setting("lerobot/smolvla_base")  # Hub id or folder, for size "pretrained"
     vlm: str = _setting("")  # folder or Hub id that overrides the pretrained policy's own vlm_model_name
     cameras: str = _setting("top,wrist")  # what the policy sees, as observation.images.<each of these>

@@ -1,8 +1,9 @@
 """The policy: LeRobot's own `SmolVLAPolicy`, built the same on every machine.
 
 Server and SuperNodes each build it from the run configuration. What is frozen never travels, so it must be
-equal everywhere: `tiny` and `smolvla` draw their weights from the run's seed on the CPU, `pretrained` reads
-them from the Hub or a folder, and `frozen_fingerprint` proves the equality at the handshake.
+equal everywhere: `tiny`, `small` and `smolvla` draw their weights from the run's seed on the CPU,
+`pretrained` reads them from the Hub or a folder, and `frozen_fingerprint` proves the equality at the
+handshake.
 Weights are fp32 everywhere; on CUDA the forward pass runs under bf16 autocast.
 """
 
@@ -40,8 +41,8 @@ __all__ = [
     "trainable_parameters",
 ]
 
-_TINY_IMAGE_PIXELS = 64
-_TINY_MAX_TOKENS = 96  # bytes, since the stand-in tokenizer has one token for each
+_TOY_IMAGE_PIXELS = 64  # of `tiny` and `small`
+_TOY_MAX_TOKENS = 96  # bytes, since the stand-in tokenizer has one token for each
 
 Processors = tuple[Any, Any]
 """LeRobot's (preprocessor, postprocessor) pipelines."""
@@ -77,13 +78,14 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
         policy = _load_pretrained(config)
     else:
         settings: dict[str, Any] = {}
-        if config.size == "tiny":
-            edge = _TINY_IMAGE_PIXELS
+        if config.size != "smolvla":
             settings = {
-                "num_vlm_layers": 2,
-                "resize_imgs_with_padding": (edge, edge),
-                "tokenizer_max_length": _TINY_MAX_TOKENS,
+                "num_vlm_layers": -1,  # all that there are
+                "resize_imgs_with_padding": (_TOY_IMAGE_PIXELS, _TOY_IMAGE_PIXELS),
+                "tokenizer_max_length": _TOY_MAX_TOKENS,
             }
+        if config.size == "small":  # a vision encoder that is drawn and frozen sees little
+            settings |= {"freeze_vision_encoder": False, "train_expert_only": False}
         smolvla = SmolVLAConfig(
             vlm_model_name=str(vlm_folder(config.size, cache)),
             load_vlm_weights=False,

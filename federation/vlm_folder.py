@@ -1,8 +1,8 @@
 """A stand-in for the SmolVLM2 folder on the Hub: configuration, tokenizer and image processor, no weights.
 
-SmolVLA reads its model structure and its tokenizer from such a folder. The sizes `tiny` and `smolvla` are
-built from one made here, so that demo, tests and measurements need no download. The tokenizer is
-byte-level without merges: longer token sequences than SmolVLM2's, but exactly the same on every machine.
+SmolVLA reads its model structure and its tokenizer from such a folder. The sizes `tiny`, `small` and
+`smolvla` are built from one made here, so that demo, tests and measurements need no download. The tokenizer
+is byte-level without merges: longer token sequences than SmolVLM2's, but exactly the same on every machine.
 Pretrained policies use the real folder and never come here.
 """
 
@@ -14,7 +14,6 @@ from typing import Any
 __all__ = ["vlm_folder"]
 
 _VERSION = 1  # part of the folder's name: raise it when anything below changes
-_PATCH_SIZE_PIXELS = 16
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -24,7 +23,8 @@ _SPECIAL_TOKENS = (
     "<global-img>",
     "<end_of_utterance>",
 )
-# `smolvla` has the shape of SmolVLM2-500M-Video-Instruct, `tiny` the same architecture at toy width.
+# `smolvla` has the shape of SmolVLM2-500M-Video-Instruct, `tiny` and `small` the same architecture at toy
+# width. The patches of `small` are half as wide: it learns to see, and a cube is four of its pixels.
 _SHAPES: dict[str, Any] = {
     "tiny": {
         "text": {
@@ -37,7 +37,23 @@ _SHAPES: dict[str, Any] = {
             "vocab_size": 512,
             "max_position_embeddings": 2048,
         },
-        "vision": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2},
+        "vision": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "patch_size": 16},
+        "vision_heads": 4,
+        "image_size": 64,
+        "scale_factor": 2,
+    },
+    "small": {
+        "text": {
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 24,
+            "vocab_size": 512,
+            "max_position_embeddings": 2048,
+        },
+        "vision": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "patch_size": 8},
         "vision_heads": 4,
         "image_size": 64,
         "scale_factor": 2,
@@ -54,7 +70,12 @@ _SHAPES: dict[str, Any] = {
             "max_position_embeddings": 8192,
             "rope_theta": 100000,
         },
-        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+        "vision": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+        },
         "vision_heads": 12,
         "image_size": 512,
         "scale_factor": 4,
@@ -63,7 +84,7 @@ _SHAPES: dict[str, Any] = {
 
 
 def vlm_folder(size: str, cache: Path) -> Path:
-    """The folder for `size` ("tiny" or "smolvla") under `cache`, written first if it is not there.
+    """The folder for `size` ("tiny", "small" or "smolvla") under `cache`, written first if it is not there.
 
     The write is atomic: processes that race for the same folder all end up with a whole one.
     """
@@ -114,13 +135,12 @@ def _write(folder: Path, size: str) -> None:
         model_max_length=8192,
         padding_side="right",
     )
-    image_size, scale = shape["image_size"], shape["scale_factor"]
+    image_size, scale, patch = shape["image_size"], shape["scale_factor"], shape["vision"]["patch_size"]
     settings: dict[str, Any] = {
         "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5, **shape["text"]},
         "vision_config": {
             "model_type": "smolvlm_vision",
             "image_size": image_size,
-            "patch_size": _PATCH_SIZE_PIXELS,
             "num_attention_heads": shape["vision_heads"],
             **shape["vision"],
         },
@@ -142,5 +162,5 @@ def _write(folder: Path, size: str) -> None:
             num_frames=8,
             video_sampling={"fps": 1, "max_frames": 8, "video_size": edge},
         ),
-        image_seq_len=(image_size // _PATCH_SIZE_PIXELS // scale) ** 2,
+        image_seq_len=(image_size // patch // scale) ** 2,
     ).save_pretrained(folder)
