@@ -8,7 +8,7 @@ from tests.integration.faults.cluster import Outcome
 
 _HEADER = """# Faults and what became of them
 
-Written by `make faults`; every row was measured in that run, on local processes over TLS, two sites.
+Written by `make faults`: local processes over TLS, two sites, on two cores; one run for each kind of fault.
 
 | fault | when | completed rounds lost | seconds to recover, from its return | what the operator sees |
 |---|---|---|---|---|
