@@ -47,7 +47,7 @@ demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated 
 
 .PHONY: arm
 arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
-	@$(PY) -m federation.sample_data --out data/arm --scenes left,right --episodes 30 --eval-episodes 8
+	@$(PY) -m federation.sample_data --out data/arm --scenes left,right --episodes 100 --eval-episodes 8
 	@$(PY) -m server.demo --config configs/arm.toml --data data/arm --port $(PORT)
 
 .PHONY: resume

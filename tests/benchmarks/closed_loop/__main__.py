@@ -69,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = Path("data/arm")
     datasets = {**{s: (scene,) for s, scene in zip(SITES, SCENES, strict=True)}, "holdout": SCENES}
-    ensure_sample_data(data, SampleParameters(episodes=30, eval_episodes=8), 1, datasets)
+    ensure_sample_data(data, SampleParameters(episodes=100, eval_episodes=8), 1, datasets)
     config = load_run_config(arguments.config)
     scenes = open_scenes(SCENES)
     results: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """`MATRIX.md`: the table of faults, written by the runs themselves when `FAULT_MATRIX` names the file."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,11 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     file = Path(os.environ["FAULT_MATRIX"])
     old = file.read_text(encoding="utf-8").removeprefix(_HEADER).splitlines() if file.exists() else []
     kept = [line for line in old if not any(line.startswith(f"| {name} | {when} |") for name, when in rows)]
-    file.write_text(_HEADER + "\n".join([*kept, *rows.values()]) + "\n", encoding="utf-8")
+    file.write_text(_HEADER + "\n".join(sorted([*kept, *rows.values()])) + "\n", encoding="utf-8")
 
 
 def _row(outcome: Outcome) -> str:
     seconds = "-" if outcome.seconds_to_recover is None else f"{outcome.seconds_to_recover:.0f}"
     cells = (outcome.fault.name, outcome.fault.moment, outcome.completed_rounds_lost, seconds)
-    return f"| {' | '.join(map(str, cells))} | {outcome.operator_sees.replace('|', '/')} |"
+    sees = re.sub(r"\d{15,}", "...", outcome.operator_sees).replace("|", "/")  # Flower's run ids
+    return f"| {' | '.join(map(str, cells))} | {sees} |"
