@@ -12,6 +12,7 @@ from federation.policy import (
     load_trainable,
     trainable_parameters,
 )
+from federation.policy_folder import load_policy_folder, save_policy_folder
 from federation.vlm_folder import vlm_folder
 
 CPU = torch.device("cpu")
@@ -54,6 +55,16 @@ def test_only_the_expert_and_the_projections_are_trained(policy) -> None:
     names = trainable_parameters(policy).keys()
     assert len(names) == 29
     assert not any(".vlm." in name for name in names)
+
+
+def test_the_small_one_learns_to_see_and_stays_so_once_exported(statistics, tmp_path: Path) -> None:
+    small = build_policy(PolicyConfig(size="small"), seed=0, device=CPU, cache=tmp_path / "cache")
+    seen = {name for name in trainable_parameters(small) if ".vision_model." in name}
+    assert len(seen) > 20
+    save_policy_folder(tmp_path / "exported", small, build_processors(small, statistics), "card")
+    loaded, _ = load_policy_folder(tmp_path / "exported", CPU)
+    assert trainable_parameters(loaded).keys() == trainable_parameters(small).keys()
+    assert frozen_fingerprint(loaded) == frozen_fingerprint(small)
 
 
 def test_weights_that_do_not_fit_are_refused_and_change_nothing(policy, weights) -> None:
