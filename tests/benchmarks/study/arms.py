@@ -53,6 +53,7 @@ ARMS = (
     Arm("FedProx mu=0.01", proximal_mu=0.01),
     Arm("FedProx mu=0.1", proximal_mu=0.1),
     Arm("FedProx, 2 local steps", local_steps=2),
+    Arm("FedProx, server momentum", strategy="fedavgm"),
     *(Arm(f"{site} alone", sites=(site,), pooled=True) for site in SITES),
     Arm("FedProx, each site's own normalisation", shared_normalisation=False),
     # The same four times as long.
@@ -66,7 +67,6 @@ ARMS = (
     Arm("FedProx, 40 local steps", local_steps=40, seeds=1),
     Arm("FedProx, 50 % participation", fraction_fit=0.5, seeds=1),
     Arm("FedProx, one site with corrupt video", corrupt="site-d", seeds=1),
-    Arm("FedProx, server momentum", strategy="fedavgm", seeds=1),
     Arm("FedProx, SCAFFOLD", scaffold=True, seeds=1),
     Arm("FedAdam", strategy="fedadam", server_learning_rate=2e-3, server_momentum=0.9, seeds=1),
 )
