@@ -16,8 +16,8 @@ from client.check import Check, days_check, one_line
 __all__ = ["check_superlink"]
 
 _CONNECT_SECONDS = 5.0
-# Flower refuses a signature that is 300 s off; the levels leave room for drift and a slow connection.
-# Flower takes no signature from the future, but for 5 s, and none older than 300 s. `Date` has whole seconds.
+# Flower takes no signature from the future, but for 5 s, and none older than 300 s. The
+# levels leave room for drift and a slow connection; `Date` has whole seconds.
 _WARN_AHEAD_SECONDS, _MAX_AHEAD_SECONDS = 2.5, 5.0
 _WARN_BEHIND_SECONDS, _MAX_BEHIND_SECONDS = 30.0, 240.0
 _EXPIRED, _NOT_YET_VALID, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
