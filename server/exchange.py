@@ -25,6 +25,7 @@ from federation.logs import get_logger
 __all__ = ["Patience", "Pending", "Reply", "look", "receive", "send"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_COLLECTIONS = 2.0
 _RETURN_SECONDS = 75.0  # how long an offline node may take to come back
 _LEAST_PATIENCE_SECONDS = 30.0  # nobody is a straggler before: Flower itself takes 6 s and more
 _MOST_TIMES_ASKED = 3
@@ -96,9 +97,12 @@ def send(
 
 def receive(pending: Pending) -> Iterator[Reply]:
     """Yield exactly one `Reply` for each node asked, in order of arrival; wait for them."""
+    collected = time.monotonic()
     for reply in look(pending):
         if reply is not None:
-            gc.collect()  # httpx ties its responses to themselves: their bytes would stay for many rounds
+            if time.monotonic() - collected > _SECONDS_BETWEEN_COLLECTIONS:
+                gc.collect()  # httpx ties its responses to themselves: their bytes would stay for many rounds
+                collected = time.monotonic()
             yield reply
             del reply  # before the next one is fetched
         else:
