@@ -20,6 +20,7 @@ class Scaffold:
     def __init__(self) -> None:
         self._of_site: dict[str, list[Tensor]] = {}  # by parameter
         self._next: dict[str, list[Tensor]] = {}
+        self._mean: list[Tensor] = []  # of all sites' variates
 
     def correct(
         self,
@@ -32,8 +33,7 @@ class Scaffold:
         taken = self._next[site] = [torch.zeros_like(parameter) for parameter in parameters]
         corrections: list[Tensor] | None = None
         if site in self._of_site:
-            mean = [torch.stack(each).mean(0) for each in zip(*self._of_site.values(), strict=True)]
-            corrections = [c - own for c, own in zip(mean, self._of_site[site], strict=True)]
+            corrections = [c - own for c, own in zip(self._mean, self._of_site[site], strict=True)]
 
         def before_step(*_: Any) -> None:
             for number, parameter in enumerate(parameters):
@@ -49,3 +49,4 @@ class Scaffold:
         """Let the variates of this round be those of the next."""
         self._of_site |= self._next
         self._next = {}
+        self._mean = [torch.stack(each).mean(0) for each in zip(*self._of_site.values(), strict=True)]
