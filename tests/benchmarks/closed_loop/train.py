@@ -4,6 +4,7 @@ Flower moves bytes and changes none, so the in-process federation differs from `
 codec (fp32 here) and the order of frames.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def train(
         data: folder with a data set for each site.
         scratch: folder for decoded samples and the stand-in VLM.
     """
+    if len(learners) == 1:  # plain training
+        config = dataclasses.replace(
+            config,
+            training=dataclasses.replace(config.training, proximal_mu=0.0),
+            aggregation=dataclasses.replace(config.aggregation, strategy="fedavg"),
+        )
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=scratch)
     sites = sorted({site for learner in learners for site in learner})
     statistics = merge_statistics([describe_dataset(data / site).statistics for site in sites])
@@ -52,6 +59,9 @@ def train(
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     optimizer = make_server_optimizer(config.aggregation, weights)
+    kept: dict[
+        str, dict[str, Any]
+    ] = {}  # states of the sites' optimizers, as `training.keep_optimizer` has it
     going_on: TrainingComponents | None = None
     losses = []
     for round_ in range(1, rounds + 1):
@@ -63,10 +73,13 @@ def train(
                 components = setup_training_components(
                     config, policy, weights, statistics, datasets[name], seed
                 )
+                if name in kept:
+                    components.optimizer.load_state_dict(kept[name])
             else:
                 components = going_on
                 components.received = [weights[key].clone() for key in components.parameters]
             result = run_training_loop(components, round_, rounds, lambda *_: None)
+            kept[name] = components.optimizer.state_dict()
             aggregator.add(as_received(result.update), result.num_examples)
             round_losses.append(result.policy_loss)
             if len(learners) == 1:
