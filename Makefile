@@ -108,6 +108,8 @@ bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and 
 	$(PY) -m tests.benchmarks.step_time
 	$(PY) -m tests.benchmarks.step_time --size smolvla --batch-size 1 --pairs 8
 	$(PY) -m tests.benchmarks.process_start
+	$(PY) -m tests.benchmarks.inference
+	$(PY) -m tests.benchmarks.inference_modes
 	$(PY) -m tests.benchmarks.poisoning
 
 .PHONY: study

@@ -1,8 +1,10 @@
-"""Latency of asynchronous inference with an exported folder: `python -m tests.benchmarks.inference FOLDER`.
+"""Latency of asynchronous inference: `python -m tests.benchmarks.inference [FOLDER]`.
 
 The real policy server of `make serve`, as a process, asked over gRPC with LeRobot's own messages, as its
 robot client asks. An action chunk must arrive before the one before it is used up: a chunk of N actions at
-30 Hz lasts N/30 s, and what remains of it when the next one comes is the overlap.
+30 Hz lasts N/30 s, and what remains of it when the next one comes is the overlap. Without a folder, a policy
+of the demo's size and one of full size are drawn and exported (latency does not depend on the weights), and
+`inference.json` is written beside this file.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,16 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+import torch
 from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 
+from federation.config import PolicyConfig
+from federation.dataset_description import describe_dataset
+from federation.normalisation import merge_statistics
+from federation.policy import build_policy, build_processors
+from federation.policy_folder import save_policy_folder
 from federation.so101 import FPS, JOINT_NAMES
 
 IMAGE_PIXELS = 128
@@ -96,9 +105,32 @@ def measure(folder: Path, chunks: int) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def _export(size: str, folder: Path) -> Path:
+    """A policy folder of `size`, its weights as they are drawn, with the processors of the sample data."""
+    policy = build_policy(
+        PolicyConfig(size=size), seed=0, device=torch.device("cpu"), cache=folder.with_name("vlm")
+    )
+    statistics = merge_statistics([describe_dataset(Path("data/sample/site-a")).statistics])
+    save_policy_folder(folder, policy, build_processors(policy, statistics), "Benchmark of inference.\n")
+    return folder
+
+
+def main() -> None:
+    """Measure the folder that is named, or draw both sizes and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a pretrained_model folder")
+    parser.add_argument("folder", type=Path, nargs="?", help="a pretrained_model folder")
     parser.add_argument("--chunks", type=int, default=20, help="(%(default)s)")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.folder.resolve(), arguments.chunks), indent=2))
+    if arguments.folder:
+        print(json.dumps(measure(arguments.folder.resolve(), arguments.chunks), indent=1))
+        return
+    found = {}
+    for size in ("tiny", "smolvla"):
+        with tempfile.TemporaryDirectory() as scratch:
+            found[size] = measure(_export(size, Path(scratch) / size), arguments.chunks)
+        print(size, json.dumps(found[size]), flush=True)
+    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
