@@ -18,6 +18,7 @@ from federation.dataset_description import DatasetDescription, check_fits, descr
 from federation.dataset_tables import read_frames, read_tasks
 from federation.episode_faults import split_episodes
 from federation.errors import DatasetError
+from federation.joint_units import possible_joint_units
 
 __all__ = ["check_dataset"]
 
@@ -55,7 +56,8 @@ def check_dataset(
         text = f"{root.name}: {len(description.left_out)} of {description.episodes} are left out ({named})"
         fix = "copy the data set again or delete them with lerobot-edit-dataset"
         checks.append(Check("warning", "episodes", f"{text}; {fix}"))
-    policy = PolicyConfig(cameras=",".join(cameras), empty_cameras=len(cameras) - 1)
+    units = possible_joint_units(description.statistics)
+    policy = PolicyConfig(cameras=",".join(cameras), empty_cameras=len(cameras) - 1, joint_units=units[0])
     try:
         matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
@@ -73,7 +75,10 @@ def check_dataset(
         _check_range(feature.rpartition(".")[2], named["min"], named["max"])
         for feature, named in description.statistics.items()
     ]
-    found = [*_check_tasks(root), *ranges]
+    text = f"policy.joint_units of the run must be {units[0]!r}"
+    if len(units) > 1:
+        text = "degrees or -100 to 100, the numbers do not tell: ask for policy.joint_units of the run"
+    found = [*_check_tasks(root), *ranges, Check("ok", "joint units", text)]
     if all(check.level == "ok" for check in ranges):  # radians or an arm that stands still have no jumps
         found += _check_motion(root, info, description)
     found += check_videos(root, info, description, full)

@@ -85,6 +85,8 @@ class PolicyConfig:
     cameras: str = _setting("top,wrist")  # what the policy sees, as observation.images.<each of these>
     empty_cameras: int = _setting(0, at_least=0)  # how many of them a site may lack (see `cameras.py`)
     chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
+    # What all sites' joints are recorded in: "range" is -100 to 100 (see `joint_units.py`).
+    joint_units: str = _setting("degrees", one_of=("degrees", "range"))
     # Whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to
     # compare with, each node's own (see `normalisation.py`).
     normalisation: str = _setting("federated", one_of=("federated", "pretrained", "site"))

@@ -20,6 +20,7 @@ from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults, video_of_episode
 from federation.errors import DatasetError
+from federation.joint_units import check_joint_units
 from federation.statistics import FEATURES, Statistics, statistics_of_frames
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
@@ -115,7 +116,7 @@ def check_fits(
         names: what the site says of its cameras.
 
     Raises:
-        DatasetError: the data set lacks what the policy needs, or is of another arm.
+        DatasetError: the data set lacks what the policy needs, or is of another arm or in other units.
     """
     for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
         if dim != ARM_DIM:
@@ -123,6 +124,7 @@ def check_fits(
                 f"data set {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
                 "use a data set of that arm"
             )
+    check_joint_units(description.statistics, policy.joint_units, name)
     return match_cameras(policy.camera_names, description.cameras, names or {}, policy.empty_cameras, name)
 
 

@@ -6,6 +6,7 @@ It names sites by the aliases they joined under, and nothing else of them but wh
 from collections.abc import Mapping
 from typing import Any
 
+from federation.joint_units import DEGREES, RANGE
 from server.privacy import most_spent
 
 __all__ = ["model_card"]
@@ -53,6 +54,7 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
     cameras = ", ".join(
         f"`observation.images.{name.strip()}`" for name in config["policy.cameras"].split(",")
     )
+    units = config.get("policy.joint_units", DEGREES)
     start = "the pretrained policy" if config["policy.size"] == "pretrained" else "random weights"
     sections = [
         "\n".join(front),
@@ -61,9 +63,9 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         f"demonstrations stayed at the sites, only model updates left them. Run `{metrics['run']}`, "
         f"weights after round {round_} of {config['run.num_rounds']}.",
         f"- in: `observation.state` (6), {cameras}, a task in words\n"
-        f"- out: {config['policy.chunk_size']} actions (6): degrees for the five joints, 0 to 100 for the "
-        "gripper\n- the normalisation of the whole federation is in the processors",
-        "## Run it\n\n" + _RUN,
+        f"- out: {config['policy.chunk_size']} actions (6): {_UNITS[units]} for each of the five joints, "
+        "0 to 100 for the gripper\n- the normalisation of the whole federation is in the processors",
+        "## Run it\n\n" + _run_it(config, units),
         "## Data\n\n" + _sites(metrics["nodes"]),
         "## Evaluation\n\n" + _evaluation(metrics, round_),
         f"## Training\n\nStrategy: {_STRATEGIES[config['aggregation.strategy']]}, aggregated by "
@@ -76,15 +78,42 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-_RUN = """```
-pip install "lerobot[smolvla,async]"
+_UNITS = {DEGREES: "degrees", RANGE: "-100 to 100 of its range"}
+
+
+def _run_it(config: Mapping[str, Any], units: str) -> str:
+    """LeRobot's commands for an arm, with this policy's cameras and units."""
+    cameras = ", ".join(
+        f"{name.strip()}: {{type: opencv, index_or_path: {index}, width: 640, height: 480, fps: 30}}"
+        for index, name in enumerate(config["policy.cameras"].split(","))
+    )
+    arm = f"""  --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\
+  --robot.use_degrees={str(units == DEGREES).lower()} \\
+  --robot.cameras="{{{cameras}}}" \\
+  --task="what the arm is to do, in the words of the demonstrations\""""
+    return f"""With the policy and the arm at one computer:
+
+```
+pip install "lerobot[smolvla,async,feetech]"
 cd this-folder
-lerobot-eval --policy.path=. --env.type=...          # a simulated environment
-lerobot-rollout --policy.path=. --robot.type=so101_follower ...
-python -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=8080
+lerobot-rollout --policy.path=. --duration=60 \\
+{arm}
 ```
 
-If `config.json` names the VLM `./vlm`, start LeRobot's tools inside this folder, as above."""
+With the policy on another computer, reached over `ssh -L 8080:localhost:8080` (LeRobot's server asks nobody
+for a password):
+
+```
+python -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=8080
+python -m lerobot.async_inference.robot_client --server_address=127.0.0.1:8080 \\
+  --policy_type=smolvla --pretrained_name_or_path=. --policy_device=cuda \\
+  --actions_per_chunk={config["policy.chunk_size"]} \\
+{arm}
+```
+
+Cameras bear the names they had in training, their numbers are yours (`lerobot-find-cameras`); the arm is
+calibrated as for the demonstrations (`lerobot-calibrate`). If `config.json` names the VLM `./vlm`, start
+LeRobot's tools inside this folder, as above. In simulation: `lerobot-eval --policy.path=. --env.type=...`."""
 
 
 def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -111,7 +140,7 @@ def _evaluation(metrics: Mapping[str, Any], round_: int) -> str:
         if e is not None
     ]
     text = "On data that no site trained on.\n\n" + _table(
-        ("weights", "flow-matching loss", "action MSE (degrees², gripper %²)", "frames"), rows
+        ("weights", "flow-matching loss", "action MSE (squares of the units above)", "frames"), rows
     )
     simulated = [s for s in metrics.get("simulated", []) if s["round"] <= round_]
     if simulated:

@@ -46,7 +46,17 @@ def test_a_good_data_set_passes_every_check(data: Path) -> None:
     checks = check_dataset(data / "site-a", CAMERAS)
     assert {check.level for check in checks} == {"ok"}
     assert [check.what for check in checks] == [
-        *("data set", "cameras", "tasks", "state", "action", "motion", "video top", "video wrist")
+        *(
+            "data set",
+            "cameras",
+            "tasks",
+            "state",
+            "action",
+            "joint units",
+            "motion",
+            "video top",
+            "video wrist",
+        )
     ]
     assert "3 episodes, 120 frames, 30 fps" in checks[0].text
 
