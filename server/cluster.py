@@ -172,7 +172,7 @@ class LocalCluster:
         """Start one more SuperNode; it is let in only if its key has been registered."""
         keys = self._certs / "sites" / site
         scratch = self._scratch / site
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)  # decoded frames
         (scratch / "progress.json").unlink(missing_ok=True)
         node_config = f'name="{site}" dataset="{dataset.resolve()}" scratch="{scratch}"'
         runtime_port = self._port + len(self._processes)

@@ -31,7 +31,8 @@ from server.control import PROJECT, ControlError
 __all__ = ["main", "make_bundle", "retire_site", "tell_superlink"]
 
 _TEMPLATES = PROJECT / "docker" / "site"
-_FOLDER_MODE, _PUBLIC_MODE, _PRIVATE_MODE = 0o755, 0o644, 0o600
+_PUBLIC_MODE, _PRIVATE_MODE = 0o644, 0o600
+_FOLDERS = {"": 0o755, "/scratch": 0o700}  # decoded frames lie in the scratch folder
 _SUPERLINK_IN_COMPOSE = "superlink:8000"
 _CA_IN_COMPOSE = "/run/secrets/ca.crt"
 _TELL_SECONDS = 180
@@ -210,9 +211,9 @@ def _archive(folder: str, files: Sequence[tuple[str, bytes, int]]) -> bytes:
         gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for name in (folder, f"{folder}/scratch"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, _FOLDER_MODE
+        for name, mode in _FOLDERS.items():
+            entry = tarfile.TarInfo(folder + name)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
             archive.addfile(entry)
         for name, content, mode in files:
             entry = tarfile.TarInfo(f"{folder}/{name}")

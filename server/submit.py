@@ -35,7 +35,7 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 once the run has finished, 2 with one line if something is wrong or it is given up."""
     parser = argparse.ArgumentParser(description="Register the sites' keys and submit a run.")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
+    parser.add_argument("--config", type=Path, help="configs/demo.toml, or with --resume the run's own")
     parser.add_argument("--superlink", default="superlink:8000", metavar="HOST:PORT")
     parser.add_argument("--ca", type=Path, required=True, help="certificate that SuperLink is verified with")
     parser.add_argument(
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--wait-seconds", type=float, default=180.0, help="for all these sites to be online")
     parser.add_argument("--outputs", type=Path, default=Path("/outputs"), help="where runs are recorded")
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run, with its own configuration")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
     parser.add_argument("--new", action="store_true", help="begin anew even if there is an unfinished run")
     parser.add_argument("--detach", action="store_true", help="submit and end; nobody sees the run through")
     options = parser.parse_args(arguments)
@@ -67,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _choose(options: argparse.Namespace) -> RunConfig:
     """What is to be run: a named run again, the unfinished one of this configuration, or a new one."""
+    if options.resume and options.config:
+        return as_continuation(load_run_config(options.config, {"run.name": options.resume}))
     if options.resume:
         return as_continuation(recorded_config(options.outputs / options.resume))
-    config = load_run_config(options.config, {"run.name": new_run_name(options.config.stem)})
+    file = options.config or Path("configs/demo.toml")
+    config = load_run_config(file, {"run.name": new_run_name(file.stem)})
     unfinished = None if options.new else unfinished_run(options.outputs, config)
     if unfinished is None:
         return config

@@ -73,6 +73,8 @@ def test_the_archive_and_the_key_in_it_are_for_their_owner_alone(certs: Path, un
     bundle = certs / "bundles" / "lab-b.tar.gz"
     for path, mode in ((bundle, 0o600), (bundle.parent, 0o700), (unpacked / "node.key", 0o600)):
         assert stat.S_IMODE(path.stat().st_mode) == mode
+    with tarfile.open(bundle) as archive:
+        assert archive.getmember("so100-lab-b/scratch").mode == 0o700
 
 
 def test_the_same_site_gives_the_same_archive_again_with_the_same_key(certs: Path) -> None:

@@ -292,3 +292,19 @@ def test_a_site_without_a_key_is_a_usage_error(arguments: list[str], capsys: pyt
     with pytest.raises(SystemExit, match="2"):
         submit.main([*arguments, "site-c"])
     assert "'site-c': must be NAME=KEY.pub" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_with_a_changed_configuration_if_one_is_named(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(1, "killed"), (1, "killed"), (4, "finished")]
+    began = load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"})
+    superlink.submit_run(tmp_path, began)
+    (tmp_path / "tiny.toml").write_text(
+        "[policy]\nsize = 'tiny'\n[run]\nnum_rounds = 4\n[training]\nlearning_rate = 5e-5\n"
+    )
+    assert submit.main([*arguments, "--resume=tiny-1"]) == 0
+    assert [config.training.learning_rate for config in superlink.submitted] == [1e-4, 5e-5, 5e-5]
+    superlink.outcomes = [(4, "finished")]
+    assert submit.main([*(a for a in arguments if "--config" not in a), "--resume=tiny-1"]) == 0
+    assert superlink.submitted[-1].training.learning_rate == 5e-5
