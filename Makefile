@@ -160,6 +160,8 @@ lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 \
 		--constraint requirements.lock --custom-compile-command "make lock" pyproject.toml -o docker/train.lock
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 --extra sim \
+		--constraint docker/train.lock --custom-compile-command "make lock" pyproject.toml -o docker/server.lock
 	echo flwr | $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 \
 		--constraint requirements.lock --custom-compile-command "make lock" - -o docker/superlink.lock
 

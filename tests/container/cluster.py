@@ -79,7 +79,8 @@ class Cluster:
         self.certs = folder / "certs" / "generated"
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
-        self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240))
+        simulated = "sim_frequency = 2\nsim_episodes = 2\n"
+        self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240) + simulated)
         self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)

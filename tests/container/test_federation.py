@@ -43,6 +43,14 @@ def test_a_whole_run_is_recorded_on_the_volume(cluster: Cluster, finished_run: s
     assert cluster.read(finished_run, "report.html")
 
 
+def test_the_policy_drives_the_simulated_arm_in_the_server_container(
+    cluster: Cluster, finished_run: str
+) -> None:
+    simulated = json.loads(cluster.read(finished_run, "federated_metrics.json"))["simulated"]
+    assert [(entry["round"], entry["episodes"]) for entry in simulated] == [(0, 2), (2, 2)]
+    assert cluster.read(finished_run, "sim_eval_round_2.json")
+
+
 def test_prometheus_has_the_run(cluster: Cluster, finished_run: str) -> None:
     query = urllib.parse.urlencode({"query": "federation_round"})
     url = f"http://127.0.0.1:{cluster.prometheus_port}/api/v1/query?{query}"
