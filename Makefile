@@ -18,8 +18,11 @@ help: ## list the targets
 $(VENV)/.installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.12 or newer found; install one or run make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --python $(PY) --require-hashes --compile-bytecode -r requirements.lock
+	@# What installs and builds the others comes first, out of the same lock.
+	awk '/^[^ #]/ {on = /^(setuptools|uv)==/} on' requirements.lock >$(VENV)/first.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/first.lock
+	$(VENV)/bin/uv pip install --python $(PY) --require-hashes --no-build-isolation-package docopt \
+		--compile-bytecode -r requirements.lock
 	touch $@
 
 .PHONY: env

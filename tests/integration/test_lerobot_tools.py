@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 
 from federation.policy import build_processors
 from federation.policy_folder import save_policy_folder
+from server.model_card import model_card
+from tests.unit.test_export import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
 # Imported by Python at its start: what only this project installs is not there.
@@ -56,3 +60,22 @@ def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path:
     result = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
     assert result["overall"]["n_episodes"] == 1
     assert list((tmp_path / "eval").rglob("*.mp4"))
+
+
+@pytest.mark.parametrize("tool", ["lerobot-rollout", "python -m lerobot.async_inference.robot_client"])
+def test_the_commands_of_the_model_card_get_as_far_as_the_arm(exported: Path, tool: str) -> None:
+    """There is none, nor its driver: an option that LeRobot does not know would end them before."""
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", model_card(METRICS, 2), re.DOTALL))
+    (command,) = [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith(tool)]
+    scripts = Path(sys.executable).parent
+    ended = subprocess.run(
+        shlex.split(command),
+        cwd=exported,
+        env=os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert re.search(r"feetech-servo-sdk|/dev/ttyACM0", ended.stderr), ended.stderr[-3000:]

@@ -119,3 +119,10 @@ def test_a_base_model_that_is_a_path_is_not_named() -> None:
 def test_only_a_local_vlm_is_bundled(exported: Path) -> None:
     assert json.loads((exported / "config.json").read_text())["vlm_model_name"] == "./vlm"
     assert (exported / "vlm" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(("units", "option"), [("degrees", "true"), ("range", "false")])
+def test_the_card_drives_the_arm_in_the_units_that_it_was_trained_in(units: str, option: str) -> None:
+    card = model_card({**METRICS, "config": {**METRICS["config"], "policy.joint_units": units}}, round_=1)
+    assert card.count(f"--robot.use_degrees={option}") == 2
+    assert ("-100 to 100 of its range" in card) == (units == "range")
