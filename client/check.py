@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Check", "days_check", "one_line"]
+__all__ = ["Check", "days_check"]
 
 _WARN_DAYS = 14
 
@@ -19,8 +19,3 @@ class Check:
 def days_check(what: str, text: str, left: float, fix: str) -> Check:
     """A warning with `fix` if a certificate has few days left."""
     return Check("warning", what, f"{text}; {fix}") if left < _WARN_DAYS else Check("ok", what, text)
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, short enough for the table."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

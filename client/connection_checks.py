@@ -11,7 +11,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from client.check import Check, days_check, one_line
+from client.check import Check, days_check
+from federation.errors import one_line
 
 __all__ = ["check_superlink"]
 

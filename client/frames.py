@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from federation.dataset import DECODE_ERRORS
-from federation.errors import DatasetError
+from federation.errors import DatasetError, one_line
 from federation.logs import get_logger
 
 __all__ = ["MAX_SKIPPED_IN_A_ROW", "SKIPPED_FRAMES", "FrameStream"]
@@ -45,8 +45,7 @@ class FrameStream(IterableDataset[dict[str, Any]]):
                     item = self.dataset[frame]
                 except DECODE_ERRORS as error:
                     skipped += 1
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    _log.warning("frame %d left out: %s", frame, reason)
+                    _log.warning("frame %d left out: %s", frame, one_line(error))
                     if skipped >= MAX_SKIPPED_IN_A_ROW:
                         raise DatasetError(
                             f"data set {self.name}: {skipped} frames in a row cannot be decoded, the last is "

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from client.check import Check, one_line
+from client.check import Check
 from federation.dataset_description import DatasetDescription
 from federation.dataset_tables import read_episodes
 from federation.episode_faults import lacking_frames, video_of_episode
+from federation.errors import one_line
 
 __all__ = ["check_videos"]
 

@@ -13,7 +13,7 @@ from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from federation.errors import DatasetError
+from federation.errors import DatasetError, one_line
 
 __all__ = ["DECODE_ERRORS", "open_dataset", "policy_inputs", "with_empty_cameras"]
 
@@ -47,9 +47,8 @@ def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | No
             video_backend="pyav",
         )
     except Exception as error:  # parquet, JSON and version errors of three libraries
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DatasetError(
-            f"data set {root}: LeRobot cannot open it ({first_line}); copy it again"
+            f"data set {root}: LeRobot cannot open it ({one_line(error)}); copy it again"
         ) from error
 
 

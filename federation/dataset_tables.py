@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from federation.errors import DatasetError
+from federation.errors import DatasetError, one_line
 
 __all__ = ["read_episodes", "read_frames", "read_tasks"]
 
@@ -91,5 +91,5 @@ def _values(table: Any, name: str) -> np.ndarray:
 
 
 def _cannot_read(root: Path, file: Path, error: Exception) -> DatasetError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = one_line(error)
     return DatasetError(f"data set {root}: {file.relative_to(root)} cannot be read ({reason}); copy it again")

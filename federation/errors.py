@@ -3,6 +3,7 @@
 __all__ = ["ConfigError", "DatasetError", "FederationError", "PolicyError", "WireError", "one_line"]
 
 _MOST_CHARACTERS = 500
+_MOST_OF_AN_ERROR = 200  # it becomes part of a message, which is to fit as a whole
 
 
 class FederationError(Exception):
@@ -25,8 +26,14 @@ class WireError(FederationError):
     """A message from another party is malformed, tampered with or numerically unusable."""
 
 
-def one_line(text: str) -> str:
-    """What another party wrote, fit for a log: one line of a bounded length, without control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 2 * _MOST_CHARACTERS])
+def one_line(said: str | BaseException) -> str:
+    """What another party wrote or a library raised, fit for a log and for a message of ours.
+
+    That is one line of a bounded length, without control characters; of an error without text, as
+    `MemoryError()`, its type.
+    """
+    most = _MOST_CHARACTERS if isinstance(said, str) else _MOST_OF_AN_ERROR
+    text = said if isinstance(said, str) else str(said).strip() or type(said).__name__
+    line = "".join(c if c.isprintable() else " " for c in text[: 2 * most])
     line = " ".join(line.split())
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
+    return line if len(line) <= most else f"{line[:most]}..."

@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
-from federation.errors import PolicyError
+from federation.errors import PolicyError, one_line
 from federation.statistics import Statistics
 from federation.vlm_folder import vlm_folder
 
@@ -152,7 +152,7 @@ def _load_pretrained(config: PolicyConfig) -> SmolVLAPolicy:
         smolvla = SmolVLAConfig.from_pretrained(where)
     except Exception as error:  # the Hub client raises a dozen types; all mean: not to be had
         raise PolicyError(
-            f"policy.pretrained = {where!r}: no policy configuration found there ({error}); "
+            f"policy.pretrained = {where!r}: no policy configuration found there ({one_line(error)}); "
             "give a Hub id or a folder with config.json and model.safetensors"
         ) from error
     if not isinstance(smolvla, SmolVLAConfig):
@@ -166,9 +166,8 @@ def _load_pretrained(config: PolicyConfig) -> SmolVLAPolicy:
         with no_init_weights():
             return SmolVLAPolicy.from_pretrained(where, config=smolvla, strict=True)
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0]
         raise PolicyError(
-            f"policy.pretrained = {where!r}: cannot be loaded ({first_line}); "
+            f"policy.pretrained = {where!r}: cannot be loaded ({one_line(error)}); "
             f"it needs model.safetensors and the VLM folder {smolvla.vlm_model_name!r} (policy.vlm)"
         ) from error
 

@@ -16,7 +16,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-from federation.errors import PolicyError
+from federation.errors import PolicyError, one_line
 from federation.policy import Processors, select_device
 
 __all__ = ["BUNDLED_VLM", "load_policy_folder", "name_vlm", "save_policy_folder"]
@@ -92,8 +92,7 @@ def load_policy_folder(folder: Path, device: torch.device | None = None) -> tupl
             },
         )
     except Exception as error:  # LeRobot, transformers and safetensors each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PolicyError(f"{folder}: the policy cannot be loaded ({reason})") from error
+        raise PolicyError(f"{folder}: the policy cannot be loaded ({one_line(error)})") from error
     return policy.eval(), processors
 
 

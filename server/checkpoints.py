@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from federation.config import CheckpointConfig
-from federation.errors import FederationError
+from federation.errors import FederationError, one_line
 from federation.logs import get_logger
 from federation.statistics import Statistics
 from server.files import write_atomically
@@ -166,7 +166,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata: dict[str, str] = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
     claimed = metadata.pop("sha256", "")
     if claimed != _digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")

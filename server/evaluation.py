@@ -24,7 +24,7 @@ from federation.cameras import match_cameras
 from federation.config import EvaluationConfig
 from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
 from federation.dataset_description import describe_dataset
-from federation.errors import DatasetError, FederationError
+from federation.errors import DatasetError, FederationError, one_line
 from federation.logs import get_logger
 from federation.policy import autocast, build_processors, load_trainable
 from federation.statistics import Statistics
@@ -135,8 +135,7 @@ class Evaluator:
             try:
                 item = policy_inputs(self._datasets[name][frame], policy, self._cameras[name])
             except DECODE_ERRORS as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                _log.warning("frame %d of %s left out: %s", frame, name, reason)
+                _log.warning("frame %d of %s left out: %s", frame, name, one_line(error))
             else:
                 draw = _fixed_draw(name, frame, policy.chunk_size, policy.max_action_dim)
                 samples.append((with_empty_cameras(item, policy), *draw))

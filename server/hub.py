@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from federation.config import HubConfig
-from federation.errors import ConfigError
+from federation.errors import ConfigError, one_line
 from federation.logs import get_logger
 from federation.policy_folder import name_vlm
 
@@ -81,7 +81,7 @@ class Hub:
         try:
             _with_retries(lambda: self._upload(folder, round_))
         except Exception as error:  # whatever it is, the run goes on: the folder is on disk
-            reason = _explain(error) if isinstance(error, HfHubHTTPError) else str(error) or repr(error)
+            reason = _explain(error) if isinstance(error, HfHubHTTPError) else one_line(error)
             _log.error("round %d is not on the Hub: %s", round_, reason)
             self._reports.put({"event": "push_failed", "round": round_, "reason": reason})
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
 from flwr.supercore.control import ControlHttpClient
 
+from federation.errors import one_line
 from federation.logs import get_logger
 
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
@@ -51,7 +52,7 @@ def ask_superlink(address: str, ca_certificate: bytes) -> SuperLinkState:
         finally:
             client.close()
     except Exception as error:  # whatever keeps SuperLink from answering, the exporter must go on
-        return SuperLinkState(up=False, error=str(error) or type(error).__name__)
+        return SuperLinkState(up=False, error=one_line(error))
     # A site that was given a new key has two nodes of its name: the one heard of last is it.
     named = {
         node.name: node

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.config import PolicyConfig
 from federation.errors import PolicyError
@@ -116,6 +117,19 @@ def test_pretrained_weights_with_a_missing_tensor_are_refused(policy, tmp_path: 
             device=CPU,
             cache=cache,
         )
+
+
+def test_an_error_without_text_is_named_by_its_type(
+    policy, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    policy.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(SmolVLAPolicy, "from_pretrained", full)
+    config = PolicyConfig(size="pretrained", pretrained=str(tmp_path / "base"))
+    with pytest.raises(PolicyError, match=r"cannot be loaded \(MemoryError\); it needs"):
+        build_policy(config, seed=0, device=CPU, cache=cache)
 
 
 def test_the_vlm_folder_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
