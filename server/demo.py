@@ -234,9 +234,10 @@ def _print_summary(folder: Path, console: Console) -> None:
     table.add_row("0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}")
     for entry in metrics["rounds"]:
         evaluation, clients = entry.get("evaluation"), entry["clients"]
+        undone = " undone" if "rolled_back_to" in entry else ""
         table.add_row(
             str(entry["round"]),
-            f"{evaluation['policy_loss']:.4f}" if evaluation else "",
+            f"{evaluation['policy_loss']:.4f}{undone}" if evaluation else undone,
             f"{evaluation['action_mse']:.1f}" if evaluation else "",
             *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in nodes),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from federation.joint_units import DEGREES, RANGE
 from server.privacy import most_spent
+from server.records import evaluations_behind
 
 __all__ = ["model_card"]
 
@@ -129,15 +130,16 @@ def _privacy(metrics: Mapping[str, Any], round_: int) -> str:
 
 
 def _evaluation(metrics: Mapping[str, Any], round_: int) -> str:
-    """Held-out figures before training and at the newest evaluation up to `round_`."""
-    found = [("before training", metrics.get("baseline"))]
-    rounds = [e for e in metrics["rounds"] if e["round"] <= round_ and e.get("evaluation")]
-    if rounds:
-        found.append((f"round {rounds[-1]['round']}", rounds[-1]["evaluation"]))
+    """Held-out figures before training and at the newest evaluation that tells of the weights."""
+    found = evaluations_behind(metrics, round_)
     rows = [
-        (when, f"{e['policy_loss']:.4f}", f"{e['action_mse']:.3f}", e["frames"])
-        for when, e in found
-        if e is not None
+        (
+            f"round {n}" if n else "before training",
+            f"{found[n]['policy_loss']:.4f}",
+            f"{found[n]['action_mse']:.3f}",
+            found[n]["frames"],
+        )
+        for n in sorted({0, max(found, default=0)} & found.keys())
     ]
     text = "On data that no site trained on.\n\n" + _table(
         ("weights", "flow-matching loss", "action MSE (squares of the units above)", "frames"), rows

@@ -11,6 +11,7 @@ server.log                the ServerApp's log
 import fcntl
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ __all__ = [
     "EVENTS_FILE",
     "METRICS_FILE",
     "RunRecord",
+    "evaluations_behind",
     "is_being_written",
     "new_run_name",
     "read_metrics",
@@ -228,6 +230,22 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     ):
         raise FederationError(f"{file} is no record of a run: name a run's folder")
     return metrics
+
+
+def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dict[str, Any]]:
+    """Round -> evaluation, of the rounds that the weights after `round_` come from; 0 is before training.
+
+    Where the run went back to its best round, what lies between is left out: those weights are gone.
+    """
+    found = {0: metrics["baseline"]} if metrics.get("baseline") else {}
+    for entry in metrics["rounds"]:
+        if entry["round"] > round_:
+            break
+        if "rolled_back_to" in entry:
+            found = {n: evaluation for n, evaluation in found.items() if n <= entry["rolled_back_to"]}
+        elif entry.get("evaluation"):
+            found[entry["round"]] = entry["evaluation"]
+    return found
 
 
 def recorded_config(folder: Path) -> RunConfig:

@@ -18,7 +18,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from server.plots import PLOTS, draw
 from server.privacy import most_spent
-from server.records import EVENTS_FILE, METRICS_FILE
+from server.records import EVENTS_FILE, METRICS_FILE, evaluations_behind
 from server.report_simulation import simulation_section
 from server.round_phases import PHASES, round_phases
 
@@ -152,11 +152,11 @@ def _period(metrics: dict[str, Any]) -> str:
 def _figures(metrics: dict[str, Any]) -> str:
     """The answer in one row."""
     rounds = metrics["rounds"]
-    evaluated = [entry for entry in rounds if "evaluation" in entry]
-    if not evaluated or not metrics["baseline"]:
+    if not any("evaluation" in entry for entry in rounds) or not metrics["baseline"]:
         return "<p>No round has been evaluated yet.</p>"
-    first, last = metrics["baseline"], evaluated[-1]["evaluation"]
-    best = min(evaluated, key=lambda entry: float(entry["evaluation"]["policy_loss"]))
+    found = evaluations_behind(metrics, rounds[-1]["round"])
+    first, last = metrics["baseline"], found[max(found)]
+    best = min(found, key=lambda round_: float(found[round_]["policy_loss"]))
     change = 100 * (last["policy_loss"] / first["policy_loss"] - 1)
     tone = "finished" if change < 0 else "bad"
     down, up = (sum(entry["bytes"][way] for entry in rounds) / len(rounds) for way in ("down", "up"))
@@ -165,7 +165,7 @@ def _figures(metrics: dict[str, Any]) -> str:
             f"{last['policy_loss']:.4f} <small class={tone}>{change:+.1f} %</small>",
             f"policy loss, {first['policy_loss']:.4f} before training",
         ),
-        (f"{best['evaluation']['policy_loss']:.4f}", f"best policy loss, round {best['round']}"),
+        (f"{found[best]['policy_loss']:.4f}", f"best policy loss, round {best}"),
         (f"{last['action_mse']:.1f}", f"action MSE, {first['action_mse']:.1f} before training"),
         (f"{len(rounds)} of {metrics['config']['run.num_rounds']}", "rounds done"),
         (f"{len(metrics['nodes'])}", f"nodes, {sum(e['num_examples'] for e in rounds):,} frames trained on"),
@@ -184,13 +184,14 @@ def _rounds(rounds: list[dict[str, Any]]) -> str:
     rows = []
     for entry in rounds:
         loss, evaluation = entry["policy_loss"], entry.get("evaluation")
+        undone = " undone" if "rolled_back_to" in entry else ""
         rows.append(
             [
                 entry["round"],
                 len(entry["clients"]),
                 f"{loss['mean']:.4f}" if loss else "",
                 f"{loss['std']:.4f}" if loss else "",
-                f"{evaluation['policy_loss']:.4f}" if evaluation else "",
+                f"{evaluation['policy_loss']:.4f}{undone}" if evaluation else undone,
                 f"{evaluation['action_mse']:.1f}" if evaluation else "",
                 f"{entry['update_norm']:.4f}",
                 entry["num_examples"],

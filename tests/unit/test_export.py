@@ -111,6 +111,18 @@ def test_the_card_of_an_earlier_round_does_not_borrow_later_figures() -> None:
     assert "| round 2 |" not in model_card(METRICS, round_=1)
 
 
+def test_the_card_of_weights_that_went_back_has_the_figures_of_the_round_they_went_back_to() -> None:
+    spike = {"round": 3, "evaluation": {**EVALUATION, "policy_loss": 9.0}, "rolled_back_to": 1}
+    metrics = {**METRICS, "rounds": [*METRICS["rounds"], spike, {"round": 4}]}
+    assert "| round 2 | 0.5000 |" in model_card(metrics, round_=2)
+    for round_ in (3, 4):
+        card = model_card(metrics, round_)
+        assert f"weights after round {round_} of" in card
+        assert "| round 1 | 1.0000 |" in card
+        assert "| round 2 |" not in card
+        assert "9.0000" not in card
+
+
 def test_a_base_model_that_is_a_path_is_not_named() -> None:
     config = METRICS["config"] | {"policy.pretrained": "/srv/models/base"}
     assert "/srv" not in model_card({**METRICS, "config": config}, round_=1)

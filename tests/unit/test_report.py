@@ -105,9 +105,11 @@ def test_a_failed_run_says_why(record: RunRecord) -> None:
 
 
 def test_a_spike_and_the_way_back_are_named(record: RunRecord) -> None:
-    record.round_finished(_entry(4, rolled_back_to=2))
+    record.round_finished(_entry(4, evaluation=_evaluation(9.0), rolled_back_to=2))
     record.close("finished")
     text = _Page(write_report(record.folder).read_text()).text
+    assert "0.5000 -75.0 % policy loss, 2.0000 before training" in text
+    assert "9.0000 undone" in text
     assert "server rolled back the policy loss spiked; weights of round 2 taken again 4" in text
 
 
