@@ -191,7 +191,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """What is kept of the global weights."""
 
-    frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
+    frequency: int = _setting(1, at_least=1)  # every how many rounds; the last and the best always
     keep: int = _setting(3, at_least=1)  # newest N are kept, and the best one besides
     keep_every: int = _setting(10, at_least=0)  # and those of every Nth round, to go back to; 0: none
 

@@ -135,7 +135,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
             if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
                 entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
                 policy_loss = None  # of weights that are gone
-        if last or round_ % config.checkpoint.frequency == 0:
+        if checkpoints.due(round_, policy_loss, last=last):
             started = time.monotonic()
             checkpoints.save(round_, model, policy_loss, entry)
             entry["seconds"]["checkpoint"] = time.monotonic() - started

@@ -86,6 +86,10 @@ class Checkpoints:
         """The checkpoint with the lowest evaluated policy loss."""
         return self._folder / "best.safetensors"
 
+    def due(self, round_: int, policy_loss: float | None, *, last: bool = False) -> bool:
+        """Whether to save after `round_`: every `frequency` rounds, at the end, and the best one so far."""
+        return last or round_ % self._settings.frequency == 0 or self._is_best(policy_loss)
+
     def save(
         self, round_: int, model: GlobalModel, policy_loss: float | None, entry: Mapping[str, Any] | None
     ) -> Path:
@@ -119,7 +123,7 @@ class Checkpoints:
         metadata["sha256"] = _digest(tensors, metadata)
         try:
             write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
-            if policy_loss is not None and policy_loss < self.best_loss:
+            if policy_loss is not None and self._is_best(policy_loss):
                 write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
                 self.best_loss = policy_loss
         except (OSError, SafetensorError) as error:
@@ -146,6 +150,9 @@ class Checkpoints:
         if paths:
             raise CheckpointError(f"{self._folder}: none of {len(paths)} checkpoints is whole")
         return None
+
+    def _is_best(self, policy_loss: float | None) -> bool:
+        return policy_loss is not None and policy_loss < self.best_loss
 
     def _remove_old(self) -> None:
         every = self._settings.keep_every

@@ -56,6 +56,18 @@ def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
     ]  # any reader sees the weights by their names
 
 
+def test_the_best_is_saved_between_the_rounds_that_are_saved_anyway(tmp_path: Path) -> None:
+    store = _store(tmp_path, frequency=5)
+    losses = [5.0, 4.0, 4.5, None, 6.0, 3.0, 2.0, 1.0, 2.5, 2.0]
+    saved = []
+    for round_, loss in enumerate(losses):
+        if store.due(round_, loss, last=round_ == 9):
+            store.save(round_, _model(round_), loss, {"round": round_})
+            saved.append(round_)
+    assert saved == [0, 1, 5, 6, 7, 9]
+    assert load_checkpoint(store.best).round == 7
+
+
 def test_the_best_is_remembered_by_a_continuation(tmp_path: Path) -> None:
     _store(tmp_path).save(1, _model(1), 1.0, {})
     _store(tmp_path).save(2, _model(2), 2.0, {})
