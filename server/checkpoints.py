@@ -245,12 +245,24 @@ def set_checkpoints_back(folder: Path, round_: int) -> None:
         if _round_of(path) > round_:
             path.replace(aside / path.name)
     best = folder / "best.safetensors"
-    if best.exists() and load_checkpoint(best).round > round_:
+    if best.exists() and ((found := _whole(best)) is None or found.round > round_):
         best.replace(aside / best.name)
-        evaluated = [(loss, path) for path in kept if (loss := load_checkpoint(path).policy_loss) is not None]
+        evaluated = [
+            (found.policy_loss, path)
+            for path in kept
+            if (found := _whole(path)) is not None and found.policy_loss is not None
+        ]
         if evaluated:
             source = min(evaluated)[1]
             write_atomically(best, lambda staging: _link_or_copy(source, staging))
+
+
+def _whole(path: Path) -> Checkpoint | None:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        _log.warning("%s; it is passed over", error)
+        return None
 
 
 def _path(folder: Path, round_: int) -> Path:

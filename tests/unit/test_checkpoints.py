@@ -255,6 +255,20 @@ def test_a_rollback_sets_later_rounds_aside(tmp_path: Path, capsys: pytest.Captu
     )
 
 
+@pytest.mark.parametrize("damaged", ["best", "round_0001"])
+def test_a_rollback_does_not_stop_halfway_at_a_damaged_file(tmp_path: Path, damaged: str) -> None:
+    folder = _recorded_run(tmp_path, 3)
+    path = folder / "checkpoints" / f"{damaged}.safetensors"
+    path.unlink()  # it may have another name
+    path.write_bytes(b"torn")
+    assert rollback_main([str(folder), "2"]) == 0
+    assert _rounds(folder / "checkpoints") == [1, 2]
+    assert _rounds(folder / "checkpoints" / "set_aside") == [3]
+    assert load_checkpoint(folder / "checkpoints" / "best.safetensors").round == 2
+    metrics = json.loads((folder / "federated_metrics.json").read_text())
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("round_", "message"),
     [("9", "no checkpoint of round 9; there are those of rounds 1, 2"), ("2", "damaged")],
