@@ -32,24 +32,27 @@ def save_policy_folder(folder: Path, policy: SmolVLAPolicy, processors: Processo
     """
     staging = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staging, ignore_errors=True)
-    policy.save_pretrained(staging)
-    for processor in processors:
-        processor.save_pretrained(staging)
-    vlm = Path(policy.config.vlm_model_name)
-    if vlm.is_dir():
-        shutil.copytree(vlm, staging / "vlm", ignore=shutil.ignore_patterns(*_WEIGHTS))
-        name_vlm(staging, BUNDLED_VLM)
-    (staging / "README.md").write_text(card, encoding="utf-8")
-    for path in staging.rglob("*.safetensors"):
-        path.chmod(0o644)  # else another user's LeRobot, or a web server, cannot read them
-    if folder.exists():
-        replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-        staging.rename(folder)
-        shutil.rmtree(replaced)
-    else:
-        staging.rename(folder)
+    try:
+        policy.save_pretrained(staging)
+        for processor in processors:
+            processor.save_pretrained(staging)
+        vlm = Path(policy.config.vlm_model_name)
+        if vlm.is_dir():
+            shutil.copytree(vlm, staging / "vlm", ignore=shutil.ignore_patterns(*_WEIGHTS))
+            name_vlm(staging, BUNDLED_VLM)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        for path in staging.rglob("*.safetensors"):
+            path.chmod(0o644)  # else another user's LeRobot, or a web server, cannot read them
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+            staging.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # half a folder, as on a full disk
 
 
 def name_vlm(folder: Path, name: str) -> None:

@@ -1,8 +1,10 @@
 """What becomes of the policy while and after a run: exported folders, closed-loop evaluation, the Hub.
 
-Nothing that goes wrong here ends a run; what can be known to go wrong is said before round 1.
+Nothing that goes wrong between the rounds ends a run; what can be known to go wrong is said before round 1.
+A policy that cannot be exported after the last round does: it is the run's result, and a resume exports it.
 """
 
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +12,7 @@ from typing import Self
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.config import RunConfig
+from federation.errors import one_line
 from federation.logs import get_logger
 from server.checkpoints import CheckpointError, Checkpoints
 from server.export import export_best, export_policy
@@ -37,6 +40,8 @@ class Delivery:
             check_simulator(config.evaluation.sim_variants)
         self._simulations = Simulations(record.folder, config.evaluation, record.simulated)
         self._hub = Hub(config.hub) if config.hub.repo else None
+        self._to_push = record.folder / "to_push"
+        shutil.rmtree(self._to_push, ignore_errors=True)  # of a server that was killed
 
     def __enter__(self) -> Self:
         return self
@@ -54,10 +59,15 @@ class Delivery:
         if self._simulations.due(round_, last=last):
             self._simulations.start(round_, lambda folder: self._export(folder, model, round_))
         if self._hub is not None and not last and round_ and self._hub.due(round_):
-            folder = self._record.folder / "to_push" / f"round_{round_}"
-            folder.parent.mkdir(exist_ok=True)
-            self._export(folder, model, round_)
-            self._hub.push(folder, round_, remove=True)
+            self._hub.drop_waiting()
+            folder = self._to_push / f"round_{round_}"
+            try:
+                folder.parent.mkdir(exist_ok=True)
+                self._export(folder, model, round_)
+            except Exception as error:  # of the disk, of safetensors, of LeRobot: the run goes on
+                _log.error("round %d does not go to the Hub: export failed: %s", round_, one_line(error))
+            else:
+                self._hub.push(folder, round_, remove=True)
         self._collect()
 
     def finish(self, model: GlobalModel, checkpoints: Checkpoints) -> None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -42,6 +42,7 @@ class Hub:
         self._config, self._api = config, HfApi()
         self._reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hub")
+        self._newest: tuple[Future[None], Path, int] | None = None
         where = f"hub.repo = {config.repo!r}"
         if get_token() is None:
             raise ConfigError(f"{where}: there is no token: set HF_TOKEN on the server, or empty hub.repo")
@@ -66,7 +67,14 @@ class Hub:
         Args:
             remove: the folder, afterwards.
         """
-        self._pool.submit(self._push, folder, round_, remove)
+        self._newest = self._pool.submit(self._push, folder, round_, remove), folder, round_
+
+    def drop_waiting(self) -> None:
+        """Give up the newest push if it has not begun: a newer one follows, and each holds a whole export."""
+        if self._newest is not None and self._newest[0].cancel():
+            (_, folder, round_), self._newest = self._newest, None
+            _log.warning("round %d does not go to the Hub: a push still runs, a newer round is next", round_)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def reports(self) -> Iterator[dict[str, Any]]:
         """Events of the pushes that ended since the last call: `pushed` or `push_failed`."""

@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from federation.config import EvaluationConfig
+from federation.errors import one_line
 from federation.logs import get_logger
 
 __all__ = ["Simulations"]
@@ -22,6 +22,9 @@ _log = get_logger("server.simulation")
 class Simulations:
     """Drives exported policies one after another; a failed one is logged and never fails the run.
 
+    One waits at most, since each holds a whole export: where rounds are faster, the newest takes the place of
+    the one that waits. What a killed server left behind is cleared.
+
     Args:
         folder: of the run; videos come to `folder/simulation/round_N/`.
         done: called with the round and its result, from `collect` and `wait` only.
@@ -31,8 +34,10 @@ class Simulations:
         self, folder: Path, config: EvaluationConfig, done: Callable[[int, dict[str, Any]], None]
     ) -> None:
         self._folder, self._config, self._done = folder / "simulation", config, done
-        self._waiting: deque[int] = deque()
+        self._waiting: int | None = None
         self._running: tuple[int, subprocess.Popen[bytes]] | None = None
+        for left_behind in self._folder.glob("round_*/*policy*"):
+            shutil.rmtree(left_behind, ignore_errors=True)
 
     def due(self, round_: int, *, last: bool = False) -> bool:
         """Whether to simulate after `round_`: before training, every `sim_frequency` rounds, at the end."""
@@ -40,20 +45,36 @@ class Simulations:
         return bool(every) and (last or round_ % every == 0)
 
     def start(self, round_: int, export: Callable[[Path], None]) -> None:
-        """Evaluate the policy that `export` writes to the folder it is given, once those before are done."""
+        """Evaluate the policy that `export` writes to the folder it is given, once the one before is done."""
+        self.collect()
+        if self._waiting is not None:
+            _log.warning(
+                "no simulation after round %d: that of an earlier round still runs, round %d is next",
+                self._waiting,
+                round_,
+            )
+            self._drop_waiting()
         folder = self._folder / f"round_{round_}"
-        folder.mkdir(parents=True, exist_ok=True)
-        export(folder / "policy")
-        self._waiting.append(round_)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            export(folder / "policy")
+        except Exception as error:  # of the disk, of safetensors, of LeRobot: the run goes on
+            _log.error("no simulation after round %d: export failed: %s", round_, one_line(error))
+            return
+        self._waiting = round_
         self.collect()
 
     def collect(self) -> None:
         """Report what has ended and start what waits; returns at once."""
         if self._running is not None and self._running[1].poll() is not None:
             self._finish()
-        if self._running is None and self._waiting:
-            round_ = self._waiting.popleft()
-            self._running = round_, self._begin(round_)
+        if self._running is None and self._waiting is not None:
+            try:
+                self._running = self._waiting, self._begin(self._waiting)
+                self._waiting = None
+            except OSError as error:
+                _log.error("no simulation after round %d: %s", self._waiting, one_line(error))
+                self._drop_waiting()
 
     def wait(self) -> None:
         """Until every evaluation has ended; one that takes longer than an hour from now is stopped."""
@@ -67,12 +88,22 @@ class Simulations:
             self.collect()
 
     def stop(self) -> None:
-        """End the one that runs and forget those that wait, as when the run fails."""
-        self._waiting.clear()
+        """End the one that runs and drop the one that waits, as when the run fails."""
+        self._drop_waiting()
         if self._running is not None:
-            self._running[1].terminate()
-            self._running[1].wait()
-            self._running = None
+            (round_, process), self._running = self._running, None
+            process.terminate()
+            process.wait()
+            self._remove_policy(round_)
+
+    def _drop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._remove_policy(self._waiting)
+            self._waiting = None
+
+    def _remove_policy(self, round_: int) -> None:
+        """At full size it takes 1.8 GB."""
+        shutil.rmtree(self._folder / f"round_{round_}" / "policy", ignore_errors=True)
 
     def _begin(self, round_: int) -> subprocess.Popen[bytes]:
         folder = self._folder / f"round_{round_}"
@@ -94,7 +125,7 @@ class Simulations:
         assert self._running is not None
         (round_, process), self._running = self._running, None
         folder = self._folder / f"round_{round_}"
-        shutil.rmtree(folder / "policy", ignore_errors=True)  # of full size: 1.8 GB
+        self._remove_policy(round_)
         try:
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

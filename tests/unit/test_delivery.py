@@ -1,8 +1,10 @@
 """What becomes of a run's policy: exports, closed loop and Hub together."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -14,6 +16,7 @@ from server import delivery as delivery_module
 from server import hub as hub_module
 from server.checkpoints import Checkpoints
 from server.delivery import Delivery
+from server.export import export_policy
 from server.records import EVENTS_FILE, RunRecord
 from server.rounds import GlobalModel
 from tests.conftest import TINY
@@ -80,6 +83,27 @@ def test_a_failed_push_is_an_event_and_not_the_end_of_the_run(policy, model, hub
     folder = _deliver(policy, model, _config(**{"hub.repo": "lab/so101"}), tmp_path)
     assert _pushes(folder) == [("push_failed", 2)]
     assert (folder / "pretrained_model" / "model.safetensors").is_file()
+
+
+def test_an_export_that_fails_between_the_rounds_is_not_the_end_of_the_run(
+    policy, model, hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, *others: Any) -> None:
+        if folder.parent.name == "to_push":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        export_policy(folder, *others)
+
+    monkeypatch.setattr(delivery_module, "export_policy", full)
+    folder = _deliver(policy, model, _config(**{"hub.repo": "lab/so101", "hub.push_frequency": 1}), tmp_path)
+    assert _pushes(folder) == [("pushed", 2)]
+
+
+def test_what_a_killed_server_was_to_push_is_cleared(policy, hub, tmp_path: Path) -> None:
+    config = _config(**{"hub.repo": "lab/so101"})
+    record = RunRecord(tmp_path, "run-1", config)
+    (record.folder / "to_push" / ".round_1.part").mkdir(parents=True)
+    with Delivery(policy, config, record):
+        assert not (record.folder / "to_push").exists()
 
 
 def test_a_missing_simulator_ends_the_run_before_its_first_round(

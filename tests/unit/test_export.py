@@ -1,5 +1,6 @@
 """The exported folder, opened with LeRobot's own loaders only."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_an_export_replaces_the_one_before_it_and_leaves_no_litter(
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     export_policy(exported, policy, GlobalModel(changed, statistics, ""), METRICS, round_=2)
     assert not (exported / "of-the-old-one").exists()
+    assert [path.name for path in exported.parent.iterdir()] == ["pretrained_model"]
+
+
+def test_an_export_that_fails_leaves_the_old_one_and_no_litter(
+    exported: Path, policy, weights, statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("federation.policy_folder.shutil.copytree", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_policy(exported, policy, GlobalModel(weights, statistics, ""), METRICS, round_=2)
+    assert (exported / "model.safetensors").is_file()
     assert [path.name for path in exported.parent.iterdir()] == ["pretrained_model"]
 
 

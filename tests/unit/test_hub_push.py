@@ -1,6 +1,9 @@
 """Pushing with the real `huggingface_hub` client, against a small local Hub."""
 
 import json
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +116,28 @@ def test_what_was_exported_only_to_be_pushed_is_removed(hub: LocalHub, folder: P
     pushing.push(folder, 2, remove=True)
     pushing.close()
     assert not folder.exists()
+
+
+def test_a_push_that_waits_gives_way_to_a_newer_round(
+    hub: LocalHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = threading.Event()
+    upload = Hub._upload
+    monkeypatch.setattr(Hub, "_upload", lambda *order: (away.wait(60), upload(*order)))
+    pushing = Hub(CONFIG)
+    for round_ in (2, 4, 6):
+        pushing.drop_waiting()
+        exported = Path(shutil.copytree(folder, tmp_path / f"round_{round_}"))
+        pushing.push(exported, round_, remove=True)
+        while round_ == 2 and not pushing._newest[0].running():  # type: ignore[index]
+            time.sleep(0.01)
+    left = sorted(path.name for path in tmp_path.glob("round_*"))
+    pushing.push(folder, 8)  # the last round's, which nothing gives up
+    away.set()
+    pushing.close()
+    assert left == ["round_2", "round_6"]
+    assert [report["round"] for report in pushing.reports()] == [2, 6, 8]
+    assert not list(tmp_path.glob("round_*"))
 
 
 def test_pushes_are_due_every_so_many_rounds(hub: LocalHub) -> None:

@@ -1,5 +1,6 @@
 """Closed-loop evaluation of the simulated arm."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -130,6 +131,42 @@ def test_a_failed_evaluation_is_logged_and_fails_nothing(
     assert "simulation after round 0 failed (1): no OpenGL here" in caplog.text
 
 
+def test_the_newest_round_takes_the_place_of_the_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = (
+        "import json, os, time\n"
+        "while not os.path.exists('../../go'): time.sleep(0.01)\n"
+        "json.dump({}, open('result.json', 'w'))"
+    )
+    simulations, done = _simulations(tmp_path, monkeypatch, code)
+    monkeypatch.setattr(simulation_process._log, "propagate", True)
+    for round_ in (0, 2, 4):
+        simulations.start(round_, lambda folder: folder.mkdir())
+    exports = sorted(folder.parent.name for folder in tmp_path.glob("simulation/*/policy"))
+    (tmp_path / "go").touch()
+    simulations.wait()
+    assert exports == ["round_0", "round_4"]
+    assert [round_ for round_, _ in done] == [0, 4]
+    assert "no simulation after round 2: that of an earlier round still runs, round 4 is next" in caplog.text
+
+
+def test_an_export_that_fails_costs_its_simulation_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulations, done = _simulations(tmp_path, monkeypatch, "open('result.json', 'w').write('{}')")
+    monkeypatch.setattr(simulation_process._log, "propagate", True)
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    simulations.start(0, full)
+    simulations.start(2, lambda folder: folder.mkdir())
+    simulations.wait()
+    assert done == [(2, {})]
+    assert "no simulation after round 0: export failed: [Errno 28] No space left on device" in caplog.text
+
+
 def test_a_run_that_fails_leaves_no_evaluation_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +176,16 @@ def test_a_run_that_fails_leaves_no_evaluation_behind(
     simulations.stop()
     simulations.wait()
     assert done == []
+    assert not list(tmp_path.glob("simulation/*/policy"))
+
+
+def test_what_a_killed_server_exported_is_cleared_and_the_videos_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "simulation" / "round_2"
+    for name in ("policy", ".policy.part"):
+        (folder / name).mkdir(parents=True)
+    (folder / "episode_0.mp4").touch()
+    Simulations(tmp_path, EvaluationConfig(sim_frequency=2), lambda *_: None)
+    assert [path.name for path in folder.iterdir()] == ["episode_0.mp4"]
 
 
 def test_evaluations_are_due_before_between_and_at_the_end(tmp_path: Path) -> None:
