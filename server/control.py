@@ -7,6 +7,7 @@ where SuperLink is.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from federation.errors import FederationError
 __all__ = [
     "PROJECT",
     "ControlError",
+    "RefusedError",
     "active_run",
     "count_online",
     "register_supernode",
@@ -40,6 +42,10 @@ _TIMEOUT_SECONDS = 120
 
 class ControlError(FederationError):
     """SuperLink refused, or could not be reached."""
+
+
+class RefusedError(ControlError):
+    """SuperLink answered that the request is at fault: it would answer the same again."""
 
 
 def write_connection(flwr_home: Path, address: str, ca_certificate: Path) -> None:
@@ -180,8 +186,22 @@ def _flwr(flwr_home: Path, *arguments: str) -> dict[str, Any]:
     answer = _last_json(result.stdout)
     if result.returncode != 0 or not answer.get("success"):
         reason = _without_progress(str(answer.get("error-message") or result.stderr or result.stdout))
-        raise ControlError(f"flwr {arguments[0]}: {' '.join(reason.split())}")
+        kind = RefusedError if _is_refusal(reason) else ControlError
+        raise kind(f"flwr {arguments[0]}: {' '.join(reason.split())}")
     return answer
+
+
+def _is_refusal(reason: str) -> bool:
+    """Whether `reason` has the code of an error of the caller's (HTTP 4xx).
+
+    A SuperLink that is not ready yet, whose disk is full or that is not there has a code of another kind, or
+    none.
+    """
+    from flwr.supercore.error.catalog import API_ERROR_MAP  # it takes long to import and is seldom needed
+
+    code = re.search(r"\[code: (\d+)\]", reason)
+    error = API_ERROR_MAP.get(int(code[1])) if code else None
+    return error is not None and error.http_status_code < 500
 
 
 def _without_progress(output: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from server.control import ControlError, active_run, run_status, stop_run, submit_run
+from server.control import ControlError, RefusedError, active_run, run_status, stop_run, submit_run
 from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
 
 __all__ = ["RunGivenUpError", "as_continuation", "see_through", "unfinished_run"]
@@ -42,7 +42,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
 
     Raises:
         RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
-        ControlError: SuperLink refuses the first submission or cannot be reached for it.
+        ControlError: SuperLink refuses a submission or cannot be reached for the first one.
     """
     active = _active_run(flwr_home, outputs)
     if active is None:
@@ -142,11 +142,17 @@ def _active_or_submitted(flwr_home: Path, config: RunConfig) -> str:
 
 
 def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
-    """What `ask` returns, however long SuperLink is away."""
+    """What `ask` returns, however long SuperLink is away.
+
+    Raises:
+        RefusedError: SuperLink answers, and refuses.
+    """
     told = False
     while True:
         try:
             return ask()
+        except RefusedError:
+            raise
         except ControlError as error:
             if not told:
                 say(f"waiting for SuperLink: {error}")

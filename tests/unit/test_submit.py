@@ -6,7 +6,7 @@ import pytest
 
 from federation.config import RunConfig, load_run_config
 from server import submit, supervisor
-from server.control import ControlError
+from server.control import ControlError, RefusedError
 from server.records import RunRecord
 
 
@@ -38,6 +38,7 @@ class SuperLink:
         self.active: str | None = None
         self.away = 0  # how many questions nobody answers
         self.refuses = 0  # how many submissions after the first fail
+        self.refusal = ControlError("went away again")
         self.outcomes: list[tuple[int, str]] = [(4, "finished")]
         self.submitted: list[RunConfig] = []
         self.status = "running"
@@ -51,7 +52,7 @@ class SuperLink:
     def submit_run(self, home: Path, config: RunConfig) -> str:
         if self.submitted and self.refuses:
             self.refuses -= 1
-            raise ControlError("went away again")
+            raise self.refusal
         self.submitted.append(config)
         rounds, end = self.outcomes.pop(0)
         self.status = {"finished": "finished:completed", "stopped": "finished:stopped"}.get(
@@ -108,6 +109,17 @@ def test_a_continuation_is_submitted_again_if_superlink_goes_away_at_that_moment
     assert submit.main(arguments) == 0
     assert [config.run.resume for config in superlink.submitted] == [False, True]
     assert "went away again" in capsys.readouterr().out
+
+
+def test_a_continuation_that_superlink_refuses_is_the_end(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(1, "killed"), (4, "finished")]
+    superlink.refuses = 1
+    superlink.refusal = RefusedError("flwr run: [code: 15] Invalid run configuration.")
+    assert submit.main(arguments) == 2
+    assert "error: flwr run: [code: 15] Invalid run configuration." in capsys.readouterr().err
+    assert len(superlink.submitted) == 1
 
 
 def test_a_run_that_dies_is_continued_until_it_has_finished(
