@@ -20,7 +20,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.dataset_description import check_fits, describe_dataset, find_datasets
+from federation.dataset_description import (
+    DatasetDescription,
+    check_fits,
+    describe_dataset,
+    find_datasets,
+)
 from federation.errors import ConfigError, FederationError
 from server.nodes import Node, NodeTable, sample_nodes
 from server.privacy import most_spent, privacy_spent
@@ -79,7 +84,7 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
-    datasets = _evaluation_datasets(config)
+    datasets, descriptions = _evaluation_datasets(config)
     nodes = NodeTable(grid, config, record)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
         building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
@@ -95,7 +100,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     delivery = endings.enter_context(Delivery(policy, config, record))
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
     model, checkpoint = _begin_or_resume(policy, online, checkpoints, config, record)
-    evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation)
+    evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions)
     done = checkpoint.round if checkpoint else 0
     if checkpoint is None:
         evaluation = evaluator.evaluate(model.evaluated)
@@ -198,11 +203,12 @@ def _back_to_best(model: "GlobalModel", checkpoints: "Checkpoints", policy_loss:
     return best.round
 
 
-def _evaluation_datasets(config: RunConfig) -> dict[str, Path]:
+def _evaluation_datasets(config: RunConfig) -> tuple[dict[str, Path], dict[str, DatasetDescription]]:
     datasets = find_datasets(_folder("FEDERATION_EVALUATION"))
-    for root in datasets.values():
-        check_fits(describe_dataset(root), config.policy, str(root))
-    return datasets
+    descriptions = {name: describe_dataset(root) for name, root in datasets.items()}
+    for name, root in datasets.items():
+        check_fits(descriptions[name], config.policy, str(root))
+    return datasets, descriptions
 
 
 def _build_policy(config: RunConfig) -> "SmolVLAPolicy":

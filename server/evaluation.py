@@ -23,7 +23,7 @@ from tqdm import tqdm
 from federation.cameras import match_cameras
 from federation.config import EvaluationConfig
 from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
-from federation.dataset_description import describe_dataset
+from federation.dataset_description import DatasetDescription, describe_dataset
 from federation.errors import DatasetError, FederationError, one_line
 from federation.logs import get_logger
 from federation.policy import autocast, build_processors, load_trainable
@@ -43,7 +43,8 @@ class Evaluator:
 
     Args:
         policy: built once, its trainable weights are overwritten at each evaluation.
-        datasets: name -> folder; each must have passed `describe_dataset`.
+        datasets: name -> folder.
+        descriptions: what `describe_dataset` says of each; None reads them here.
 
     Raises:
         DatasetError: a data set cannot be opened.
@@ -55,6 +56,7 @@ class Evaluator:
         statistics: Statistics,
         datasets: Mapping[str, Path],
         config: EvaluationConfig,
+        descriptions: Mapping[str, DatasetDescription] | None = None,
     ) -> None:
         self._policy, self._config = policy, config
         self._device = next(policy.parameters()).device
@@ -62,7 +64,7 @@ class Evaluator:
         self._datasets, self._cameras = {}, {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         for name, root in datasets.items():
-            description = describe_dataset(root)
+            description = descriptions[name] if descriptions else describe_dataset(root)
             episodes = description.usable_episodes
             if config.eval_mode == "quick":
                 episodes = episodes[: config.quick_episodes]

@@ -1,7 +1,10 @@
+import dataclasses
+
 import pytest
 import torch
 
 from federation.config import EvaluationConfig
+from federation.dataset_description import describe_dataset
 from federation.errors import DatasetError
 from server.evaluation import DivergedError, Evaluator, _fixed_draw
 from tests.synthetic import blank_frames
@@ -42,6 +45,21 @@ def test_quick_takes_the_first_episodes_and_full_all(policy, weights, statistics
     quick = _evaluator(policy, statistics, data, eval_mode="quick", quick_episodes=1).evaluate(weights)
     full = _evaluator(policy, statistics, data, eval_mode="full", quick_episodes=1).evaluate(weights)
     assert (quick["frames"], full["frames"]) == (2, 6)
+
+
+def test_a_data_set_that_was_described_is_not_read_for_it_again(
+    policy, weights, statistics, data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = {"holdout": data / "holdout"}
+    description = describe_dataset(roots["holdout"])
+    few = dataclasses.replace(description, left_out={0: "too short"})
+    monkeypatch.setattr("server.evaluation.describe_dataset", lambda _: pytest.fail("it is read again"))
+    config = EvaluationConfig(frame_stride=20, batch_size=4, eval_mode="quick", quick_episodes=9)
+    all_frames, left = (
+        Evaluator(policy, statistics, roots, config, {"holdout": one}).evaluate(weights)["frames"]
+        for one in (description, few)
+    )
+    assert (all_frames, left) == (6, 4)
 
 
 def test_action_mse_is_in_the_units_of_the_data_set(policy, weights, statistics, data) -> None:
