@@ -1,10 +1,12 @@
 """`make demo`: a whole federated run on this machine, and a display of it.
 
     python -m server.demo --config configs/demo.toml --data data/sample
-    python -m server.demo --resume demo-20261123-184002 --data data/sample
+    python -m server.demo --resume demo-20261123-184002
 
 Starts SuperLink, SuperExec and a SuperNode for each `site-*` data set in `--data` over TLS, submits the run,
 follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
+A run that is resumed goes on with the data it had, which `outputs/<run>/demo.json` names, unless `--data` is
+given.
 """
 
 import argparse
@@ -28,11 +30,14 @@ from federation.dataset_description import check_fits, describe_dataset, find_da
 from federation.errors import DatasetError, FederationError
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
+from server.files import write_json
 from server.records import EVENTS_FILE, new_run_name, read_metrics, recorded_config
 from server.supervisor import as_continuation
 
 __all__ = ["main", "run_demo"]
 
+_DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
+_DEFAULT_DATA = Path("data/sample")
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 
@@ -41,7 +46,11 @@ def main() -> int:
     """Run the demo; exit code 0 if the run finished, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description="Run a whole federation on this machine.")
     parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
-    parser.add_argument("--data", type=Path, default=Path("data/sample"), help="site-* and holdout data sets")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=f"site-* and holdout data sets; {_DEFAULT_DATA}, or those of the run to resume",
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8443)
@@ -49,13 +58,16 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
     console = Console()
+    data = arguments.data
     try:
         if arguments.resume:
             config = as_continuation(recorded_config(arguments.outputs / arguments.resume))
+            data = data or _data_of(arguments.outputs / arguments.resume)
         else:
             name = new_run_name(arguments.config.stem)
             config = load_run_config(arguments.config, {"run.name": name})
-        return run_demo(config, arguments.data, arguments.outputs, arguments.certs, arguments.port, console)
+        data = data or _DEFAULT_DATA
+        return run_demo(config, data, arguments.outputs, arguments.certs, arguments.port, console)
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,6 +92,8 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
                 f"SuperLink on https://127.0.0.1:{port} (TLS, SuperNode keys), {len(sites)} SuperNodes"
             )
             with _logs_kept(cluster, folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / _DEMO_FILE, {"data": str(data.absolute())})
                 run_id = submit_run(cluster.flwr_home, config)
                 console.print(f"run [bold]{config.run.name}[/] submitted")
                 failure = _show(cluster, run_id, folder, sites, config, console, started)
@@ -94,6 +108,14 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
         return 1
     _print_summary(folder, console)
     return 0
+
+
+def _data_of(folder: Path) -> Path | None:
+    """The data that the run in `folder` had the last time; None if an older release ran it, or no demo."""
+    try:
+        return Path(json.loads((folder / _DEMO_FILE).read_text(encoding="utf-8"))["data"])
+    except FileNotFoundError:
+        return None
 
 
 def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:

@@ -1,0 +1,81 @@
+"""What `make demo` decides before and after a run; whole runs: tests/integration."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from federation.config import RunConfig, parse_run_config
+from server import demo
+from server.records import RunRecord
+from tests.conftest import TINY
+
+
+class Cluster:
+    """Stands in for the processes."""
+
+    flwr_home = Path("unused")
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Start nothing."""
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop nothing."""
+
+
+@contextmanager
+def _no_logs(cluster: Cluster, folder: Path) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The data folders of the runs that `demo.main` starts; each is recorded and then fails."""
+    folders: list[Path] = []
+
+    def check(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
+        folders.append(data)
+        return {}, data / "holdout"
+
+    def submit(_: Path, config: RunConfig) -> str:
+        record = RunRecord(tmp_path / "outputs", config.run.name, config)
+        record._events.close()
+        record._lock.close()
+        return "1"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "LocalCluster", Cluster)
+    monkeypatch.setattr(demo, "_check_data", check)
+    monkeypatch.setattr(demo, "_logs_kept", _no_logs)
+    monkeypatch.setattr(demo, "submit_run", submit)
+    monkeypatch.setattr(demo, "_show", lambda *_: "disk full")
+    config = parse_run_config(TINY | {"run.name": "run-1"}, "tests")
+    demo.run_demo(config, Path("mine"), Path("outputs"), Path("certs"), 1, Console(quiet=True))
+    return folders
+
+
+def _resume(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["demo", "--resume", "run-1", *arguments])
+    return demo.main()
+
+
+def test_a_resumed_run_goes_on_with_the_data_it_had(
+    followed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _resume(monkeypatch) == 1
+    assert _resume(monkeypatch, "--data", "other") == 1
+    assert _resume(monkeypatch) == 1
+    assert followed == [Path("mine"), tmp_path / "mine", Path("other"), tmp_path / "other"]
+
+
+def test_a_run_that_does_not_say_what_data_it_had_gets_the_sample(
+    followed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs" / "run-1" / "demo.json").unlink()
+    assert _resume(monkeypatch) == 1
+    assert followed[1] == Path("data/sample")
