@@ -168,7 +168,7 @@ def record_to_statistics(record: ArrayRecord) -> Statistics:
         feature, slash, name = key.rpartition("/")
         if not slash or not feature:
             raise WireError(f"statistics name {key!r} must be feature/name")
-        values = _unwrap(key, array, np.dtype(np.float64))
+        values = _unwrap(key, array, np.dtype(np.float64), most_dimensions=2)  # a sketch has two
         if not np.isfinite(values).all():
             raise WireError(f"statistics {key!r} hold NaN or infinity")
         statistics.setdefault(feature, {})[name] = values
@@ -201,8 +201,12 @@ def _array_name(index: int) -> str:
     return f"{index:06d}"
 
 
-def _unwrap(name: str, array: Array, dtype: np.dtype) -> np.ndarray:
-    """The values of `array` without a copy, once its bytes are known to hold just what they claim."""
+def _unwrap(name: str, array: Array, dtype: np.dtype, most_dimensions: int = 1) -> np.ndarray:
+    """The values of `array` without a copy, once its bytes are known to hold just what they claim.
+
+    Its sides are the sender's: one that is negative, a bool or beyond all bytes there are is refused before
+    anything takes that shape.
+    """
     if array.stype != "numpy.ndarray":
         raise WireError(f"array {name!r} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
     try:
@@ -213,7 +217,13 @@ def _unwrap(name: str, array: Array, dtype: np.dtype) -> np.ndarray:
     except Exception as error:  # NumPy's header parser lets the errors of Python's tokenizer through
         raise WireError(f"array {name!r} cannot be decoded ({type(error).__name__})") from None
     offset = file.tell()
-    if claimed != dtype or fortran_order or math.prod(shape) * dtype.itemsize != len(array.data) - offset:
+    if (
+        claimed != dtype
+        or fortran_order
+        or not 1 <= len(shape) <= most_dimensions
+        or not all(type(side) is int and 0 <= side <= len(array.data) for side in shape)
+        or math.prod(shape) * dtype.itemsize != len(array.data) - offset
+    ):
         raise WireError(f"array {name!r} does not hold the {dtype} values expected")
     return np.frombuffer(array.data, dtype, offset=offset).reshape(shape)
 

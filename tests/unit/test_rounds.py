@@ -1,3 +1,4 @@
+import io
 import math
 import time
 from pathlib import Path
@@ -114,8 +115,18 @@ def _without_arrays() -> RecordDict:
     return reply
 
 
+def _with_an_impossible_shape() -> RecordDict:
+    reply = _reply()
+    file = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (-2, -16)}
+    np.lib.format.write_array_header_1_0(file, header)
+    reply[UPDATE]["000000"] = Array("uint8", (8,), "numpy.ndarray", file.getvalue() + bytes(32))
+    return reply
+
+
 BAD_REPLIES = [
     (_damaged(), "NaN or infinity"),
+    (_with_an_impossible_shape(), "does not hold the uint8 values expected"),
     (_replayed(), "run is 'another', expected 'run'"),
     (_reply(num_examples=0), "nothing was trained on"),
     (_reply(num_examples=-5), "not negative"),

@@ -1,8 +1,11 @@
+import math
+import struct
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation import wire
@@ -129,6 +132,45 @@ def test_a_tensor_that_cannot_be_sent_is_named() -> None:
 def test_arbitrary_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
         open_payload(*_pack(**{"000000": Array("uint8", (28,), "numpy.ndarray", data)}), SHAPES, HEADER)
+
+
+def _with_header(descr: object, fortran_order: object, shape: tuple) -> Array:
+    """As many zero bytes as the header asks for, where that is a number of bytes to be had."""
+    header = repr({"descr": descr, "fortran_order": fortran_order, "shape": shape}).encode("latin1")
+    try:
+        size = math.prod(shape) * np.dtype(descr).itemsize  # type: ignore[call-overload]
+    except TypeError:
+        size = 0
+    values = bytes(int(size) if 0 <= size < 10_000 else 0)
+    data = np.lib.format.magic(1, 0) + struct.pack("<H", len(header)) + header + values
+    return Array("uint8", (), "numpy.ndarray", data)
+
+
+SIDES = st.integers(-6, 6) | st.integers() | st.booleans() | st.floats() | st.none()
+
+
+@given(
+    st.sampled_from(["|u1", "<f8", "<f4", "|O", "nothing", None]),
+    st.sampled_from([False, False, True, 0, None]),
+    st.lists(SIDES, max_size=3).map(tuple) | st.integers(0, 70).map(lambda count: (1,) * count),
+)
+@example("|u1", False, (-2, -16))
+@example("<f8", False, (-2, -2))
+@example("<f8", False, (0, 10**30))
+@example("<f8", False, (True, 6))
+@example("|u1", False, ())
+@settings(max_examples=500)
+def test_an_arbitrary_numpy_header_raises_nothing_but_a_wire_error(
+    descr: object, fortran_order: object, shape: tuple
+) -> None:
+    array = _with_header(descr, fortran_order, shape)
+    with pytest.raises(WireError):
+        open_payload(*_pack(**{"000000": array}), SHAPES, HEADER)
+    try:
+        values = record_to_statistics(ArrayRecord({"action/mean": array}))["action"]["mean"]
+    except WireError:
+        return
+    assert (values.shape, values.dtype) == (shape, np.float64)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
