@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -47,6 +48,23 @@ def test_noise_is_never_the_same_twice() -> None:
     first = add_noise(torch.zeros(100), 1.0)
     torch.manual_seed(0)
     assert not torch.equal(first, add_noise(torch.zeros(100), 1.0))
+
+
+def test_the_seed_of_the_noise_is_too_long_to_be_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.random.Generator] = []
+    real = np.random.default_rng
+
+    def watched(*seed: int) -> np.random.Generator:
+        made.append(real(*seed))
+        return made[-1]
+
+    monkeypatch.setattr(np.random, "default_rng", watched)
+    noise = add_noise(torch.zeros(SIZE), 2.0)
+    (generator,) = made
+    assert generator.bit_generator.seed_seq.entropy.bit_length() > 64  # type: ignore[attr-defined]
+    assert noise.dtype == torch.float32
+    assert float(noise.std()) == pytest.approx(2.0, rel=0.05)
+    assert add_noise(torch.zeros(()), 1.0).shape == ()
 
 
 def test_clipping_is_over_all_tensors_together() -> None:
