@@ -138,8 +138,8 @@ class AggregationConfig:
     # proximal term; "fedavgm" and "fedadam" give the mean, trained as for "fedprox", to a server optimizer.
     strategy: str = _setting("fedprox", one_of=("fedprox", "fedavg", "fedavgm", "fedadam"))
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
-    # An update with a norm beyond this many times the median is refused; 0: none is. See
-    # `server/verification.py`.
+    # An update with a norm beyond this many times the median is refused; 0, or privacy.mode "central", which
+    # clips it: none is. See `server/verification.py`.
     max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end

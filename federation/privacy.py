@@ -1,10 +1,12 @@
 """Differential privacy of a site: clipping, Gaussian noise, and what the noise is worth.
 
-What is protected is a whole site: two runs that differ in one site's data, or in whether it took part, end
-alike up to (epsilon, delta). Every round in which a site is asked is one release of a Gaussian mechanism:
-an update of norm at most C, with noise of deviation z * C. `mode = "local"` adds the noise at the site, so
-that nobody needs to be trusted; `"central"` adds it to the sum of all updates, which needs less of it and a
-server that is trusted (McMahan et al., ICLR 2018).
+What is protected is a whole site: two runs of which one has a site's updates and the other has them zeroed
+out end alike up to (epsilon, delta). Adding or removing a site moves the sum by C at most; other data at a
+site that stays can move it by 2 * C, which the same epsilon does not cover. Who was asked is no secret.
+Every round in which a site is asked is one release of a Gaussian mechanism: an update of norm at most C,
+with noise of deviation z * C. `mode = "local"` adds the noise at the site, so that nobody needs to be
+trusted; `"central"` adds it to the sum of all updates, which needs less of it and a server that is trusted
+(McMahan et al., ICLR 2018).
 """
 
 import math

@@ -157,7 +157,10 @@ class _Intake:
         self.refused: dict[str, str] = {}
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
-        self._judge = NormJudge(model.norms, config.aggregation.max_norm_ratio)
+        # Central noise covers what a site adds to the sum, not whom it gets refused by moving the median; an
+        # update is clipped there anyway.
+        max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
+        self._judge = NormJudge(model.norms, max_ratio)
         self._shapes, self._expected, self._record = model.shapes, expected, record
         self._boosts, self._most_examples = boosts, most_examples
 

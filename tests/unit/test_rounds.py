@@ -15,6 +15,7 @@ from federation.config import (
     AggregationConfig,
     EvaluationConfig,
     FederationConfig,
+    PrivacyConfig,
     RunConfig,
     TrainingConfig,
     WireConfig,
@@ -214,6 +215,19 @@ def test_a_jump_that_all_nodes_share_is_no_reason_to_refuse_them(record, statist
     entry, weights = _run(grid, record, statistics, "a", "b", "c", norms=(NORM_OF_1,) * 30)
     assert entry["refused"] == {}
     assert weights.tolist() == [42.0, 42.0]
+
+
+def test_the_noise_on_the_server_is_not_undone_by_whose_norms_are_compared(record, statistics) -> None:
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        privacy=PrivacyConfig(mode="central", clip_norm=NORM_OF_1, noise_multiplier=1e-9),
+    )
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    grid = FakeGrid({10: _reply(1.0), 11: _reply(1.0), 12: _reply(1000.0)})
+    entry = run_round(grid, model, _nodes("a", "b", "c"), 1, settings, record)  # type: ignore[arg-type]
+    assert list(entry["clients"]) == ["a", "b", "c"]
+    torch.testing.assert_close(model.weights["w"], torch.ones(2))
 
 
 def test_nodes_that_learnt_nothing_do_not_make_the_others_guilty(record, statistics) -> None:
