@@ -21,6 +21,9 @@ FEATURES = ("observation.state", "action")  # SmolVLA does not normalise images
 SKETCH = "sketch"
 SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/256 of the frames at most
 _MOMENTS = ("mean", "std", "min", "max")
+# Far beyond any arm and any site, and such that what is merged from them stays finite.
+_LARGEST_VALUE = 1e6
+_MOST_FRAMES = 10**9  # a year at 30 frames a second
 
 
 def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[int] = ()) -> Statistics:
@@ -34,8 +37,8 @@ def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[i
     return {feature: _statistics(frames[feature][used].astype(np.float64)) for feature in FEATURES}
 
 
-def check_statistics(statistics: Statistics, dim: int) -> None:
-    """Raise a `WireError` unless `statistics` can be those of some data with `dim` joints."""
+def check_statistics(statistics: Statistics, dim: int, frames: int) -> None:
+    """Raise a `WireError` unless `statistics` can be those of some `frames` frames with `dim` joints."""
     if statistics.keys() != set(FEATURES):
         raise WireError(f"statistics are of {sorted(statistics)}, expected {sorted(FEATURES)}")
     shapes = {**dict.fromkeys(_MOMENTS, (dim,)), "count": (1,), SKETCH: (SKETCH_POINTS, dim)}
@@ -44,11 +47,21 @@ def check_statistics(statistics: Statistics, dim: int) -> None:
             raise WireError(f"statistics of {feature} have other names or shapes; install this version")
         if not all(np.isfinite(values).all() for values in named.values()):
             raise WireError(f"statistics of {feature} hold NaN or infinity")
+        count = named["count"][0]
+        if count != frames or not 1 <= count <= _MOST_FRAMES:
+            raise WireError(
+                f"statistics of {feature} are of {count:.10g} frames: must be as many as the node reports, "
+                f"1 to {_MOST_FRAMES}; install this version"
+            )
         mean, std, low, high = (named[name] for name in _MOMENTS)
+        if max(np.abs(low).max(), np.abs(high).max()) > _LARGEST_VALUE:
+            raise WireError(
+                f"statistics of {feature} hold values beyond {_LARGEST_VALUE:g}; no arm has them, look for "
+                "extreme values in the data set"
+            )
         slack = 1e-6 * (1 + np.abs(low) + np.abs(high))
         possible = (
-            named["count"][0] >= 1
-            and (low - slack <= mean).all()
+            (low - slack <= mean).all()
             and (mean <= high + slack).all()
             and (std >= 0).all()
             and (std <= (high - low) / 2 + slack).all()  # Popoviciu's inequality

@@ -217,13 +217,14 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
         installed = dict(part.split(" ", 1) for part in answer["versions"])
         check_versions(installed, versions())
         statistics = record_to_statistics(content.array_records[STATISTICS])
-        check_statistics(statistics, ARM_DIM)
+        frames = int(answer["frames"])
+        check_statistics(statistics, ARM_DIM, frames)
         return Node(
             node_id=node_id,
             name=answer["name"],
             fps=int(answer["fps"]),
             episodes=int(answer["episodes"]),
-            frames=int(answer["frames"]),
+            frames=frames,
             cameras=tuple(cameras),
             statistics=statistics,
             left_out=int(answer["left_out"]),

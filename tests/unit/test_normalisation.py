@@ -40,8 +40,8 @@ def _recordings() -> st.SearchStrategy[list[np.ndarray]]:
 def test_merged_statistics_are_those_of_the_pooled_data(parts: list[np.ndarray]) -> None:
     pooled = np.concatenate(parts).astype(np.float64)
     reported = [_site(part) for part in parts]
-    for statistics in reported:
-        check_statistics(statistics, 6)
+    for statistics, part in zip(reported, parts, strict=True):
+        check_statistics(statistics, 6, len(part))
     merged = merge_statistics(reported)["action"]
     expected = {"mean": pooled.mean(0), "min": pooled.min(0), "max": pooled.max(0), "count": [len(pooled)]}
     for name, values in expected.items():
@@ -100,17 +100,36 @@ def test_episodes_that_are_left_out_do_not_count() -> None:
         (lambda s: s["action"].update(std=-s["action"]["std"]), "contradict themselves"),
         (lambda s: s["action"].update(std=s["action"]["std"] * 1e6), "contradict themselves"),
         (lambda s: s["action"].update(mean=s["action"]["max"] + 1), "contradict themselves"),
-        (lambda s: s["action"].update(count=np.zeros(1)), "contradict themselves"),
+        (lambda s: s["action"].update(count=np.zeros(1)), "of 0 frames"),
         (lambda s: s["action"].update(sketch=s["action"]["sketch"][::-1]), "contradict themselves"),
         (lambda s: s["action"].update(min=s["action"]["min"] * np.nan), "NaN or infinity"),
+        (
+            lambda s: s["action"].update(count=np.full(1, 51.0)),
+            "of 51 frames: must be as many as the node reports",
+        ),
+        (
+            lambda s: s["action"].update(
+                {n: s["action"][n] * 1e200 for n in ("mean", "std", "min", "max", "sketch")}
+            ),
+            r"values beyond 1e\+06",
+        ),
     ],
 )
 def test_statistics_that_no_data_has_are_refused(change, message: str) -> None:
     statistics = _site(np.random.default_rng(0).normal(size=(50, 6)))
-    check_statistics(statistics, 6)
+    check_statistics(statistics, 6, 50)
     change(statistics)
     with pytest.raises(WireError, match=message):
-        check_statistics(statistics, 6)
+        check_statistics(statistics, 6, 50)
+
+
+@pytest.mark.parametrize("frames", [0, 10**18, int(1e300)])
+def test_a_number_of_frames_that_nobody_records_is_refused(frames: int) -> None:
+    statistics = _site(np.zeros((50, 6)))
+    for named in statistics.values():
+        named["count"] = np.full(1, float(frames))
+    with pytest.raises(WireError, match="1 to 1000000000"):
+        check_statistics(statistics, 6, frames)
 
 
 def test_the_pretrained_normalisation_is_that_of_its_folder(policy, statistics, tmp_path: Path) -> None:

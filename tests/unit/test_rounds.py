@@ -314,7 +314,7 @@ def reported(data: Path) -> Statistics:
 
 
 def _answer(name: str, reported, **changes: object) -> RecordDict:
-    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 90, "cameras": ["top"], "left_out": 0}
+    facts = {"name": name, "fps": 30, "episodes": 3, "frames": 120, "cameras": ["top"], "left_out": 0}
     facts |= {
         "device": "x86_64",
         "versions": _installed(),
@@ -373,6 +373,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: _answer("x", reported, fps=None),
         lambda reported: _answer("x", reported, frames="many"),
         lambda reported: _answer("x", reported, frames=float("inf")),
+        lambda reported: _answer("x", reported, frames=1000),
         lambda reported: _answer("x\nnode y joined", reported),
         lambda reported: _answer("x", reported, versions=_installed(lerobot="0.4.4")),
         lambda reported: _answer("x", reported, versions=_installed(app="0123456789abcdef")),
@@ -386,6 +387,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         "no fps",
         "frames are no number",
         "endless frames",
+        "other frames than those of its statistics",
         "a name of two lines",
         "other versions",
         "other code",
