@@ -39,6 +39,8 @@ _FIGURES = (
     "received_at",
     "answered_at",
 )
+# The next round takes a power of the loss, which of a negative one is complex.
+_NEVER_NEGATIVE = ("policy_loss", "proximal_loss", "grad_norm")
 
 
 def verify_reply(
@@ -74,6 +76,8 @@ def verify_reply(
         value = metrics.get(name)
         if not isinstance(value, int | float) or not abs(value) <= _LARGEST_FIGURE:
             raise WireError(f"{name} = {value!r} must be a finite number, not beyond {_LARGEST_FIGURE:g}")
+        if name in _NEVER_NEGATIVE and value < 0:
+            raise WireError(f"{name} = {value!r} must not be negative")
         checked[name] = float(value)
     return open_payload(update, header, shapes, expected), checked
 

@@ -138,6 +138,9 @@ BAD_REPLIES = [
     (Error(1, "one\nWARNING another line" + 10**6 * "x"), "one WARNING another linexxx"),
     (_reply(policy_loss=float("inf")), "policy_loss = inf"),
     (_reply(policy_loss=None), "policy_loss = None"),
+    (_reply(policy_loss=-0.5), "policy_loss = -0.5 must not be negative"),
+    (_reply(proximal_loss=-1e-3), "proximal_loss = -0.001 must not be negative"),
+    (_reply(grad_norm=-1), "grad_norm = -1 must not be negative"),
     (RecordDict(), "lacks 'update', 'header' or 'metrics'"),
     (RecordDict({UPDATE: ConfigRecord({}), METRICS: MetricRecord({})}), "lacks"),
     (_without_arrays(), "it holds 0 bytes"),
@@ -156,7 +159,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistic
 
 
 def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics) -> None:
-    grid = FakeGrid({10: _reply(policy_loss=1e18, grad_norm=-1e18), 11: _reply()})
+    grid = FakeGrid({10: _reply(policy_loss=1e18, learning_rate=-1e18), 11: _reply()})
     entry, _ = _run(grid, record, statistics, "a", "b")
     assert entry["refused"] == {}
     record.round_finished(entry)
