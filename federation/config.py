@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Scalar = bool | int | float | str
+_MOST_ADAM_RATE = 0.1
 
 
 def _setting(
@@ -144,7 +145,7 @@ class AggregationConfig:
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
     byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
-    server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm", "fedadam"
+    server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm"; "fedadam" wants 0.1 at the very most
     server_momentum: float = _setting(0.3, at_least=0, at_most=0.999)  # the same; 0.3: tests/benchmarks/study
     # Sites whose loss was above the mean in the round before count (loss / mean)^boost times as much; 0: off.
     hard_site_boost: float = _setting(0.0, at_least=0, at_most=4)
@@ -346,6 +347,12 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: aggregation.hard_site_boost = {config.aggregation.hard_site_boost}: under "
             "privacy.mode = 'central' every site counts the same; set it to 0"
+        )
+    rate = config.aggregation.server_learning_rate
+    if config.aggregation.strategy == "fedadam" and rate > _MOST_ADAM_RATE:
+        raise ConfigError(
+            f"{source}: aggregation.server_learning_rate = {rate}: must be at most {_MOST_ADAM_RATE} with "
+            "aggregation.strategy = 'fedadam', which moves every weight by about as much; set it to 0.002"
         )
     if 0 < config.evaluation.rollback_ratio <= 1:
         raise ConfigError(

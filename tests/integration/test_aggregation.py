@@ -34,7 +34,12 @@ def cluster(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"aggregation.method": "median", "aggregation.strategy": "fedadam", "wire.upload": "int4"},
+        {
+            "aggregation.method": "median",
+            "aggregation.strategy": "fedadam",
+            "aggregation.server_learning_rate": 0.002,
+            "wire.upload": "int4",
+        },
         {"aggregation.method": "trimmed_mean", "aggregation.strategy": "fedavgm"},
         {"aggregation.method": "krum", "aggregation.byzantine": 0, "policy.normalisation": "site"},
     ],

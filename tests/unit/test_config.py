@@ -64,6 +64,10 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
             "training.min_learning_rate = 2.5e-06: must not exceed training.learning_rate = 1e-06",
         ),
         (
+            {"aggregation.strategy": "fedadam"},
+            "aggregation.server_learning_rate = 1.0: must be at most 0.1 with aggregation.strategy = 'feda",
+        ),
+        (
             {"federation.min_updates": 2, "federation.min_nodes": 3, "federation.fraction_fit": 0.3},
             "federation.min_updates = 2: with fraction_fit = 0.3 a round may have 1 participants only",
         ),
