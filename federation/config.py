@@ -144,7 +144,8 @@ class AggregationConfig:
     max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
-    byzantine: int = _setting(1, at_least=0)  # "krum": how many bad nodes to withstand
+    # "krum": how many bad nodes to withstand; of fewer than 2 * byzantine + 3 updates it takes the median.
+    byzantine: int = _setting(1, at_least=0)
     server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm"; "fedadam" wants 0.1 at the very most
     server_momentum: float = _setting(0.3, at_least=0, at_most=0.999)  # the same; 0.3: tests/benchmarks/study
     # Sites whose loss was above the mean in the round before count (loss / mean)^boost times as much; 0: off.

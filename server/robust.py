@@ -10,9 +10,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from federation.logs import get_logger
 from federation.wire import Payload
 
 __all__ = ["krum_choice", "median", "multi_krum", "trimmed_mean"]
+
+_log = get_logger("server.robust")
 
 
 def median(updates: Sequence[Payload]) -> Iterator[tuple[str, Tensor]]:
@@ -36,7 +39,23 @@ def trimmed_mean(updates: Sequence[Payload], trim_fraction: float) -> Iterator[t
 
 
 def multi_krum(updates: Sequence[Payload], byzantine: int) -> Iterator[tuple[str, Tensor]]:
-    """Mean of the `N - byzantine` updates nearest to the others (Blanchard et al., NeurIPS 2017)."""
+    """Mean of the `N - byzantine` updates nearest to the others (Blanchard et al., NeurIPS 2017).
+
+    The paper proves it to withstand `byzantine` bad ones where `2 * byzantine + 2 < N`. Of two updates, both
+    are equally near, and the first to arrive would win. So a round of too few gets the coordinate-wise median
+    instead, and the log says so.
+    """
+    needed = 2 * byzantine + 3
+    if len(updates) < needed:
+        _log.warning(
+            "%d updates, and krum against %d bad ones needs %d: this round takes the median; raise "
+            "federation.min_updates or choose aggregation.method = 'median'",
+            len(updates),
+            byzantine,
+            needed,
+        )
+        yield from median(updates)
+        return
     chosen = krum_choice(updates, byzantine)
     for name, stacked in _by_parameter([updates[i] for i in chosen]):
         yield name, stacked.mean(dim=0)
@@ -45,8 +64,10 @@ def multi_krum(updates: Sequence[Payload], byzantine: int) -> Iterator[tuple[str
 def krum_choice(updates: Sequence[Payload], byzantine: int) -> list[int]:
     """Indices of the `N - byzantine` updates with the lowest Krum score, in order of the score.
 
-    The score of an update is the sum of its squared distances to its `N - byzantine - 2` nearest neighbours,
-    one at the least.
+    The score of an update is the sum of its squared distances to its `N - byzantine - 2` nearest neighbours.
+
+    Args:
+        updates: more than `2 * byzantine + 2`.
     """
     count = len(updates)
     squared = torch.zeros(count, count, dtype=torch.float64)
@@ -54,9 +75,8 @@ def krum_choice(updates: Sequence[Payload], byzantine: int) -> list[int]:
         flat = stacked.reshape(count, -1).double()
         squared += torch.cdist(flat, flat).square()
     squared.fill_diagonal_(float("inf"))
-    neighbours = min(max(1, count - byzantine - 2), count - 1)
-    scores = squared.sort(dim=1).values[:, :neighbours].sum(dim=1)
-    return [int(i) for i in scores.argsort(stable=True)[: max(1, count - byzantine)]]
+    scores = squared.sort(dim=1).values[:, : count - byzantine - 2].sum(dim=1)
+    return [int(i) for i in scores.argsort(stable=True)[: count - byzantine]]
 
 
 def _by_parameter(updates: Sequence[Payload]) -> Iterator[tuple[str, Tensor]]:

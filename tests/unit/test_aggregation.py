@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -81,9 +83,9 @@ def _nearly_the_same(count: int) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("method", ["median", "trimmed_mean", "krum"])
 @pytest.mark.parametrize("attack", [-1.0, 1000.0, -1e30])
-def test_one_bad_node_of_four_moves_a_robust_rule_little(method: str, attack: float) -> None:
+def test_one_bad_node_of_five_moves_a_robust_rule_little(method: str, attack: float) -> None:
     bad = {name: torch.full(shape, attack) for name, shape in SHAPES.items()}
-    result = _aggregate(AggregationConfig(method=method, trim_fraction=0.25), [*_nearly_the_same(3), bad])
+    result = _aggregate(AggregationConfig(method=method, trim_fraction=0.25), [*_nearly_the_same(4), bad])
     assert all((tensor - 1).abs().max() < 0.1 for tensor in result.values())
 
 
@@ -94,10 +96,25 @@ def test_krum_ranks_the_outlier_last() -> None:
     assert krum_choice(payloads, byzantine=0)[-1] == 0
 
 
-def test_krum_of_a_single_update_is_that_update() -> None:
-    updates = _updates(1)
-    result = _aggregate(AggregationConfig(method="krum"), updates)
-    assert all(torch.equal(result[name], updates[0][name]) for name in SHAPES)
+@pytest.mark.parametrize(("byzantine", "count"), [(0, 2), (1, 1), (1, 2), (1, 4), (2, 6)])
+def test_of_too_few_updates_krum_takes_the_median_and_says_so(
+    byzantine: int, count: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("so100"), "propagate", True)
+    updates = _updates(count)
+    result = _aggregate(AggregationConfig(method="krum", byzantine=byzantine), updates)
+    median = _aggregate(AggregationConfig(method="median"), updates)
+    assert all(torch.equal(result[name], median[name]) for name in SHAPES)
+    needed = 2 * byzantine + 3
+    assert f"{count} updates, and krum against {byzantine} bad ones needs {needed}" in caplog.text
+
+
+def test_of_enough_updates_krum_takes_no_median() -> None:
+    updates = _updates(5)
+    result = _aggregate(AggregationConfig(method="krum", byzantine=1), updates)
+    chosen = krum_choice([_payload(update) for update in updates], byzantine=1)
+    for name in SHAPES:
+        torch.testing.assert_close(result[name], torch.stack([updates[i][name] for i in chosen]).mean(dim=0))
 
 
 def test_clipping_bounds_what_one_node_can_do() -> None:
