@@ -145,16 +145,18 @@ def apply_update(
     """Take the step of a round on the global `weights` in place.
 
     Returns:
-        The L2 norm of the aggregated update; 0.0 if there was none, then nothing is changed.
+        The L2 norm of that step; 0.0 if there was no update, then nothing is changed.
     """
     norms = []
     for name, update in aggregator.aggregate():
-        norms.append(torch.linalg.vector_norm(update).item())
+        step = update
         if optimizer is None:
             weights[name].add_(update)
         else:
+            before = weights[name].clone()
             weights[name].grad = update.neg_()
-    if optimizer is not None and norms:
-        optimizer.step()
-        optimizer.zero_grad()
+            optimizer.step()  # it passes over the parameters without a gradient: all but this one
+            optimizer.zero_grad()
+            step = before.sub_(weights[name])
+        norms.append(torch.linalg.vector_norm(step).item())
     return math.hypot(*norms)

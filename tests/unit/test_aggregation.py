@@ -136,6 +136,38 @@ def test_without_an_optimizer_the_update_is_added() -> None:
     assert norm == pytest.approx(sum(u.square().sum().item() for u in update.values()) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["fedprox", "fedavgm", "fedadam"])
+def test_the_norm_is_that_of_the_step_taken_not_of_the_mean(strategy: str) -> None:
+    config = AggregationConfig(strategy=strategy, server_learning_rate=0.05, server_momentum=0.9)
+    weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    optimizer = make_server_optimizer(config, weights)
+    for update in _updates(3):
+        before = {name: tensor.clone() for name, tensor in weights.items()}
+        aggregator = WeightedMean(SHAPES)
+        aggregator.add(_payload(update), 1)
+        norm = apply_update(aggregator, weights, optimizer)
+        moved = sum((weights[name] - before[name]).square().sum().item() for name in SHAPES)
+        assert norm == pytest.approx(moved**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam"])
+def test_stepping_one_parameter_at_a_time_is_stepping_all_of_them(strategy: str) -> None:
+    config = AggregationConfig(strategy=strategy, server_learning_rate=0.05)
+    weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    expected = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    optimizer, at_once = make_server_optimizer(config, weights), make_server_optimizer(config, expected)
+    assert optimizer
+    assert at_once
+    for update in _updates(3):
+        aggregator = WeightedMean(SHAPES)
+        aggregator.add(_payload(update), 1)
+        apply_update(aggregator, weights, optimizer)
+        for name in SHAPES:
+            expected[name].grad = -update[name]
+        at_once.step()
+    assert all(torch.equal(weights[name], expected[name]) for name in SHAPES)
+
+
 @pytest.mark.parametrize("method", ["mean", "median"])
 def test_without_updates_the_weights_stay(method: str) -> None:
     config = AggregationConfig(method=method, strategy="fedavgm")
