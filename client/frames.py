@@ -1,26 +1,28 @@
 """An endless, shuffled stream of training samples that survives damaged frames."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from federation.dataset import DECODE_ERRORS
 from federation.errors import DatasetError, one_line
 from federation.logs import get_logger
 
-__all__ = ["MAX_SKIPPED_IN_A_ROW", "SKIPPED_FRAMES", "FrameStream"]
+__all__ = ["MAX_SKIPPED_IN_A_ROW", "SKIPPED_FRAMES", "FrameStream", "load_batches"]
 
 MAX_SKIPPED_IN_A_ROW = 50
 SKIPPED_FRAMES = "skipped_frames"  # key of an item: frames left out since the item before it
 _log = get_logger("client.frames")
 
 
-class FrameStream(IterableDataset[dict[str, Any]]):
+class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
     """Samples of a data set in a new random order each epoch; a frame that cannot be decoded is left out.
 
-    Each data loading worker draws its own order from `seed` over the whole data set.
+    All data loading workers draw the same order from `seed` and share it out, each taking every n-th frame:
+    together they visit each frame once an epoch.
 
     Args:
         dataset: of policy inputs, e.g. a `SampleCache`.
@@ -30,27 +32,63 @@ class FrameStream(IterableDataset[dict[str, Any]]):
     def __init__(self, dataset: Dataset[dict[str, Any]], *, seed: int, name: str) -> None:
         self.dataset, self.seed, self.name = dataset, seed, name
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield samples for ever.
+    def __iter__(self) -> Iterator[dict[str, Any] | DatasetError]:
+        """Yield samples for ever; last an error if `MAX_SKIPPED_IN_A_ROW` frames could not be decoded.
 
-        Raises:
-            DatasetError: `MAX_SKIPPED_IN_A_ROW` frames in a row could not be decoded.
+        The error is not raised: out of a worker it would come as the text of a traceback.
         """
         worker = get_worker_info()
-        generator = torch.Generator().manual_seed(self.seed + (worker.id if worker else 0))
+        frames = self._frames()
+        if worker is not None:
+            frames = islice(frames, worker.id, None, worker.num_workers)
         skipped = 0
+        for frame in frames:
+            try:
+                item = self.dataset[frame]
+            except DECODE_ERRORS as error:
+                skipped += 1
+                _log.warning("frame %d left out: %s", frame, one_line(error))
+                if skipped >= MAX_SKIPPED_IN_A_ROW:
+                    yield DatasetError(
+                        f"data set {self.name}: {skipped} frames in a row cannot be decoded, the last is "
+                        f"frame {frame}; check its videos or record it again"
+                    )
+                    return
+                continue
+            yield {**item, SKIPPED_FRAMES: skipped}
+            skipped = 0
+
+    def _frames(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
         while True:
-            for frame in torch.randperm(len(self.dataset), generator=generator).tolist():  # type: ignore
-                try:
-                    item = self.dataset[frame]
-                except DECODE_ERRORS as error:
-                    skipped += 1
-                    _log.warning("frame %d left out: %s", frame, one_line(error))
-                    if skipped >= MAX_SKIPPED_IN_A_ROW:
-                        raise DatasetError(
-                            f"data set {self.name}: {skipped} frames in a row cannot be decoded, the last is "
-                            f"frame {frame}; check its videos or record it again"
-                        ) from error
-                    continue
-                yield {**item, SKIPPED_FRAMES: skipped}
-                skipped = 0
+            yield from torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore
+
+
+def load_batches(
+    stream: FrameStream, *, batch_size: int, num_workers: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
+    """Batches of `stream`, loaded ahead by `num_workers` processes.
+
+    Raises:
+        DatasetError: too many frames in a row could not be decoded. It is raised by `next`.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        stream,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+    )
+    return _raising(iter(loader))  # the processes start here, not at the first batch
+
+
+def _collate(items: list[dict[str, Any] | DatasetError]) -> Any:
+    error = next((item for item in items if isinstance(item, DatasetError)), None)
+    return error or default_collate(items)
+
+
+def _raising(batches: Iterator[dict[str, Any] | DatasetError]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        if isinstance(batch, DatasetError):
+            raise batch
+        yield batch

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from client.fedprox import add_proximal_gradient
-from client.frames import SKIPPED_FRAMES, FrameStream
+from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
 from client.schedule import learning_rate
 from federation.config import RunConfig, TrainingConfig
 from federation.errors import FederationError
@@ -111,12 +110,6 @@ def setup_training_components(
     preprocessor, _ = build_processors(policy, statistics)
     settings = config.training
     settings = dataclasses.replace(settings, local_steps=settings.steps_in_round(len(samples)))
-    loader: DataLoader[dict[str, Any]] = DataLoader(
-        FrameStream(samples, seed=seed, name=samples.name),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        pin_memory=device.type == "cuda",
-    )
     return TrainingComponents(
         policy=policy,
         preprocessor=preprocessor,
@@ -127,7 +120,12 @@ def setup_training_components(
             eps=policy.config.optimizer_eps,
             weight_decay=settings.weight_decay,
         ),
-        batches=iter(loader),
+        batches=load_batches(
+            FrameStream(samples, seed=seed, name=samples.name),
+            batch_size=settings.batch_size,
+            num_workers=settings.num_workers,
+            pin_memory=device.type == "cuda",
+        ),
         parameters=parameters,
         received=[weights[name].to(device) for name in parameters],
         config=settings,

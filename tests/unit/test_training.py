@@ -1,13 +1,19 @@
 import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
-from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream
+from client import frames as frames_module
+from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream, load_batches
 from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
 from client.training import (
     TrainingError,
@@ -169,10 +175,64 @@ def test_a_stream_of_good_frames_visits_each_once_an_epoch(policy, data) -> None
     assert set(states) == every
 
 
-def test_too_many_damaged_frames_in_a_row_name_the_data_set_and_the_frame(policy, data) -> None:
-    stream = _stream(policy, data, set(range(120)))
-    with pytest.raises(DatasetError, match=rf"site-a: {MAX_SKIPPED_IN_A_ROW} frames in a row .* frame \d+"):
-        next(iter(stream))
+class _Numbers(torch.utils.data.Dataset):
+    """Frames that are their own numbers; all of them damaged, if `damaged`."""
+
+    def __init__(self, length: int, damaged: bool = False) -> None:
+        self.length, self.damaged = length, damaged
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, frame: int):
+        if self.damaged:
+            raise OSError(f"frame {frame} is damaged")
+        return {"frame": frame}
+
+
+def _load(dataset: _Numbers, *, num_workers: int, batch_size: int = 5):
+    stream = FrameStream(dataset, seed=1, name="site-a")
+    return load_batches(stream, batch_size=batch_size, num_workers=num_workers, pin_memory=False)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_damaged_frames_in_a_row_are_one_line_that_names_the_data_set_and_the_frame(
+    num_workers: int,
+) -> None:
+    with pytest.raises(DatasetError) as caught:
+        next(_load(_Numbers(120, damaged=True), num_workers=num_workers))
+    assert re.fullmatch(
+        rf"data set site-a: {MAX_SKIPPED_IN_A_ROW} frames in a row cannot be decoded, the last is frame "
+        r"\d+; check its videos or record it again",
+        str(caught.value),
+    )
+
+
+@given(workers=st.integers(0, 5), length=st.integers(1, 40), epochs=st.integers(1, 3))
+def test_whatever_the_number_of_workers_each_frame_comes_once_an_epoch(
+    workers: int, length: int, epochs: int
+) -> None:
+    def frames_of(worker: int) -> Iterator[int]:
+        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames_module, "get_worker_info", lambda: info)
+            stream = iter(FrameStream(_Numbers(length), seed=1, name="site-a"))
+            first = next(stream)  # until here it does not look
+        return (item["frame"] for item in itertools.chain([first], stream))
+
+    shares = itertools.cycle([frames_of(worker) for worker in range(max(1, workers))])
+    seen = [next(share) for share in itertools.islice(shares, epochs * length)]
+    alone = [
+        item["frame"] for item in itertools.islice(FrameStream(_Numbers(length), seed=1, name=""), len(seen))
+    ]
+    assert seen == alone
+    for epoch in itertools.batched(seen, length):
+        assert sorted(epoch) == list(range(length))
+
+
+def test_real_workers_share_an_epoch_out() -> None:
+    batches = itertools.islice(_load(_Numbers(120), num_workers=2), 24)
+    assert sorted(frame for batch in batches for frame in batch["frame"].tolist()) == list(range(120))
 
 
 def test_a_video_cut_short_costs_frames_not_the_round(
