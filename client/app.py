@@ -214,17 +214,19 @@ def _answer(
 ) -> Message:
     """Do `work`; turn any failure into an error reply, so that the server hears of it at once."""
     logs.configure()
-    private = ""
+    private: list[Path] = []
     try:
         site = _read_site(context)
-        private = str(site.dataset)
+        private = [site.dataset, site.scratch]
         logs.speak_as(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
         logs.speak_as(run=config.run.name or None)
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
-        reason = str(error).replace(private, Path(private).name) if private else str(error)
+        reason = str(error)
+        for path in sorted(private, key=lambda path: len(str(path)), reverse=True):  # one may be in the other
+            reason = reason.replace(str(path), path.name)
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
         reason = f"{type(error).__name__}; the log of this SuperNode says more"
