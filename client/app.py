@@ -111,6 +111,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     started, received_at = time.monotonic(), time.time()
     # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.carried import drop_carried
     from client.device import peak_memory_bytes
     from client.feedback import add_residual, keep_residual
     from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
@@ -124,6 +125,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
     logs.speak_as(run=run, round_=round_)
+    drop_carried(site.scratch, run, order["undone"])  # type: ignore[arg-type]
     description = describe_dataset(site.dataset)
     cameras = check_fits(description, config.policy, str(site.dataset), site.cameras)
     statistics = (

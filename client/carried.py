@@ -1,12 +1,13 @@
 """Tensors that one round leaves for a later one at this site: `<scratch>/<kind>/<run>-<round>.safetensors`.
 
 A round may be done again: the server died in it, or its operator went back. So what is kept belongs to the
-round that left it, a round takes that of an earlier one only, and the last two are kept. Losing them costs a
-round some accuracy and nothing else.
+round that left it, a round takes that of an earlier one only, and the last two are kept. Rounds that the
+server has undone leave nothing: what their diverging weights left would make the next ones diverge. Losing
+any of it costs a round some accuracy and nothing else.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from federation.logs import get_logger
 
-__all__ = ["carry", "take_carried"]
+__all__ = ["carry", "drop_carried", "take_carried"]
 
 _log = get_logger("client.carried")
 
@@ -63,6 +64,14 @@ def carry(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) ->
     for old in folder.iterdir():
         if old not in keep:
             old.unlink()
+
+
+def drop_carried(scratch: Path, run: str, rounds: Collection[int]) -> None:
+    """Remove what `rounds` of `run` left, of every kind."""
+    for folder in (path for path in scratch.iterdir() if path.is_dir()):
+        for left_by, file in _files(folder, run):
+            if left_by in rounds:
+                file.unlink()
 
 
 def _files(folder: Path, run: str) -> list[tuple[int, Path]]:

@@ -167,6 +167,12 @@ class RunRecord:
         self.event("rolled_back", to_round=round_, rounds_dropped=later)
         self.close("failed", f"rolled back to round {round_} by the operator: resume it")
 
+    @property
+    def undone_rounds(self) -> list[int]:
+        """The rounds that spikes of the policy loss took back: nothing of them is in the weights."""
+        back = [(e["rolled_back_to"], e["round"]) for e in self._metrics["rounds"] if "rolled_back_to" in e]
+        return sorted({round_ for best, spike in back for round_ in range(best + 1, spike + 1)})
+
     def close(self, status: str, reason: str = "") -> None:
         """Save how the run ended: `finished`, or `failed` for `reason`."""
         self._metrics |= {"status": status, "reason": reason, "finished": _now()}

@@ -83,7 +83,7 @@ def run_round(
 
     def order() -> RecordDict:
         nonlocal base
-        content = _order(model, round_, config, record.name, mu)
+        content = _order(model, round_, config, record, mu)
         base = str(content.config_records[HEADER]["sha256"])
         return content
 
@@ -216,12 +216,20 @@ class _Intake:
         self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)
 
 
-def _order(model: GlobalModel, round_: int, config: RunConfig, run: str, mu: float) -> RecordDict:
+def _order(model: GlobalModel, round_: int, config: RunConfig, record: RunRecord, mu: float) -> RecordDict:
     """What a node is sent; always the same bytes as long as the weights are the same."""
     weights, header, _ = pack_tensors(
-        model.weights.items(), Header(config.wire.download, run, round_, base="")
+        model.weights.items(), Header(config.wire.download, record.name, round_, base="")
     )
-    facts = ConfigRecord({"run": run, "round": round_, "fingerprint": model.fingerprint, "proximal_mu": mu})
+    facts = ConfigRecord(
+        {
+            "run": record.name,
+            "round": round_,
+            "fingerprint": model.fingerprint,
+            "proximal_mu": mu,
+            "undone": record.undone_rounds,
+        }
+    )
     return RecordDict(
         {
             WEIGHTS: weights,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from client import carried
+from client.carried import drop_carried
 from client.feedback import add_residual, keep_residual
 from client.progress import ProgressFile
 from federation.codec import decode, encode
@@ -102,3 +103,16 @@ def test_after_a_rollback_no_residual_of_a_later_round_is_taken(tmp_path: Path) 
     assert update["w"].tolist() == [0, 0, 0]
     keep_residual(tmp_path, "run", 3, {"w": torch.ones(3)})
     assert len(list((tmp_path / "feedback").iterdir())) == 1
+
+
+def test_what_undone_rounds_left_is_taken_by_none_however_late_the_site_is_back(tmp_path: Path) -> None:
+    for round_ in (2, 5):
+        keep_residual(tmp_path, "run", round_, {"w": torch.full((3,), float(round_))})
+    (tmp_path / "progress.json").touch()
+    drop_carried(tmp_path, "another", [5])
+    drop_carried(tmp_path, "run", [4, 5])  # round 5 went back to round 3
+    update = {"w": torch.zeros(3)}
+    add_residual(tmp_path, "run", 7, update)
+    assert update["w"].tolist() == [2, 2, 2]  # round 5 alone had taken it
+    drop_carried(tmp_path, "run", [2])
+    assert list((tmp_path / "feedback").iterdir()) == []

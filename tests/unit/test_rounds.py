@@ -310,6 +310,17 @@ def test_a_hard_site_counts_more_and_the_order_names_mu(record, statistics) -> N
     assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
 
 
+def test_the_order_names_the_rounds_that_were_undone(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(1.0)})
+    _run(grid, record, statistics, "a")
+    for entry in ({"round": 3, "rolled_back_to": 1}, {"round": 4}, {"round": 6, "rolled_back_to": 4}):
+        record.round_finished(entry)
+    again = FakeGrid({10: _reply(1.0)})
+    _run(again, record, statistics, "a")
+    named = [message.content[CONFIG]["undone"] for g in (grid, again) for message in g.sent.values()]
+    assert named == [[], [2, 3, 5, 6]]
+
+
 @pytest.fixture(scope="session")
 def reported(data: Path) -> Statistics:
     """What a node with the data of site-a reports."""
