@@ -164,7 +164,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     if config.training.keep_optimizer:
         restore_optimizer_state(site.scratch, run, round_, components.optimizer, components.parameters)
     setup_seconds = time.monotonic() - started
-    progress = ProgressFile(site.scratch, round_, components.config.local_steps)
+    progress = ProgressFile(site.scratch, round_, components.steps)
     result = run_training_loop(
         components,
         round_,
@@ -173,7 +173,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     )
     _log.info(
         "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
-        components.config.local_steps,
+        components.steps,
         device.type,
         result.train_seconds,
         setup_seconds,

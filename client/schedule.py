@@ -1,17 +1,24 @@
 """The learning rate over the whole federated run.
 
 A schedule that began anew in each round would never leave its warm-up. So the step counted here is the
-global one: `(round - 1) * local_steps + step in the round`.
+global one: `(round - 1) * local_steps + step in the round`. With `local_epochs` each site takes steps of its
+own number, and they count as their share of `local_steps`: at the same point of a round all sites are at the
+same learning rate.
 """
 
 import math
 
 from federation.config import TrainingConfig
 
-__all__ = ["learning_rate"]
+__all__ = ["global_step", "learning_rate"]
 
 
-def learning_rate(step: int, config: TrainingConfig, num_rounds: int) -> float:
+def global_step(round_: int, step: int, own_steps: int, local_steps: int) -> float:
+    """The step counted over the run, at step `step` (from 0) of a site's `own_steps` in `round_`."""
+    return (round_ - 1) * local_steps + step * local_steps / own_steps
+
+
+def learning_rate(step: float, config: TrainingConfig, num_rounds: int) -> float:
     """Learning rate of global step `step` (from 0).
 
     `cosine` falls from `learning_rate` to `min_learning_rate` at the last step of the run (Loshchilov and

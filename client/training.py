@@ -1,11 +1,10 @@
 """One round of local training: FedProx on this site's data, from the weights the server sent.
 
 Read it downwards: `setup_training_components` builds everything from the run configuration,
-`run_training_loop` takes `local_steps` times `run_training_step`. A step is LeRobot's own training step
+`run_training_loop` takes the round's steps, each a `run_training_step`. A step is LeRobot's own training step
 with the proximal gradient added; with `proximal_mu = 0` the two give the same weights bit for bit.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
-from client.schedule import learning_rate
+from client.schedule import global_step, learning_rate
 from federation.config import RunConfig, TrainingConfig
 from federation.errors import FederationError
 from federation.policy import (
@@ -56,6 +55,7 @@ class TrainingComponents:
     parameters: dict[str, torch.nn.Parameter]  # the trainable ones
     received: list[Tensor]  # w_t: their values at the start of the round, in the same order
     config: TrainingConfig
+    steps: int  # of this site in the round
     device: torch.device
 
 
@@ -109,7 +109,6 @@ def setup_training_components(
     parameters = trainable_parameters(policy)
     preprocessor, _ = build_processors(policy, statistics)
     settings = config.training
-    settings = dataclasses.replace(settings, local_steps=settings.steps_in_round(len(samples)))
     return TrainingComponents(
         policy=policy,
         preprocessor=preprocessor,
@@ -129,6 +128,7 @@ def setup_training_components(
         parameters=parameters,
         received=[weights[name].to(device) for name in parameters],
         config=settings,
+        steps=settings.steps_in_round(len(samples)),
         device=device,
     )
 
@@ -166,7 +166,7 @@ def run_training_loop(
     num_rounds: int,
     on_step: Callable[[int, StepMetrics], None],
 ) -> TrainingResult:
-    """Train `local_steps` steps of round `round_` (from 1) and return the update.
+    """Train the steps of round `round_` (from 1) and return the update.
 
     Args:
         on_step: called after each step with the number of steps done and its metrics.
@@ -181,13 +181,14 @@ def run_training_loop(
     num_examples = skipped_frames = 0
     data_seconds = 0.0
     rate = config.learning_rate
-    for step in range(config.local_steps):
+    for step in range(components.steps):
         asked = time.monotonic()
         batches = [next(components.batches) for _ in range(config.gradient_accumulation_steps)]
         data_seconds += time.monotonic() - asked
         skipped_frames += sum(int(batch.pop(SKIPPED_FRAMES).sum()) for batch in batches)
         num_examples += sum(len(batch["action"]) for batch in batches)
-        rate = learning_rate((round_ - 1) * config.local_steps + step, config, num_rounds)
+        counted = global_step(round_, step, components.steps, config.local_steps)
+        rate = learning_rate(counted, config, num_rounds)
         for group in components.optimizer.param_groups:
             group["lr"] = rate
         history.append(run_training_step(components, *map(components.preprocessor, batches)))

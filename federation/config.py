@@ -103,7 +103,8 @@ class TrainingConfig:
     """What a SuperNode does in one round. Defaults follow LeRobot's SmolVLA presets."""
 
     local_steps: int = _setting(200, at_least=1)
-    # Passes over the site's own frames instead of local_steps: more data, more steps. 0: local_steps.
+    # Passes over the site's own frames instead of local_steps: more data, more steps. 0: local_steps. The
+    # schedule counts a site's steps as their share of local_steps then, so that all sites are equally far.
     local_epochs: float = _setting(0.0, at_least=0)
     batch_size: int = _setting(16, at_least=1)
     gradient_accumulation_steps: int = _setting(1, at_least=1)  # batches of an optimizer step
@@ -125,6 +126,10 @@ class TrainingConfig:
             return self.local_steps
         return math.ceil(self.local_epochs * num_frames / self.frames_in_step)
 
+    def steps_taken(self, num_examples: int) -> int:
+        """Optimizer steps that trained on so many frames."""
+        return math.ceil(num_examples / self.frames_in_step)
+
     @property
     def frames_in_step(self) -> int:
         """Frames that go into one optimizer step."""
@@ -139,8 +144,8 @@ class AggregationConfig:
     # proximal term; "fedavgm" and "fedadam" give the mean, trained as for "fedprox", to a server optimizer.
     strategy: str = _setting("fedprox", one_of=("fedprox", "fedavg", "fedavgm", "fedadam"))
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
-    # An update with a norm beyond this many times the median is refused; 0, or privacy.mode "central", which
-    # clips it: none is. See `server/verification.py`.
+    # An update with a norm, with local_epochs that of a step, beyond this many times the median is refused;
+    # 0, or privacy.mode "central", which clips it: none is. See `server/verification.py`.
     max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end

@@ -113,7 +113,8 @@ def run_round(
     if aggregated:
         if model.average is not None:
             average_weights(model.average, model.weights, config.evaluation.ema_decay, round_)
-        model.norms.extend(intake.norms[name] for name in sorted(clients))
+        norms = (intake.norms[name] for name in sorted(clients))
+        model.norms.extend(norm / steps for norm, steps in norms)
     else:
         _log.warning("%d good updates of %d needed: the weights stay", len(clients), settings.min_updates)
     return {
@@ -153,7 +154,7 @@ class _Intake:
     ) -> None:
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
-        self.norms: dict[str, float] = {}
+        self.norms: dict[str, tuple[float, int]] = {}  # with the steps that it is divided by
         self.refused: dict[str, str] = {}
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
@@ -163,6 +164,7 @@ class _Intake:
         self._judge = NormJudge(model.norms, max_ratio)
         self._shapes, self._expected, self._record = model.shapes, expected, record
         self._boosts, self._most_examples = boosts, most_examples
+        self._training = config.training
 
     def take(self, name: str, reply: Reply) -> bool:
         """Take what came of asking node `name`; False if it brought no update that can be used."""
@@ -174,7 +176,10 @@ class _Intake:
         try:
             update, metrics = verify_reply(reply, self._shapes, self._expected, self._most_examples[name])
             norm = update.norm()
-            passes = self._judge.passes_at_once(norm)
+            steps = 1  # where all sites take the same number
+            if self._training.local_epochs:
+                steps = self._training.steps_taken(int(metrics["num_examples"]))
+            passes = self._judge.passes_at_once(norm, steps)
         except WireError as error:
             self._refuse(name, str(error))
             return False
@@ -183,7 +188,7 @@ class _Intake:
             "update_bytes": update.size_bytes,
             "reply_seconds": reply.seconds,
         }
-        self.norms[name] = norm
+        self.norms[name] = norm, steps
         if passes:
             self._accept(name, update, metrics)
         else:
@@ -194,7 +199,7 @@ class _Intake:
         """Judge what was held, now that all are in; return the number of good updates."""
         for name, (update, metrics) in sorted(self._held.items(), key=lambda item: item[0]):
             try:
-                self._judge.check(self.norms[name])
+                self._judge.check(*self.norms[name])
             except WireError as error:
                 self._refuse(name, str(error))
             else:

@@ -6,7 +6,8 @@ and base of the payload (`federation/wire.py`). `NormJudge` compares updates wit
 update within the limit by the norms of recent rounds is used at once, and any other is held, encoded, until
 the round closes and its own median can be taken. Then a jump that all nodes share, as at a warm restart of
 the learning rate, passes, and one node alone does not. Only what is suspicious costs memory, and the first
-round, which has nothing to be compared with yet.
+round, which has nothing to be compared with yet. With `local_epochs` a site takes as many steps as its data
+asks for, and the norms are those of a step: a site with more data is not suspicious for it.
 """
 
 import statistics
@@ -83,10 +84,10 @@ def verify_reply(
 
 
 class NormJudge:
-    """Judges the norms of one round's updates.
+    """Judges the norms of one round's updates, each divided by a number of optimizer steps.
 
     Args:
-        recent: norms of the updates accepted last, in earlier rounds; may be empty.
+        recent: such norms of the updates accepted last, in earlier rounds; may be empty.
         max_ratio: to the median; 0 lets every norm pass.
     """
 
@@ -95,23 +96,25 @@ class NormJudge:
         self._limit = max_ratio * _lower_median(recent)
         self._seen: list[float] = []
 
-    def passes_at_once(self, norm: float) -> bool:
-        """Note the norm of one more update; False if it must be held until all are in.
+    def passes_at_once(self, norm: float, steps: int = 1) -> bool:
+        """Note the norm of one more update, of so many steps; False if it must be held until all are in.
 
         Raises:
             WireError: the norm is beyond all training.
         """
         if not norm <= _LARGEST_NORM:
             raise WireError(f"its norm is {norm:.4g}; more than {_LARGEST_NORM:g} is no training")
-        self._seen.append(norm)
-        return not self._max_ratio or norm <= self._limit
+        self._seen.append(norm / steps)
+        return not self._max_ratio or norm / steps <= self._limit
 
-    def check(self, norm: float) -> None:
+    def check(self, norm: float, steps: int = 1) -> None:
         """Raise a `WireError` if a held update does not fit the others of the round, now that all are in."""
         median = _lower_median(self._seen)
-        if median and norm > self._max_ratio * median:
+        if median and norm / steps > self._max_ratio * median:
+            of_steps = f" in {steps} steps, per step" if steps > 1 else ","
+            times = norm / steps / median
             raise WireError(
-                f"its norm is {norm:.4g}, {norm / median:.0f} times the median of the round; "
+                f"its norm is {norm:.4g}{of_steps} {times:.0f} times the median of the round; "
                 f"more than {self._max_ratio:g} times is refused (aggregation.max_norm_ratio)"
             )
 

@@ -207,6 +207,26 @@ def test_an_update_a_thousand_times_as_large_is_refused(record, statistics, norm
     assert weights.tolist() == [1.5, 1.5]
 
 
+@pytest.mark.parametrize(("value", "is_refused"), [(100.0, False), (1000.0, True)])
+def test_with_local_epochs_norms_are_judged_by_the_step(
+    record, statistics, value: float, is_refused: bool
+) -> None:
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        training=TrainingConfig(local_epochs=1.0, batch_size=10, gradient_accumulation_steps=2),
+    )
+    grid = FakeGrid({10: _reply(1.0, num_examples=15), 11: _reply(value, num_examples=1000)})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    sites = [Node(10, "a", 30, 3, 15, ("top",), {}), Node(11, "b", 30, 3, 1000, ("top",), {})]
+    entry = run_round(grid, model, sites, 1, settings, record)  # type: ignore[arg-type]
+    assert list(entry["refused"]) == (["b"] if is_refused else [])
+    if is_refused:
+        assert "its norm is 1414 in 50 steps, per step 20 times the median" in entry["refused"]["b"]
+    else:
+        assert list(model.norms) == pytest.approx([NORM_OF_1, 2 * NORM_OF_1])
+
+
 def test_of_two_the_larger_by_far_is_refused(record, statistics) -> None:
     entry, weights = _run(FakeGrid({10: _reply(1.0), 11: _reply(1000.0)}), record, statistics, "a", "b")
     assert list(entry["refused"]) == ["b"]

@@ -1,8 +1,10 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from client.schedule import learning_rate
+from client.schedule import global_step, learning_rate
 from federation.config import TrainingConfig
 
 ROUNDS = 5
@@ -40,3 +42,25 @@ def test_constant_stays_after_the_warm_up() -> None:
 
 def test_a_run_that_is_all_warm_up_has_no_division_by_zero() -> None:
     assert learning_rate(50, TrainingConfig(local_steps=10, warmup_steps=50), ROUNDS) > 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "warm_restarts", "constant"])
+def test_sites_of_different_numbers_of_steps_are_at_the_same_rate_at_the_same_point_of_a_round(
+    schedule: str,
+) -> None:
+    config = TrainingConfig(local_steps=10, warmup_steps=25, schedule=schedule, restart_rounds=2)
+    for round_ in range(1, ROUNDS + 1):
+        begin, middle = (
+            {
+                learning_rate(global_step(round_, own * part // 2, own, 10), config, ROUNDS)
+                for own in (2, 10, 400)
+            }
+            for part in (0, 1)
+        )
+        assert (len(begin), len(middle)) == (1, 1)
+
+
+@given(round_=st.integers(1, 10**6), local_steps=st.integers(1, 10**5), data=st.data())
+def test_with_local_steps_the_steps_are_counted_one_by_one(round_: int, local_steps: int, data) -> None:
+    step = data.draw(st.integers(0, local_steps - 1))
+    assert global_step(round_, step, local_steps, local_steps) == (round_ - 1) * local_steps + step

@@ -263,6 +263,17 @@ def test_epochs_are_passes_over_the_sites_own_frames(
     assert config.training.steps_in_round(frames) == expected
 
 
+def test_with_epochs_a_site_takes_its_own_steps_at_the_rates_of_the_others(
+    tiny_config, policy, weights, statistics, data
+) -> None:
+    config = _configure(tiny_config, local_epochs=0.1, local_steps=300, warmup_steps=200)
+    components = _components(config, policy, weights, statistics, data)
+    steps = []
+    result = run_training_loop(components, 1, 2, lambda step, _: steps.append(step))
+    assert steps == [1, 2, 3]  # of 120 frames a tenth, four at a time
+    assert result.learning_rate == pytest.approx(config.training.learning_rate)  # two thirds of the round
+
+
 def test_a_kept_optimizer_goes_on_bit_for_bit(
     tiny_config, make_policy, weights, statistics, data, tmp_path
 ) -> None:
