@@ -57,12 +57,14 @@ class Node:
 class NodeTable:
     """The nodes of one run: every online node is asked once who it is, then known or shut out.
 
-    One that was shut out is asked again once it has restarted.
+    One that has restarted is asked again: its data or its software may have changed. What is known of it
+    counts until it answers, for it may only have been cut off and have no time to answer.
     """
 
     def __init__(self, grid: Grid, config: RunConfig, record: RunRecord) -> None:
         self._grid, self._config, self._record = grid, config, record
         self._known: dict[int, Node] = {}
+        self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
         self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._refused_in_row: dict[int, int] = {}
@@ -130,12 +132,14 @@ class NodeTable:
         for node_id, since in list(self._shut_out.items()):
             if online.get(node_id, since) != since:  # restarted, so perhaps put right
                 del self._shut_out[node_id]
-        strangers = sorted(online.keys() - self._known.keys() - self._shut_out.keys() - self._asked.keys())
+        current = {id_ for id_ in self._known if self._asked_since.get(id_) == online.get(id_)}
+        strangers = sorted(online.keys() - current - self._shut_out.keys() - self._asked.keys())
         if strangers:
             patience = Patience(_JOIN_DEADLINE_SECONDS)
             pending = send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)
             self._inquiries.append(look(pending))
             self._asked |= dict.fromkeys(strangers, time.monotonic())
+            self._asked_since |= {node_id: online[node_id] for node_id in strangers}
         for inquiry in list(self._inquiries):
             for reply in inquiry:
                 if reply is None:
@@ -147,6 +151,7 @@ class NodeTable:
 
     def _take_answer(self, reply: Reply, online: Mapping[int, str]) -> None:
         if reply.missing:
+            self._asked_since.pop(reply.node_id, None)
             return  # asked again at the next look
         try:
             if reply.content is None:
@@ -154,6 +159,7 @@ class NodeTable:
             node = _read_answer(reply.node_id, reply.content)
             self._check_name(node, online)
         except FederationError as error:
+            self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
             _log.warning("node %d refused: %s", reply.node_id, error)
             self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
@@ -177,7 +183,7 @@ class NodeTable:
                 "use that name in its node configuration"
             )
         for other in list(self._known.values()):
-            if other.name != node.name:
+            if other.name != node.name or other.node_id == node.node_id:
                 continue
             if other.node_id in online:
                 raise FederationError(f"the name {node.name} is taken by another node; give each its own")

@@ -483,6 +483,42 @@ def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
     assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
 
 
+def test_a_node_that_restarts_is_asked_again_once_and_its_new_answer_counts(record, reported) -> None:
+    answers = [_answer("a", reported, frames=frames) for frames in (90, 90, 400)]
+    answers.append(_answer("a", reported, versions=_installed(lerobot="0.4.4")))
+    grid = FakeGrid({10: answers, 11: _answer("b", reported)})
+    table = _table(grid, record, min_nodes=1)
+
+    def asked_and_frames(since: str) -> tuple[int, dict[str, int]]:
+        grid.online_since = {10: since, 11: "t0"}
+        joined = table.wait_for_nodes()
+        return len(grid.sent), {node.name: node.frames for node in joined.values()}
+
+    assert asked_and_frames("t0") == (2, {"a": 90, "b": 90})
+    assert asked_and_frames("t0") == (2, {"a": 90, "b": 90})
+    assert asked_and_frames("t1") == (3, {"a": 90, "b": 90})
+    assert asked_and_frames("t2") == (4, {"a": 400, "b": 90})
+    grid.answers[10].append(None)  # told why it takes no part
+    assert asked_and_frames("t3") == (6, {"b": 90})
+    assert asked_and_frames("t3") == (6, {"b": 90})
+
+
+def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(nodes, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    grid = FakeGrid({10: [_answer("a", reported), None]})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    grid.online_since = {10: "later"}
+    for _ in range(2):
+        assert [node.name for node in table.wait_for_nodes().values()] == ["a"]
+    assert len(grid.sent) == 2
+    grid.answers[10][1] = _answer("a", reported, frames=400)
+    assert [node.frames for node in table.wait_for_nodes().values()] == [400]
+
+
 def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, reported) -> None:
     grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
