@@ -57,7 +57,12 @@ def check_dataset(
         fix = "copy the data set again or delete them with lerobot-edit-dataset"
         checks.append(Check("warning", "episodes", f"{text}; {fix}"))
     units = possible_joint_units(description.statistics)
-    policy = PolicyConfig(cameras=",".join(cameras), empty_cameras=len(cameras) - 1, joint_units=units[0])
+    policy = PolicyConfig(
+        cameras=",".join(cameras),
+        empty_cameras=len(cameras) - 1,
+        joint_units=units[0],
+        fps=description.fps,
+    )
     try:
         matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
@@ -79,6 +84,8 @@ def check_dataset(
     if len(units) > 1:
         text = "degrees or -100 to 100, the numbers do not tell: ask for policy.joint_units of the run"
     found = [*_check_tasks(root), *ranges, Check("ok", "joint units", text)]
+    rate = f"{description.fps} frames/s: policy.fps of the run must be {description.fps}"
+    found.append(Check("ok", "frame rate", rate))
     if all(check.level == "ok" for check in ranges):  # radians or an arm that stands still have no jumps
         found += _check_motion(root, info, description)
     found += check_videos(root, info, description, full)

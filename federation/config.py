@@ -88,6 +88,7 @@ class PolicyConfig:
     chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
     # What all sites' joints are recorded in: "range" is -100 to 100 (see `joint_units.py`).
     joint_units: str = _setting("degrees", one_of=("degrees", "range"))
+    fps: int = _setting(30, at_least=1)  # of all recordings: how long an action lasts; LeRobot's default
     # Whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to
     # compare with, each node's own (see `normalisation.py`).
     normalisation: str = _setting("federated", one_of=("federated", "pretrained", "site"))

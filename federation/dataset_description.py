@@ -116,7 +116,8 @@ def check_fits(
         names: what the site says of its cameras.
 
     Raises:
-        DatasetError: the data set lacks what the policy needs, or is of another arm or in other units.
+        DatasetError: the data set lacks what the policy needs, or is of another arm, in other units or at
+            another rate.
     """
     for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
         if dim != ARM_DIM:
@@ -125,6 +126,12 @@ def check_fits(
                 "use a data set of that arm"
             )
     check_joint_units(description.statistics, policy.joint_units, name)
+    if description.fps != policy.fps:
+        raise DatasetError(
+            f"data set {name}: recorded at {description.fps} frames/s, and policy.fps is {policy.fps}; use "
+            f"data recorded with --dataset.fps={policy.fps}, or fps = {description.fps} with such data at "
+            "all sites"
+        )
     return match_cameras(policy.camera_names, description.cameras, names or {}, policy.empty_cameras, name)
 
 

@@ -56,6 +56,7 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         f"`observation.images.{name.strip()}`" for name in config["policy.cameras"].split(",")
     )
     units = config.get("policy.joint_units", DEGREES)
+    fps = config.get("policy.fps", 30)
     start = "the pretrained policy" if config["policy.size"] == "pretrained" else "random weights"
     sections = [
         "\n".join(front),
@@ -65,8 +66,9 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         f"weights after round {round_} of {config['run.num_rounds']}.",
         f"- in: `observation.state` (6), {cameras}, a task in words\n"
         f"- out: {config['policy.chunk_size']} actions (6): {_UNITS[units]} for each of the five joints, "
-        "0 to 100 for the gripper\n- the normalisation of the whole federation is in the processors",
-        "## Run it\n\n" + _run_it(config, units),
+        f"0 to 100 for the gripper; {fps} a second, as recorded\n"
+        "- the normalisation of the whole federation is in the processors",
+        "## Run it\n\n" + _run_it(config, units, fps),
         "## Data\n\n" + _sites(metrics["nodes"]),
         "## Evaluation\n\n" + _evaluation(metrics, round_),
         f"## Training\n\nStrategy: {_STRATEGIES[config['aggregation.strategy']]}, aggregated by "
@@ -82,14 +84,14 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
 _UNITS = {DEGREES: "degrees", RANGE: "-100 to 100 of its range"}
 
 
-def _run_it(config: Mapping[str, Any], units: str) -> str:
-    """LeRobot's commands for an arm, with this policy's cameras and units."""
+def _run_it(config: Mapping[str, Any], units: str, fps: int) -> str:
+    """LeRobot's commands for an arm, with this policy's cameras, units and rate."""
     cameras = ", ".join(
-        f"{name.strip()}: {{type: opencv, index_or_path: {index}, width: 640, height: 480, fps: 30}}"
+        f"{name.strip()}: {{type: opencv, index_or_path: {index}, width: 640, height: 480, fps: {fps}}}"
         for index, name in enumerate(config["policy.cameras"].split(","))
     )
     arm = f"""  --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\
-  --robot.use_degrees={str(units == DEGREES).lower()} \\
+  --robot.use_degrees={str(units == DEGREES).lower()} --fps={fps} \\
   --robot.cameras="{{{cameras}}}" \\
   --task="what the arm is to do, in the words of the demonstrations\""""
     return f"""With the policy and the arm at one computer:

@@ -24,6 +24,7 @@ def record_dataset(
     cameras: tuple[str, ...] = ("top", "wrist"),
     seed: int = 0,
     dim: int = 6,
+    fps: int = FPS,
 ) -> Path:
     """Record a data set of `episodes` x `frames` frames in `root` and return `root`."""
     names = [f"{joint}.pos" for joint in JOINTS][:dim]
@@ -36,7 +37,7 @@ def record_dataset(
     dataset = LeRobotDataset.create(
         repo_id=f"local/{root.name}",
         root=root,
-        fps=FPS,
+        fps=fps,
         robot_type="so100_follower",
         features={
             "observation.state": vector,

@@ -53,12 +53,19 @@ def test_a_good_data_set_passes_every_check(data: Path) -> None:
             "state",
             "action",
             "joint units",
+            "frame rate",
             "motion",
             "video top",
             "video wrist",
         )
     ]
     assert "3 episodes, 120 frames, 30 fps" in checks[0].text
+
+
+def test_another_rate_is_no_fault_of_the_site_and_the_run_must_be_of_it(tmp_path: Path) -> None:
+    checks = check_dataset(record_dataset(tmp_path / "site-a", fps=15), CAMERAS)
+    assert {check.level for check in checks} == {"ok"}
+    assert _one(checks, "frame rate").text == "site-a: 15 frames/s: policy.fps of the run must be 15"
 
 
 def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -125,6 +126,17 @@ def test_another_robot_is_refused(tmp_path: Path) -> None:
     root = record_dataset(tmp_path / "four-joints", episodes=1, frames=5, dim=4)
     with pytest.raises(DatasetError, match=r"observation.state has 4 values, an SO-100/SO-101 arm has 6"):
         check_fits(describe_dataset(root), PolicyConfig(cameras="top"), "four-joints")
+
+
+def test_a_data_set_of_another_rate_is_refused_with_both(data: Path) -> None:
+    description = dataclasses.replace(describe_dataset(data / "site-a"), fps=15)
+    reason = (
+        r"data set lab: recorded at 15 frames/s, and policy.fps is 30; "
+        r"use data recorded with --dataset.fps=30, or fps = 15 with such data at all sites"
+    )
+    with pytest.raises(DatasetError, match=reason):
+        check_fits(description, PolicyConfig(), "lab")
+    check_fits(description, PolicyConfig(fps=15), "lab")
 
 
 def test_data_sets_are_found_by_name(data: Path) -> None:

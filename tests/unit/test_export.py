@@ -121,6 +121,13 @@ def test_the_card_says_who_trained_how_and_how_well(exported: Path) -> None:
     assert f"| `training.local_steps` | {METRICS['config']['training.local_steps']} |" in card
 
 
+def test_the_card_drives_the_arm_at_the_rate_of_the_recordings() -> None:
+    card = model_card({**METRICS, "config": METRICS["config"] | {"policy.fps": 15}}, round_=1)
+    assert "15 a second" in card
+    assert card.count("height: 480, fps: 15}") == 4  # two commands of two cameras
+    assert card.count("--fps=15") == 2
+
+
 def test_the_card_of_an_earlier_round_does_not_borrow_later_figures() -> None:
     assert "| round 2 |" not in model_card(METRICS, round_=1)
 
