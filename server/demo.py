@@ -212,7 +212,10 @@ def _show_local_progress(file: Path, progress: Progress, task: Any) -> None:
     except FileNotFoundError:
         return
     progress.update(
-        task, completed=state["step"], note=f"round {state['round']}, policy loss {state['policy_loss']:.3f}"
+        task,
+        completed=state["step"],
+        total=state["local_steps"],  # with training.local_epochs the site's own
+        note=f"round {state['round']}, policy loss {state['policy_loss']:.3f}",
     )
 
 

@@ -25,7 +25,7 @@ from federation.logs import configure, get_logger
 from federation.metrics import Samples
 from federation.versions import versions
 from server.records import EVENTS_FILE
-from server.round_phases import node_phases, round_phases
+from server.round_phases import node_phases, round_phases, steps_taken
 from server.run_totals import NodeTotals, RunFollower, RunTotals
 from server.superlink_state import SuperLinkState, SuperLinkWatch
 
@@ -209,7 +209,7 @@ def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> 
     for phase, seconds in node_phases(node.newest).items():
         samples.add("node_phase_seconds", seconds, node=name, phase=phase)
     if train_seconds := node.newest.get("train_seconds"):
-        steps = run.config["training.local_steps"]
+        steps = steps_taken(node.newest, run.config)
         samples.add("node_steps_per_second", steps / train_seconds, node=name)
         waiting = node.newest.get("data_seconds", 0.0)
         samples.add("node_device_busy_ratio", 1 - waiting / train_seconds, node=name)

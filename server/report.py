@@ -20,7 +20,7 @@ from server.plots import PLOTS, draw
 from server.privacy import most_spent
 from server.records import EVENTS_FILE, METRICS_FILE, evaluations_behind
 from server.report_simulation import simulation_section
-from server.round_phases import PHASES, round_phases
+from server.round_phases import PHASES, round_phases, steps_taken
 
 __all__ = ["write_report"]
 
@@ -222,7 +222,7 @@ def _nodes(metrics: dict[str, Any]) -> str:
                 sum(update["num_examples"] for update in updates),
                 sum(update.get("skipped_frames", 0) for update in updates),
                 f"{last['policy_loss']:.4f}" if last else "",
-                f"{metrics['config']['training.local_steps'] / train:.2f}" if train else "",
+                f"{steps_taken(last, metrics['config']) / train:.2f}" if train else "",
                 f"{100 * (1 - data / train):.0f} %" if train else "",
                 _size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
                 sum(name in entry["missing"] for entry in rounds) or "",

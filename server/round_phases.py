@@ -1,11 +1,14 @@
 """Where the time of a round went, on its critical path: the server's own work and the slowest node's.
 
-The exporter and the report show the same split, so it is made here.
+The exporter and the report show the same split and the same speed of a node, so they are made here.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["NODE_PHASES", "PHASES", "node_phases", "round_phases"]
+from federation.config import TrainingConfig
+
+__all__ = ["NODE_PHASES", "PHASES", "node_phases", "round_phases", "steps_taken"]
 
 NODE_PHASES = ("download", "setup", "train", "upload")
 # In the order in which a round goes through them. "wait" is for nodes that did not answer in time.
@@ -15,6 +18,19 @@ PHASES = ("sample", "send", *NODE_PHASES, "wait", "aggregate", "evaluate", "chec
 def node_phases(client: dict[str, float]) -> dict[str, float]:
     """Seconds of one node's round by phase; Flower's polling counts as download or upload."""
     return {phase: client.get(f"{phase}_seconds", 0.0) for phase in NODE_PHASES}
+
+
+def steps_taken(client: Mapping[str, float], config: Mapping[str, Any]) -> int:
+    """Optimizer steps of one node's round.
+
+    Args:
+        config: as in the record; an older release did not accumulate gradients.
+    """
+    training = TrainingConfig(
+        batch_size=config["training.batch_size"],
+        gradient_accumulation_steps=config.get("training.gradient_accumulation_steps", 1),
+    )
+    return training.steps_taken(int(client["num_examples"]))
 
 
 def round_phases(entry: dict[str, Any]) -> dict[str, float]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
+from client.progress import PROGRESS_FILE, ProgressFile
 from federation.config import RunConfig, parse_run_config
 from server import demo
 from server.records import RunRecord
@@ -79,3 +81,13 @@ def test_a_run_that_does_not_say_what_data_it_had_gets_the_sample(
     (tmp_path / "outputs" / "run-1" / "demo.json").unlink()
     assert _resume(monkeypatch) == 1
     assert followed[1] == Path("data/sample")
+
+
+def test_the_bar_of_a_site_is_as_long_as_the_steps_that_it_takes(tmp_path: Path) -> None:
+    progress = Progress()
+    task = progress.add_task("site-a", total=200, note="")
+    demo._show_local_progress(tmp_path / PROGRESS_FILE, progress, task)
+    assert progress.tasks[0].total == 200
+    ProgressFile(tmp_path, round_=2, local_steps=37).update(12, 0.5)
+    demo._show_local_progress(tmp_path / PROGRESS_FILE, progress, task)
+    assert (progress.tasks[0].completed, progress.tasks[0].total) == (12, 37)

@@ -114,7 +114,7 @@ def _of_the_run(values: dict[str, float]) -> dict[str, float]:
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
     """Two rounds; in the second site-b did not answer."""
-    config = parse_run_config({"training.local_steps": 8}, "tests")
+    config = parse_run_config({"training.local_epochs": 1.0, "training.batch_size": 2}, "tests")
     record = RunRecord(tmp_path, "run-1", config)
     record.event("run_started", run="run-1", num_rounds=20)
     record.node_joined("site-a", FACTS)
@@ -168,7 +168,7 @@ def test_it_counts_by_node(record: RunRecord, tmp_path: Path) -> None:
     assert values['federation_node_absent_rounds{node="site-a"}'] == 0
     assert values['federation_node_round{node="site-b"}'] == 1
     assert values['federation_node_transferred_bytes_total{direction="down",node="site-a"}'] == 600
-    assert values['federation_node_steps_per_second{node="site-a"}'] == 2
+    assert values['federation_node_steps_per_second{node="site-a"}'] == 12 / 2 / 4
     assert values['federation_node_device_busy_ratio{node="site-a"}'] == 0.75
     assert values['federation_node_phase_seconds{node="site-a",phase="upload"}'] == 3
 

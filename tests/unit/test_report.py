@@ -15,7 +15,7 @@ from tests.unit.test_exporter import CLIENT, FACTS, _entry, _evaluation
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
     """Three rounds: a good one, one without site-b, one with a refused update and no evaluation."""
-    config = parse_run_config({"training.local_steps": 8}, "tests")
+    config = parse_run_config({"training.batch_size": 2}, "tests")
     record = RunRecord(tmp_path, "run-1", config)
     record.event("node_refused", node_id="7", reason="data set lab: lacks the camera <wrist>")
     record.node_joined("site-a", {**FACTS, "cameras": ["top", "wrist"]})
@@ -62,7 +62,7 @@ def test_the_first_screen_says_how_good_it_is(record: RunRecord) -> None:
 
 def test_it_shows_nodes_time_and_bytes(record: RunRecord) -> None:
     text = _Page(write_report(record.folder).read_text()).text
-    assert "site-a 2 24 4 1.5000 2.00 75 % 1.0 GB" in text
+    assert "site-a 2 24 4 1.5000 1.50 75 % 1.0 GB" in text
     assert "site-a NVIDIA H100 torch 2.11.0, python 3.12.1 top, wrist 3 1 9 30 site-b" in text
     assert "epsilon" not in text
     assert "wait" in text
@@ -116,7 +116,7 @@ def test_a_spike_and_the_way_back_are_named(record: RunRecord) -> None:
 def test_settings_other_than_the_default_stand_out(record: RunRecord) -> None:
     page = write_report(record.folder).read_text()
     bold = re.findall(r"<tr class=changed><td>([^<]+)<td>([^<]+)", page)
-    assert bold == [("training.local_steps", "8")]
+    assert bold == [("training.batch_size", "2")]
     assert "lerobot" in _Page(page).text  # the environment
 
 
