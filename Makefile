@@ -54,8 +54,9 @@ arm: keys ## a federated run on an easier task, whose policy drives the simulate
 	@$(PY) -m server.demo --config configs/arm.toml --data data/arm --port $(PORT)
 
 .PHONY: resume
-resume: keys ## go on with an interrupted run after its last complete round, on its own data (RUN=name, DATA=, PORT=)
-	@$(PY) -m server.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --port $(PORT)
+resume: keys ## go on with an interrupted run after its last complete round, as it began (RUN=name, or other CONFIG=, DATA=, PORT=)
+	@$(PY) -m server.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data $(DATA)) \
+		$(if $(filter-out file,$(origin CONFIG)),--config $(CONFIG)) --port $(PORT)
 
 .PHONY: rollback
 rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)

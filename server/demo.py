@@ -5,8 +5,8 @@
 
 Starts SuperLink, SuperExec and a SuperNode for each `site-*` data set in `--data` over TLS, submits the run,
 follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
-A run that is resumed goes on with the data it had, which `outputs/<run>/demo.json` names, unless `--data` is
-given.
+A run that is resumed goes on with the configuration and the data it had, which `outputs/<run>/demo.json`
+names, unless `--config` or `--data` is given.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from server.supervisor import as_continuation
 __all__ = ["main", "run_demo"]
 
 _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
+_DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
@@ -45,7 +46,7 @@ _SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 def main() -> int:
     """Run the demo; exit code 0 if the run finished, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description="Run a whole federation on this machine.")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"))
+    parser.add_argument("--config", type=Path, help=f"{_DEFAULT_CONFIG}, or that of the run to resume")
     parser.add_argument(
         "--data",
         type=Path,
@@ -54,18 +55,23 @@ def main() -> int:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8443)
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run, with its own configuration")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
     console = Console()
     data = arguments.data
     try:
         if arguments.resume:
-            config = as_continuation(recorded_config(arguments.outputs / arguments.resume))
-            data = data or _data_of(arguments.outputs / arguments.resume)
+            folder = arguments.outputs / arguments.resume
+            config = as_continuation(
+                load_run_config(arguments.config, {"run.name": arguments.resume})
+                if arguments.config
+                else recorded_config(folder)
+            )
+            data = data or _data_of(folder)
         else:
-            name = new_run_name(arguments.config.stem)
-            config = load_run_config(arguments.config, {"run.name": name})
+            file = arguments.config or _DEFAULT_CONFIG
+            config = load_run_config(file, {"run.name": new_run_name(file.stem)})
         data = data or _DEFAULT_DATA
         return run_demo(config, data, arguments.outputs, arguments.certs, arguments.port, console)
     except FederationError as error:

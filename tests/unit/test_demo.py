@@ -91,3 +91,14 @@ def test_the_bar_of_a_site_is_as_long_as_the_steps_that_it_takes(tmp_path: Path)
     ProgressFile(tmp_path, round_=2, local_steps=37).update(12, 0.5)
     demo._show_local_progress(tmp_path / PROGRESS_FILE, progress, task)
     assert (progress.tasks[0].completed, progress.tasks[0].total) == (12, 37)
+
+
+def test_a_run_is_resumed_with_a_changed_configuration_if_one_is_named(
+    followed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed: list[RunConfig] = []
+    monkeypatch.setattr(demo, "run_demo", lambda config, *_: resumed.append(config) or 0)
+    (tmp_path / "slower.toml").write_text("[training]\nlearning_rate = 5e-5\n")
+    assert _resume(monkeypatch) == _resume(monkeypatch, "--config", "slower.toml") == 0
+    assert [config.training.learning_rate for config in resumed] == [TINY["training.learning_rate"], 5e-5]
+    assert [(config.run.name, config.run.resume) for config in resumed] == [("run-1", True)] * 2
