@@ -357,6 +357,11 @@ def _answer(name: str, reported, **changes: object) -> RecordDict:
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
 
 
+def _answer_with_more_frames(name: str, reported) -> RecordDict:
+    more = {feature: {**named, "count": np.array([400.0])} for feature, named in reported.items()}
+    return _answer(name, more, frames=400)
+
+
 def _installed(**changes: str) -> list[str]:
     return [f"{package} {version}" for package, version in (versions() | changes).items()]
 
@@ -484,7 +489,7 @@ def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
 
 
 def test_a_node_that_restarts_is_asked_again_once_and_its_new_answer_counts(record, reported) -> None:
-    answers = [_answer("a", reported, frames=frames) for frames in (90, 90, 400)]
+    answers = [_answer("a", reported)] * 2 + [_answer_with_more_frames("a", reported)]
     answers.append(_answer("a", reported, versions=_installed(lerobot="0.4.4")))
     grid = FakeGrid({10: answers, 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
@@ -494,13 +499,13 @@ def test_a_node_that_restarts_is_asked_again_once_and_its_new_answer_counts(reco
         joined = table.wait_for_nodes()
         return len(grid.sent), {node.name: node.frames for node in joined.values()}
 
-    assert asked_and_frames("t0") == (2, {"a": 90, "b": 90})
-    assert asked_and_frames("t0") == (2, {"a": 90, "b": 90})
-    assert asked_and_frames("t1") == (3, {"a": 90, "b": 90})
-    assert asked_and_frames("t2") == (4, {"a": 400, "b": 90})
+    assert asked_and_frames("t0") == (2, {"a": 120, "b": 120})
+    assert asked_and_frames("t0") == (2, {"a": 120, "b": 120})
+    assert asked_and_frames("t1") == (3, {"a": 120, "b": 120})
+    assert asked_and_frames("t2") == (4, {"a": 400, "b": 120})
     grid.answers[10].append(None)  # told why it takes no part
-    assert asked_and_frames("t3") == (6, {"b": 90})
-    assert asked_and_frames("t3") == (6, {"b": 90})
+    assert asked_and_frames("t3") == (6, {"b": 120})
+    assert asked_and_frames("t3") == (6, {"b": 120})
 
 
 def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
@@ -515,7 +520,7 @@ def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
     for _ in range(2):
         assert [node.name for node in table.wait_for_nodes().values()] == ["a"]
     assert len(grid.sent) == 2
-    grid.answers[10][1] = _answer("a", reported, frames=400)
+    grid.answers[10][1] = _answer_with_more_frames("a", reported)
     assert [node.frames for node in table.wait_for_nodes().values()] == [400]
 
 
