@@ -5,7 +5,8 @@
 Records the two sites of `make arm` (once, in `data/arm`), trains what is not in `outputs/closed_loop` yet
 with `configs/arm.toml`, and lets every policy drive the same episodes, half of them at either site. Every
 learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as each
-site does in the federation. With `--run` the policy of a real federated run (`make arm`) is driven as well.
+site does in the federation; the pooled data with twice the batch, so with as many frames as both sites.
+With `--run` the policy of a real federated run (`make arm`) is driven as well.
 Writes `results.json` beside this file.
 """
 

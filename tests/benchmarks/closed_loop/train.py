@@ -36,15 +36,18 @@ def train(
 
     Args:
         learners: the sites whose data each learner pools. Several are a federation and start each round
-            anew from their mean; one goes on where it was, as plain training does.
+            anew from their mean; one goes on where it was, as plain training does, with a batch per site.
         rounds: the learning rate's schedule is over them; 0 saves the policy as it is drawn.
         data: folder with a data set for each site.
         scratch: folder for decoded samples and the stand-in VLM.
     """
-    if len(learners) == 1:  # plain training
+    if (
+        len(learners) == 1
+    ):  # plain training, of pooled data on as many frames as the federation's sites together
+        batch_size = config.training.batch_size * len(learners[0])
         config = dataclasses.replace(
             config,
-            training=dataclasses.replace(config.training, proximal_mu=0.0),
+            training=dataclasses.replace(config.training, proximal_mu=0.0, batch_size=batch_size),
             aggregation=dataclasses.replace(config.aggregation, strategy="fedavg"),
         )
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=scratch)
