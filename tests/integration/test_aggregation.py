@@ -74,7 +74,8 @@ def test_a_spike_of_the_policy_loss_takes_the_weights_back_to_the_best_round(
     assert entry["rolled_back_to"] == 0
     before, after = (load_file(folder / f"checkpoints/round_000{round_}.safetensors") for round_ in (0, 2))
     assert all(after[name].equal(tensor) for name, tensor in before.items())
-    assert len(list((cluster[1] / "scratch").rglob("optimizer/*.safetensors"))) == 4  # two sites, two rounds
+    kept = sorted(path.stem[-1] for path in (cluster[1] / "scratch").rglob("optimizer/*.safetensors"))
+    assert kept == ["2", "2"]  # of both sites; round 1 was undone, and neither went on with what it left
 
 
 @pytest.mark.parametrize("mode", ["central", "local"])
