@@ -39,6 +39,7 @@ __all__ = ["main", "run_demo"]
 _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
 _DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
+_MOST_ROWS = 30  # of the table at the end
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 
@@ -263,7 +264,10 @@ def _print_summary(folder: Path, console: Console) -> None:
         table.add_column(column, justify="right")
     baseline = metrics["baseline"]
     table.add_row("0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}")
-    for entry in metrics["rounds"]:
+    rounds = metrics["rounds"]
+    if len(rounds) > _MOST_ROWS:  # the report has them all
+        rounds = [entry for entry in rounds if "evaluation" in entry]
+    for entry in rounds:
         evaluation, clients = entry.get("evaluation"), entry["clients"]
         undone = " undone" if "rolled_back_to" in entry else ""
         table.add_row(
@@ -273,6 +277,12 @@ def _print_summary(folder: Path, console: Console) -> None:
             *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in nodes),
         )
     console.print(table)
+    for simulated in metrics.get("simulated", []):
+        low, high = simulated["interval"]
+        console.print(
+            f"round {simulated['round']}: {simulated['success_rate']:.0%} of {simulated['episodes']} "
+            f"simulated episodes succeed (95 % interval {low:.0%} to {high:.0%})"
+        )
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """What `make demo` decides before and after a run; whole runs: tests/integration."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,3 +103,24 @@ def test_a_run_is_resumed_with_a_changed_configuration_if_one_is_named(
     assert _resume(monkeypatch) == _resume(monkeypatch, "--config", "slower.toml") == 0
     assert [config.training.learning_rate for config in resumed] == [TINY["training.learning_rate"], 5e-5]
     assert [(config.run.name, config.run.resume) for config in resumed] == [("run-1", True)] * 2
+
+
+def test_the_end_shows_every_evaluated_round_and_what_the_arm_did(tmp_path: Path) -> None:
+    entries = [{"round": n, "clients": {"site-a": {"policy_loss": 0.5}}} for n in range(1, 41)]
+    entries[39] |= {"evaluation": {"policy_loss": 0.25, "action_mse": 9.0}}
+    metrics = {
+        "run": "run-1",
+        "status": "finished",
+        "reason": "",
+        "config": {},
+        "nodes": {"site-a": {}},
+        "baseline": {"policy_loss": 2.0, "action_mse": 90.0},
+        "rounds": entries,
+        "simulated": [{"round": 40, "success_rate": 0.95, "interval": [0.76, 0.99], "episodes": 20}],
+    }
+    for shown, rows in ((40, 2), (20, 21)):
+        (tmp_path / "federated_metrics.json").write_text(json.dumps(metrics | {"rounds": entries[-shown:]}))
+        with (console := Console(width=120)).capture() as printed:
+            demo._print_summary(tmp_path, console)
+        assert printed.get().count("│\n") == rows
+        assert "round 40: 95% of 20 simulated episodes succeed (95 % interval 76% to 99%)" in printed.get()
