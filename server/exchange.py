@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from federation.errors import one_line
 from federation.logs import get_logger
@@ -197,11 +198,21 @@ def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> 
     if pending.times_asked:
         seconds = max(1.0, seconds - pending.elapsed)
     content = pending.make_content()
-    messages = [
-        Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)
-        for node_id in node_ids
-    ]
-    ids: list[str | None] = list(pending.grid.push_messages(messages)) or [None] * len(messages)
+
+    def push() -> list[str | None]:
+        messages = [
+            Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)
+            for node_id in node_ids
+        ]
+        return list(pending.grid.push_messages(messages)) or [None] * len(messages)
+
+    try:
+        ids = push()
+    except ObjectPushError:
+        # SuperLink went away between storing an object and saying so: it refuses the repeated request, for an
+        # object that new messages no longer need to send.
+        _log.warning("SuperLink went away in the middle of the messages to the nodes: they are sent again")
+        ids = push()
     for id_, node_id in zip(ids, node_ids, strict=True):
         pending.asked_at[node_id] = time.monotonic()
         pending.online_since[node_id] = online.get(node_id)

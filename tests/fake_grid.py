@@ -24,9 +24,12 @@ class FakeGrid:
         self.registered: dict[int, str] = {}  # node id -> the name its key was registered under
         self.sent: dict[str, Message] = {}
         self.pulled_at_once: list[int] = []
+        self.push_errors: list[Exception] = []  # raised by the next pushes, whose messages are lost
         self._ids = itertools.count()
 
     def push_messages(self, messages):
+        if self.push_errors:
+            raise self.push_errors.pop()
         ids = []
         for message in messages:
             if message.metadata.dst_node_id in self.not_sent:

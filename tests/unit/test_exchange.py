@@ -3,6 +3,7 @@ import time
 import pytest
 from flwr.app import ConfigRecord, Error, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server import exchange
 from server.exchange import Patience, receive, send
@@ -34,6 +35,16 @@ def test_every_node_that_was_asked_is_answered_for() -> None:
     assert replies[7].missing
     assert "no reply within 1 s" in replies[7].error
     assert "could not be sent" in replies[8].error
+
+
+def test_messages_that_superlink_lost_half_of_in_a_restart_are_sent_again_once() -> None:
+    grid = FakeGrid({5: RecordDict(), 6: RecordDict()})
+    grid.push_errors = [ObjectPushError("object", 1, "session")]
+    replies = _exchange(grid)
+    assert [reply.content is not None for reply in replies.values()] == [True, True]
+    grid.push_errors = [ObjectPushError("object", 1, "session") for _ in range(2)]
+    with pytest.raises(ObjectPushError):
+        _exchange(grid)
 
 
 def test_a_lost_message_does_not_hold_the_round_past_its_deadline() -> None:
