@@ -198,21 +198,18 @@ def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> 
     if pending.times_asked:
         seconds = max(1.0, seconds - pending.elapsed)
     content = pending.make_content()
-
-    def push() -> list[str | None]:
-        messages = [
-            Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)
-            for node_id in node_ids
-        ]
-        return list(pending.grid.push_messages(messages)) or [None] * len(messages)
-
+    messages = [
+        Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)
+        for node_id in node_ids
+    ]
     try:
-        ids = push()
+        pushed = pending.grid.push_messages(messages)
     except ObjectPushError:
-        # SuperLink went away between storing an object and saying so: it refuses the repeated request, for an
-        # object that new messages no longer need to send.
+        # SuperLink went away between storing an object and saying so, and refuses the repeated request. It
+        # takes what it lacks of the same messages; with new ones the nodes would wait minutes for the old.
         _log.warning("SuperLink went away in the middle of the messages to the nodes: they are sent again")
-        ids = push()
+        pushed = pending.grid.push_messages(messages)
+    ids: list[str | None] = list(pushed) or [None] * len(messages)
     for id_, node_id in zip(ids, node_ids, strict=True):
         pending.asked_at[node_id] = time.monotonic()
         pending.online_since[node_id] = online.get(node_id)
