@@ -31,8 +31,8 @@ from federation.errors import DatasetError, FederationError
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
 from server.files import write_json
-from server.records import EVENTS_FILE, new_run_name, read_metrics, recorded_config
-from server.supervisor import as_continuation
+from server.records import EVENTS_FILE, new_run_name, read_metrics
+from server.supervisor import config_to_resume
 
 __all__ = ["main", "run_demo"]
 
@@ -64,11 +64,7 @@ def main() -> int:
     try:
         if arguments.resume:
             folder = arguments.outputs / arguments.resume
-            config = as_continuation(
-                load_run_config(arguments.config, {"run.name": arguments.resume})
-                if arguments.config
-                else recorded_config(folder)
-            )
+            config = config_to_resume(folder, arguments.config)
             data = data or _data_of(folder)
         else:
             file = arguments.config or _DEFAULT_CONFIG

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from federation.errors import FederationError
-from server.records import RunRecord, recorded_config
-from server.supervisor import as_continuation
+from server.records import RunRecord
+from server.supervisor import config_to_resume
 
 __all__ = ["main"]
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("round", type=int)
     options = parser.parse_args(arguments)
     try:
-        config = as_continuation(recorded_config(options.folder))
+        config = config_to_resume(options.folder)
         record = RunRecord(options.folder.parent, options.folder.name, config)
         from server.checkpoints import set_checkpoints_back
 

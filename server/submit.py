@@ -24,8 +24,8 @@ from server.control import (
     submit_run,
     write_connection,
 )
-from server.records import new_run_name, recorded_config
-from server.supervisor import as_continuation, see_through, unfinished_run
+from server.records import new_run_name
+from server.supervisor import as_continuation, config_to_resume, see_through, unfinished_run
 
 __all__ = ["main"]
 
@@ -67,10 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _choose(options: argparse.Namespace) -> RunConfig:
     """What is to be run: a named run again, the unfinished one of this configuration, or a new one."""
-    if options.resume and options.config:
-        return as_continuation(load_run_config(options.config, {"run.name": options.resume}))
     if options.resume:
-        return as_continuation(recorded_config(options.outputs / options.resume))
+        return config_to_resume(options.outputs / options.resume, options.config)
     file = options.config or Path("configs/demo.toml")
     config = load_run_config(file, {"run.name": new_run_name(file.stem)})
     unfinished = None if options.new else unfinished_run(options.outputs, config)

@@ -14,12 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from federation.config import RunConfig
+from federation.config import RunConfig, load_run_config
 from federation.errors import FederationError
 from server.control import ControlError, RefusedError, active_run, run_status, stop_run, submit_run
 from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
 
-__all__ = ["RunGivenUpError", "as_continuation", "see_through", "unfinished_run"]
+__all__ = ["RunGivenUpError", "as_continuation", "config_to_resume", "see_through", "unfinished_run"]
 
 _MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -81,6 +81,17 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
 def as_continuation(config: RunConfig) -> RunConfig:
     """`config` with `run.resume` set."""
     return replace(config, run=replace(config.run, resume=True))
+
+
+def config_to_resume(folder: Path, file: Path | None = None) -> RunConfig:
+    """What the run in `folder` goes on with: the configuration in `file`, or its own if that is None.
+
+    Raises:
+        ConfigError: `file` cannot be used.
+        FederationError: there is no record in `folder`.
+    """
+    config = load_run_config(file, {"run.name": folder.name}) if file else recorded_config(folder)
+    return as_continuation(config)
 
 
 def unfinished_run(outputs: Path, config: RunConfig | None = None) -> RunConfig | None:

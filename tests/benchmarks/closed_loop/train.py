@@ -41,9 +41,8 @@ def train(
         data: folder with a data set for each site.
         scratch: folder for decoded samples and the stand-in VLM.
     """
-    if (
-        len(learners) == 1
-    ):  # plain training, of pooled data on as many frames as the federation's sites together
+    if len(learners) == 1:
+        # Plain training, of pooled data on as many frames as the federation's sites together.
         batch_size = config.training.batch_size * len(learners[0])
         config = dataclasses.replace(
             config,
@@ -62,9 +61,7 @@ def train(
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     optimizer = make_server_optimizer(config.aggregation, weights)
-    kept: dict[
-        str, dict[str, Any]
-    ] = {}  # states of the sites' optimizers, as `training.keep_optimizer` has it
+    kept: dict[str, dict[str, Any]] = {}  # optimizers' states, as with `training.keep_optimizer`
     going_on: TrainingComponents | None = None
     losses = []
     for round_ in range(1, rounds + 1):
