@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program. It runs
-Flower's own with four weaknesses of Flower 1.41 mended:
+Flower's own with four weaknesses of Flower 1.42 mended:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;

@@ -4,7 +4,7 @@ Flower's `send_and_receive` returns when all replies are in and then holds them 
 between looks, and does not say which reply never came. Here each reply is handed over and dropped before
 the next is fetched, and every node that was asked is answered for: by its reply, its error, or as missing.
 
-Flower 1.41 never delivers a message again that a SuperNode took and lost in its own restart, and tells
+Flower 1.42 never delivers a message again that a SuperNode took and lost in its own restart, and tells
 nobody. SuperLink does say since when each node is online, so a node that came back is asked again.
 """
 

@@ -1,6 +1,6 @@
 """Sees a run through to its end: whenever it ends unfinished, a continuation is submitted.
 
-Flower 1.41 resumes nothing: a run whose ServerApp dies, or whose SuperLink is away for a minute, is failed
+Flower 1.42 resumes nothing: a run whose ServerApp dies, or whose SuperLink is away for a minute, is failed
 for good. A continuation is a new run for Flower and the same one for us: it takes the record and the newest
 checkpoint of `outputs/<run>` and goes on with the next round. `server/submit.py` calls this in the `run`
 container. It looks at the record, which only the ServerApp writes, and at SuperLink; it knows nothing of

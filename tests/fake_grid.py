@@ -1,4 +1,4 @@
-"""A Flower `Grid` that loses, fails and answers messages as Flower 1.41 was measured to do."""
+"""A Flower `Grid` that loses, fails and answers messages as Flower 1.42 was measured to do."""
 
 import itertools
 from types import SimpleNamespace

@@ -61,7 +61,7 @@ def test_the_installed_version_is_run(app: Path) -> None:
             "pyproject.toml (tool.flwr.app.components.clientapp)",
         ),
         (
-            lambda app: _edit(app / "pyproject.toml", '"flwr==1.41.0"', '"flwr==1.41.0", "more"'),
+            lambda app: _edit(app / "pyproject.toml", '"flwr==1.42.0"', '"flwr==1.42.0", "more"'),
             "pyproject.toml (project.dependencies)",
         ),
     ],

@@ -49,7 +49,7 @@ def test_the_gpus_own_count_is_taken_where_there_is_one(monkeypatch: pytest.Monk
 
 def test_the_environment_names_versions_and_no_machine() -> None:
     environment = describe_environment()
-    assert environment["flwr"] == "1.41.0"
+    assert environment["flwr"] == "1.42.0"
     assert int(environment["memory_bytes"]) > 1e9
 
     assert platform.node() not in map(str, environment.values())
