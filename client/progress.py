@@ -5,10 +5,10 @@ the site's own disk is what tells a long round from a dead one.
 """
 
 import contextlib
-import json
-import os
 import time
 from pathlib import Path
+
+from federation.files import write_json
 
 __all__ = ["PROGRESS_FILE", "ProgressFile"]
 
@@ -36,7 +36,7 @@ class ProgressFile:
             "local_steps": self._local_steps,
             "policy_loss": policy_loss,
         }
-        staging = self._path.with_suffix(f".{os.getpid()}")
-        with contextlib.suppress(OSError):  # on a full disk training goes on unseen
-            staging.write_text(json.dumps(content), encoding="utf-8")
-            staging.replace(self._path)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # on a full disk training goes on unseen; JSON has no NaN
+            write_json(self._path, content, durable=False)

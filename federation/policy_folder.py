@@ -17,6 +17,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.errors import PolicyError, one_line
+from federation.files import write_folder
 from federation.policy import Processors, select_device
 
 __all__ = ["BUNDLED_VLM", "load_policy_folder", "name_vlm", "save_policy_folder"]
@@ -30,9 +31,8 @@ def save_policy_folder(folder: Path, policy: SmolVLAPolicy, processors: Processo
 
     The folder appears whole or not at all; one that is there is replaced.
     """
-    staging = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+
+    def fill(staging: Path) -> None:
         policy.save_pretrained(staging)
         for processor in processors:
             processor.save_pretrained(staging)
@@ -43,16 +43,8 @@ def save_policy_folder(folder: Path, policy: SmolVLAPolicy, processors: Processo
         (staging / "README.md").write_text(card, encoding="utf-8")
         for path in staging.rglob("*.safetensors"):
             path.chmod(0o644)  # else another user's LeRobot, or a web server, cannot read them
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
-            staging.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # half a folder, as on a full disk
+
+    write_folder(folder, fill)
 
 
 def name_vlm(folder: Path, name: str) -> None:

@@ -11,7 +11,6 @@ Episodes are simulated by worker processes and written by this one; the result d
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 from collections import deque
@@ -28,6 +27,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from federation.errors import FederationError
+from federation.files import write_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,28 +121,27 @@ def ensure_sample_data(
         SimulationError: the simulated arm cannot be built or drawn here.
     """
     out = out.absolute()
-    manifest = {"kind": MANIFEST_KIND, "schema": SCHEMA_VERSION, "parameters": asdict(parameters)}
+    manifest: dict[str, Any] = {
+        "kind": MANIFEST_KIND,
+        "schema": SCHEMA_VERSION,
+        "parameters": asdict(parameters),
+    }
     manifest["scenes"] = {name: list(variants) for name, variants in datasets.items()}
     if _is_complete(out, manifest, datasets):
         return None
     _refuse_unknown_scenes(datasets)
     _refuse_foreign_folder(out, datasets)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.parent / f".{out.name}.recording-{os.getpid()}"
-    try:
-        unfinished.mkdir()
-        manifest["datasets"] = recorded = _record_all(unfinished, parameters, datasets, workers)
-        (unfinished / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for video in unfinished.rglob("*.mp4"):
+
+    def record(staging: Path) -> None:
+        manifest["datasets"] = _record_all(staging, parameters, datasets, workers)
+        (staging / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for video in staging.rglob("*.mp4"):
             video.chmod(0o644)  # LeRobot moves them from temporary files, which only their owner may read
         _refuse_foreign_folder(out, datasets)  # minutes have passed
-        if out.exists():
-            out.rename(unfinished / "replaced")
-        unfinished.rename(out)
-        shutil.rmtree(out / "replaced", ignore_errors=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return recorded
+
+    write_folder(out, record)
+    return dict(manifest["datasets"])
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:

@@ -6,10 +6,10 @@ is byte-level without merges: longer token sequences than SmolVLM2's, but exactl
 Pretrained policies use the real folder and never come here.
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from federation.files import write_folder
 
 __all__ = ["vlm_folder"]
 
@@ -92,15 +92,7 @@ def vlm_folder(size: str, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=folder.name, dir=cache))
-    _write(staging, size)
-    staging.chmod(0o755)
-    try:
-        staging.replace(folder)
-    except OSError:  # another process was first: its folder has the same content
-        shutil.rmtree(staging)
-        if not folder.is_dir():
-            raise
+    write_folder(folder, lambda staging: _write(staging, size), replace=False)
     return folder
 
 

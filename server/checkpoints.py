@@ -26,9 +26,9 @@ from torch import Tensor
 
 from federation.config import CheckpointConfig
 from federation.errors import FederationError, one_line
+from federation.files import remove_unfinished, write_atomically
 from federation.logs import get_logger
 from federation.statistics import Statistics
-from server.files import write_atomically
 from server.rounds import GlobalModel
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "set_checkpoints_back",
 ]
 
+_ROUND_PREFIX = "round_"
 _OPTIMIZER = "server_optimizer/"
 _AVERAGE = "average/"
 _log = get_logger("server.checkpoints")
@@ -76,6 +77,7 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any]) -> None:
         self._folder, self._settings, self._config = folder, settings, dict(config)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
         self.best_loss = float("inf")  # the lowest evaluated policy loss so far
         with contextlib.suppress(CheckpointError):  # a damaged one is replaced by the next
             if self.best.exists() and (loss := load_checkpoint(self.best).policy_loss) is not None:
@@ -166,7 +168,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify what `Checkpoints.save` wrote.
 
     Raises:
-        CheckpointError: it is missing, torn, changed, or of another version.
+        CheckpointError: it is missing, torn, changed, of another round than its name says, or of another
+            version.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -179,7 +182,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")
     try:
         state = json.loads(metadata["state"])
-        return Checkpoint(
+        checkpoint = Checkpoint(
             round=int(metadata["round"]),
             weights={n: t for n, t in tensors.items() if not n.startswith((_OPTIMIZER, _AVERAGE))},
             average=_under(_AVERAGE, tensors) or None,
@@ -196,6 +199,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} was written by another version of this software ({error})") from None
+    if path.stem.startswith(_ROUND_PREFIX) and _round_of(path) != checkpoint.round:
+        raise CheckpointError(f"{path} holds round {checkpoint.round}, not the round in its name")
+    return checkpoint
 
 
 def restore_model(model: GlobalModel, checkpoint: Checkpoint) -> None:
@@ -266,16 +272,16 @@ def _whole(path: Path) -> Checkpoint | None:
 
 
 def _path(folder: Path, round_: int) -> Path:
-    return folder / f"round_{round_:04d}.safetensors"
+    return folder / f"{_ROUND_PREFIX}{round_:04d}.safetensors"
 
 
 def _round_of(path: Path) -> int:
-    return int(path.stem.removeprefix("round_"))
+    return int(path.stem.removeprefix(_ROUND_PREFIX))
 
 
 def _round_files(folder: Path) -> list[Path]:
     """The checkpoints in `folder` in order of their rounds."""
-    return sorted(folder.glob("round_*.safetensors"), key=_round_of)
+    return sorted(folder.glob(f"{_ROUND_PREFIX}*.safetensors"), key=_round_of)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:

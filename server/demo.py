@@ -28,9 +28,9 @@ from rich.table import Table
 from federation.config import RunConfig, load_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError, FederationError
+from federation.files import write_json
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
-from server.files import write_json
 from server.records import EVENTS_FILE, new_run_name, read_metrics
 from server.supervisor import config_to_resume
 

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
+from federation.files import write_json
 from server.environment import describe_environment
-from server.files import write_json
 
 __all__ = [
     "EVENTS_FILE",

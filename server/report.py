@@ -16,6 +16,7 @@ from typing import Any
 
 from federation.config import RunConfig, flatten
 from federation.errors import FederationError
+from federation.files import write_atomically
 from server.plots import PLOTS, draw
 from server.privacy import most_spent
 from server.records import EVENTS_FILE, METRICS_FILE, evaluations_behind
@@ -83,7 +84,7 @@ def write_report(folder: Path) -> Path:
         images[name] = vector.getvalue()
     report = folder / "report.html"
     page = _page(metrics, images, _shut_out(folder), simulation_section(metrics, folder))
-    report.write_text(page, encoding="utf-8")
+    write_atomically(report, lambda staging: staging.write_text(page, encoding="utf-8"))
     return report
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from federation.errors import ConfigError, FederationError
+from federation.files import write_json
 from federation.intervals import wilson_interval
-from server.files import write_json
 
 __all__ = ["FIRST_SEED", "check_simulator", "main", "simulate"]
 

@@ -1,6 +1,7 @@
 import errno
 import json
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from federation import files
 from federation.config import AggregationConfig, CheckpointConfig, RunConfig, RunSection, flatten
 from server import checkpoints as module
 from server.aggregation import make_server_optimizer
@@ -167,6 +169,53 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         store.newest()
 
 
+def test_a_kill_while_the_best_is_linked_leaves_every_round_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path)
+    store.save(1, _model(1), 3.0, {})
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+    monkeypatch.setattr(Path, "replace", _killed_at(store.best, Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, _model(2), 2.0, {})
+    monkeypatch.undo()
+    assert (tmp_path / "round_0002.safetensors").stat().st_nlink == 2
+    monkeypatch.setattr(
+        module, "remove_unfinished", lambda *_: None
+    )  # nor does anybody before the next write
+    _store(tmp_path).save(3, _model(3), 1.0, {})
+    assert [load_checkpoint(tmp_path / f"round_000{n}.safetensors").round for n in (1, 2, 3)] == [1, 2, 3]
+    assert load_checkpoint(store.best).round == 3
+
+
+def _killed_at(target: Path, replace: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+    def stop(source: Path, path: Path) -> Path:
+        if path == target:
+            raise KeyboardInterrupt
+        return replace(source, path)
+
+    return stop
+
+
+def test_litter_of_a_killed_server_is_removed_by_the_next(tmp_path: Path) -> None:
+    litter = tmp_path / ".round_0002.safetensors.abc.part"
+    litter.mkdir()
+    (litter / "round_0002.safetensors").touch()
+    _store(tmp_path)
+    assert not litter.exists()
+
+
+def test_a_checkpoint_under_the_name_of_another_round_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = _recorded_run(tmp_path, 3)
+    second, third = (folder / "checkpoints" / f"round_000{n}.safetensors" for n in (2, 3))
+    second.unlink()
+    second.write_bytes(third.read_bytes())
+    assert rollback_main([str(folder), "2"]) == 2
+    assert "round_0002.safetensors holds round 3, not the round in its name" in capsys.readouterr().err
+
+
 def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert _store(tmp_path / "new").newest() is None
 
@@ -213,7 +262,7 @@ def test_a_full_disk_costs_the_round_in_hand_and_says_so(
 
         monkeypatch.setattr(module, "save_file", torn)
     elif moment == "flush":
-        monkeypatch.setattr("server.files.os.fsync", full)
+        monkeypatch.setattr("federation.files.os.fsync", full)
     else:
         monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(CheckpointError, match=r"No space left .* round 2 is not saved, earlier ones are"):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig
 from federation.errors import ConfigError, FederationError
 from server import records
-from server.files import write_atomically, write_json
 from server.records import RunRecord, new_run_name, read_metrics, recorded_config
 
 
@@ -195,19 +194,3 @@ def test_a_folder_in_which_nothing_was_recorded_does_not_stop_a_run(tmp_path: Pa
 
 def test_run_names_sort_by_time() -> None:
     assert new_run_name("demo").startswith("demo-20")
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    file = tmp_path / "x.json"
-    write_json(file, {"a": 1})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(file, {"a": float("nan")})
-
-    def torn(staging: Path) -> None:
-        staging.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(file, torn)
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,116 @@
+"""Files and folders that are either whole or absent: the one way that anything but a key is written.
+
+Keys have a writer of their own in `certs/files.py`: theirs must never be readable, not even for a moment.
+"""
+
+import fcntl
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["remove_unfinished", "write_atomically", "write_folder", "write_json"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` make a file at the path that it is given, then move that file to `path`.
+
+    A crash at any point, the machine's included, leaves the old file, the new one, or none where there was
+    none. A failed write leaves nothing behind; what a killed one left is never written to, and is removed by
+    the next.
+
+    Args:
+        write: the path that it is given does not exist yet, and no other process knows it.
+        durable: flush to the disk first. A file of which only the moment counts can do without.
+    """
+    with _staging(path) as staging:
+        write(staging)
+        if durable:
+            _flush(staging)
+        staging.replace(path)
+        if durable:
+            _flush(path.parent)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Write `content` as indented JSON, atomically. NaN and infinity are refused with `ValueError`."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"), durable=durable)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool = True) -> None:
+    """Let `fill` fill an empty folder, then move that to `folder`.
+
+    Args:
+        replace: put it in the place of a folder that is there. False: where another process was first, its
+            folder stays, and this one is dropped.
+    """
+    with _staging(folder) as staging:
+        staging.mkdir()
+        fill(staging)
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+        former = staging.with_name(f"{folder.name}.former")
+        if replace and folder.exists():
+            folder.rename(former)  # a folder cannot be moved over another; killed here, there is none
+        try:
+            staging.rename(folder)
+        except OSError:
+            if former.exists():
+                former.rename(folder)
+            if replace or not folder.is_dir():
+                raise
+        _flush(folder.parent)
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove what processes that were killed left of the files called `name` that they wrote in `folder`."""
+    for left in folder.glob(f".{name}.*.part"):
+        with suppress(OSError):  # another process removes it too
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by whoever still writes
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """The path of `path.name` in a new folder beside `path`, which is removed at the end."""
+    remove_unfinished(path.parent, glob.escape(path.name))
+    while (made := _new_locked_folder(path)) is None:
+        pass  # another process took it for unfinished before it was locked
+    folder, descriptor = made
+    try:
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _new_locked_folder(path: Path) -> tuple[Path, int] | None:
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if not folder.exists():
+        os.close(descriptor)
+        return None
+    return folder, descriptor
+
+
+def _flush(path: Path) -> None:
+    """Put a file on the disk. A folder's names last through a power cut only once it is there too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
