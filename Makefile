@@ -170,5 +170,6 @@ lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of
 		--constraint requirements.lock --custom-compile-command "make lock" - -o docker/superlink.lock
 
 .PHONY: clean
-clean: ## remove what the targets above made, except certificates and outputs
-	rm -rf $(VENV) data .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment, caches and the sample data; recordings of your own, certificates and outputs stay
+	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m federation.sample_folder data/sample data/arm
+	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

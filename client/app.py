@@ -92,6 +92,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "episodes": len(description.usable_episodes),
         "left_out": len(description.left_out),
         "frames": description.usable_frames,
+        "simulated": description.simulated,
         "cameras": cameras,
         "versions": [f"{package} {version}" for package, version in versions().items()],
         "device": describe_device(),

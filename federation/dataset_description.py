@@ -21,6 +21,7 @@ from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults, video_of_episode
 from federation.errors import DatasetError
 from federation.joint_units import check_joint_units
+from federation.simulated import is_simulated
 from federation.statistics import FEATURES, Statistics, statistics_of_frames
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
@@ -42,6 +43,7 @@ class DatasetDescription:
     action_dim: int
     statistics: Statistics  # without the episodes that are left out
     left_out: Mapping[int, str]  # index of an episode that cannot be trained on -> why
+    simulated: bool = False  # recorded on the simulated arm
 
     @property
     def usable_episodes(self) -> list[int]:
@@ -103,6 +105,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
         action_dim=dims[1],
         statistics=statistics_of_frames(values, without=left_out),
         left_out=left_out,
+        simulated=is_simulated(info),
     )
 
 

@@ -28,19 +28,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from federation.errors import FederationError
 from federation.files import write_folder
+from federation.sample_folder import (
+    MANIFEST_KIND,
+    MANIFEST_NAME,
+    foreign_entries,
+    mark_as_simulated,
+    read_manifest,
+)
+from federation.simulated import SIMULATED_ROBOT
 
 if TYPE_CHECKING:
     import numpy as np
 
     from federation.so101 import SO101Scene
 
-__all__ = ["DATASETS", "MANIFEST_NAME", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
+__all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
 
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Data set -> the scene variants that its episodes take in turn."""
 _DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
-MANIFEST_NAME = "manifest.json"
-MANIFEST_KIND = "so100-federation sample data"
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
 MAX_ATTEMPTS = 20
 
@@ -128,9 +134,10 @@ def ensure_sample_data(
     }
     manifest["scenes"] = {name: list(variants) for name, variants in datasets.items()}
     if _is_complete(out, manifest, datasets):
+        mark_as_simulated(out)
         return None
     _refuse_unknown_scenes(datasets)
-    _refuse_foreign_folder(out, datasets)
+    _refuse_foreign_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
 
     def record(staging: Path) -> None:
@@ -138,38 +145,24 @@ def ensure_sample_data(
         (staging / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for video in staging.rglob("*.mp4"):
             video.chmod(0o644)  # LeRobot moves them from temporary files, which only their owner may read
-        _refuse_foreign_folder(out, datasets)  # minutes have passed
+        _refuse_foreign_folder(out)  # minutes have passed
 
     write_folder(out, record)
     return dict(manifest["datasets"])
 
 
-def _read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest in `out`, or {} if there is none of ours."""
-    try:
-        manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == MANIFEST_KIND else {}
-
-
 def _is_complete(out: Path, wanted: dict[str, Any], datasets: Iterable[str]) -> bool:
-    found = {"scenes": _DEFAULT_SCENES, **_read_manifest(out)}  # recordings of before do not name theirs
+    found = {"scenes": _DEFAULT_SCENES, **read_manifest(out)}  # recordings of before do not name theirs
     return all(found.get(key) == value for key, value in wanted.items()) and all(
         (out / name / "meta" / "info.json").is_file() for name in datasets
     )
 
 
-def _refuse_foreign_folder(out: Path, datasets: Iterable[str]) -> None:
+def _refuse_foreign_folder(out: Path) -> None:
     """Raise SampleDataError if replacing `out` would delete anything that this command did not record."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise SampleDataError(f"--out {out} is not a plain folder; name another one")
-    if not out.exists():
-        return
-    foreign = sorted(entry.name for entry in out.iterdir())
-    if _read_manifest(out):
-        foreign = [name for name in foreign if name not in {MANIFEST_NAME, *datasets}]
-    if foreign:
+    if out.exists() and (foreign := foreign_entries(out)):
         raise SampleDataError(
             f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
         )
@@ -307,7 +300,7 @@ def _create_dataset(root: Path, image_size_px: int) -> Any:
         repo_id=f"local/{root.name}",
         root=root,
         fps=FPS,
-        robot_type="so101_follower",
+        robot_type=SIMULATED_ROBOT,
         features={
             "action": joints,
             "observation.state": joints,

@@ -27,6 +27,7 @@ from federation.dataset_description import (
     find_datasets,
 )
 from federation.errors import ConfigError, FederationError
+from federation.simulated import check_one_kind
 from server.nodes import Node, NodeTable, sample_nodes
 from server.privacy import most_spent, privacy_spent
 from server.records import RunRecord, new_run_name
@@ -85,7 +86,8 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
     datasets, descriptions = _evaluation_datasets(config)
-    nodes = NodeTable(grid, config, record)
+    held_out = {name: description.simulated for name, description in descriptions.items()}
+    nodes = NodeTable(grid, config, record, held_out)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
         building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
         online = nodes.wait_for_nodes()
@@ -208,6 +210,7 @@ def _evaluation_datasets(config: RunConfig) -> tuple[dict[str, Path], dict[str, 
     descriptions = {name: describe_dataset(root) for name, root in datasets.items()}
     for name, root in datasets.items():
         check_fits(descriptions[name], config.policy, str(root))
+    check_one_kind({}, {name: description.simulated for name, description in descriptions.items()})
     return datasets, descriptions
 
 

@@ -29,6 +29,7 @@ from federation.config import RunConfig, load_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError, FederationError
 from federation.files import write_json
+from federation.simulated import check_one_kind
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
 from server.records import EVENTS_FILE, new_run_name, read_metrics
@@ -130,8 +131,12 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     sites = {name: root for name, root in found.items() if name.startswith("site-")}
     if not sites or "holdout" not in found:
         raise DatasetError(f"{data}: needs data sets site-* and holdout; make sample-data records them")
-    for root in [*sites.values(), found["holdout"]]:
-        check_fits(describe_dataset(root), config.policy, str(root))
+    simulated: dict[str, bool] = {}
+    for name, root in (sites | {"holdout": found["holdout"]}).items():
+        description = describe_dataset(root)
+        check_fits(description, config.policy, str(root))
+        simulated[name] = description.simulated
+    check_one_kind(simulated, {"holdout": simulated.pop("holdout")})
     return sites, found["holdout"]
 
 

@@ -16,6 +16,7 @@ from federation.dataset_description import ARM_DIM
 from federation.errors import FederationError
 from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
+from federation.simulated import check_one_kind
 from federation.statistics import Statistics, check_statistics
 from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
@@ -52,6 +53,7 @@ class Node:
     left_out: int = 0  # episodes that cannot be trained on
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
+    simulated: bool = False
 
 
 class NodeTable:
@@ -61,8 +63,12 @@ class NodeTable:
     counts until it answers, for it may only have been cut off and have no time to answer.
     """
 
-    def __init__(self, grid: Grid, config: RunConfig, record: RunRecord) -> None:
+    def __init__(
+        self, grid: Grid, config: RunConfig, record: RunRecord, held_out: Mapping[str, bool] | None = None
+    ) -> None:
+        """`held_out`: of each data set that is evaluated on, whether it is simulated, as nodes' must be."""
         self._grid, self._config, self._record = grid, config, record
+        self._held_out = dict(held_out or {})
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
         self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
@@ -158,6 +164,7 @@ class NodeTable:
                 raise FederationError(reply.error)
             node = _read_answer(reply.node_id, reply.content)
             self._check_name(node, online)
+            check_one_kind({node.name: node.simulated}, self._held_out)
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
@@ -236,9 +243,16 @@ def _read_answer(node_id: int, content: RecordDict) -> Node:
             left_out=int(answer["left_out"]),
             versions=installed,
             device=device,
+            simulated=_as_bool(answer["simulated"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None
+
+
+def _as_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("simulated, which is true or false")
+    return value
 
 
 def _facts(node: Node) -> dict[str, Any]:
@@ -251,4 +265,5 @@ def _facts(node: Node) -> dict[str, Any]:
         "cameras": list(node.cameras),
         "versions": dict(node.versions),
         "device": node.device,
+        "simulated": node.simulated,
     }

@@ -352,6 +352,7 @@ def _answer(name: str, reported, **changes: object) -> RecordDict:
     facts |= {
         "device": "x86_64",
         "versions": _installed(),
+        "simulated": False,
     }
     answer = ConfigRecord({k: v for k, v in (facts | changes).items() if v is not None})  # type: ignore
     return RecordDict({ANSWER: answer, STATISTICS: statistics_to_record(reported)})
@@ -368,7 +369,8 @@ def _installed(**changes: str) -> list[str]:
 
 def _table(grid: FakeGrid, record: RunRecord, min_nodes: int, timeout: float = 0.2) -> NodeTable:
     settings = FederationConfig(min_nodes=min_nodes, join_timeout_seconds=timeout)
-    return NodeTable(grid, RunConfig(federation=settings), record)  # type: ignore[arg-type]
+    held_out = {"holdout": False}
+    return NodeTable(grid, RunConfig(federation=settings), record, held_out)  # type: ignore[arg-type]
 
 
 def test_nodes_are_asked_once_and_then_known(record, reported) -> None:
@@ -413,6 +415,8 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: _answer("x", reported, frames="many"),
         lambda reported: _answer("x", reported, frames=float("inf")),
         lambda reported: _answer("x", reported, frames=1000),
+        lambda reported: _answer("x", reported, simulated=1),
+        lambda reported: _answer("x", reported, simulated=True),
         lambda reported: _answer("x\nnode y joined", reported),
         lambda reported: _answer("x", reported, versions=_installed(lerobot="0.4.4")),
         lambda reported: _answer("x", reported, versions=_installed(app="0123456789abcdef")),
@@ -427,6 +431,8 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         "frames are no number",
         "endless frames",
         "other frames than those of its statistics",
+        "neither simulated nor not",
+        "simulated where the held-out data is not",
         "a name of two lines",
         "other versions",
         "other code",

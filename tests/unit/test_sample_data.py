@@ -12,6 +12,7 @@ import pytest
 
 from federation import sample_data
 from federation.sample_data import SampleDataError, SampleParameters, ensure_sample_data, main
+from federation.simulated import SIMULATED_ROBOT
 from federation.so101 import (
     FPS,
     HOME_NOISE_DEG,
@@ -159,7 +160,7 @@ def test_recorded_data_sets_open_in_lerobot_with_an_so100_followers_features(rec
     for name, episodes in (("site-a", 1), ("site-b", 1), ("holdout", 2)):
         dataset = open_dataset(out / name)
         assert dataset.fps == FPS
-        assert dataset.meta.robot_type == "so101_follower"
+        assert dataset.meta.robot_type == SIMULATED_ROBOT
         assert dataset.num_episodes == episodes == counts[name]["episodes"]
         assert dataset.num_frames == counts[name]["frames"]
         assert sorted(dataset.meta.camera_keys) == ["observation.images.top", "observation.images.wrist"]
@@ -238,7 +239,8 @@ def fake_recording(monkeypatch, record=None):
     def write_info_files(root, parameters, datasets, workers):
         for name in datasets:
             (root / name / "meta").mkdir(parents=True)
-            (root / name / "meta" / "info.json").write_text(str(parameters.seed))
+            info = {"robot_type": SIMULATED_ROBOT, "total_episodes": 1, "total_frames": 1}
+            (root / name / "meta" / "info.json").write_text(json.dumps(info | {"seed": parameters.seed}))
         return {name: {"episodes": 1, "frames": 1, "attempts": 1} for name in datasets}
 
     monkeypatch.setattr(sample_data, "_record_all", record or write_info_files)
@@ -249,7 +251,7 @@ def test_other_parameters_replace_our_own_sample_data(monkeypatch, tmp_path):
     out = tmp_path / "sample"
     assert ensure_sample_data(out, SampleParameters(seed=1)) is not None
     assert ensure_sample_data(out, SampleParameters(seed=2)) is not None
-    assert (out / "site-a" / "meta" / "info.json").read_text() == "2"
+    assert json.loads((out / "site-a" / "meta" / "info.json").read_text())["seed"] == 2
     assert json.loads((out / "manifest.json").read_text())["parameters"]["seed"] == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["sample"]
 
