@@ -160,7 +160,7 @@ class AggregationConfig:
 
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """Differential privacy of each site (see `privacy.py`)."""
+    """Differential privacy of each site (see `privacy.py`, `privacy_budget.py`)."""
 
     mode: str = _setting("none", one_of=("none", "central", "local"))
     clip_norm: float = _setting(1.0, above=0)  # C: no update counts for more
@@ -350,10 +350,15 @@ def _check_together(config: RunConfig, source: str) -> None:
             f"{source}: privacy.mode = 'central': aggregation.method = {config.aggregation.method!r} is not "
             "covered by its noise; choose 'mean', or privacy.mode = 'local'"
         )
-    if config.privacy.mode == "central" and config.aggregation.hard_site_boost:
+    if config.privacy.mode != "none" and config.aggregation.hard_site_boost:
         raise ConfigError(
-            f"{source}: aggregation.hard_site_boost = {config.aggregation.hard_site_boost}: under "
-            "privacy.mode = 'central' every site counts the same; set it to 0"
+            f"{source}: aggregation.hard_site_boost = {config.aggregation.hard_site_boost}: steers by the "
+            f"sites' losses, which privacy.mode = {config.privacy.mode!r} adds no noise to; set it to 0"
+        )
+    if config.privacy.mode != "none" and config.training.adapt_proximal_mu:
+        raise ConfigError(
+            f"{source}: training.adapt_proximal_mu = true: steers by the sites' losses, which privacy.mode = "
+            f"{config.privacy.mode!r} adds no noise to; set it to false"
         )
     rate = config.aggregation.server_learning_rate
     if config.aggregation.strategy == "fedadam" and rate > _MOST_ADAM_RATE:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["remove_unfinished", "write_atomically", "write_folder", "write_json"]
+__all__ = ["flush", "remove_unfinished", "write_atomically", "write_folder", "write_json"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -31,10 +31,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
     with _staging(path) as staging:
         write(staging)
         if durable:
-            _flush(staging)
+            flush(staging)
         staging.replace(path)
         if durable:
-            _flush(path.parent)
+            flush(path.parent)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
@@ -54,7 +54,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool 
         staging.mkdir()
         fill(staging)
         for path in [*staging.rglob("*"), staging]:
-            _flush(path)
+            flush(path)
         former = staging.with_name(f"{folder.name}.former")
         if replace and folder.exists():
             folder.rename(former)  # a folder cannot be moved over another; killed here, there is none
@@ -65,7 +65,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool 
                 former.rename(folder)
             if replace or not folder.is_dir():
                 raise
-        _flush(folder.parent)
+        flush(folder.parent)
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
@@ -107,7 +107,7 @@ def _new_locked_folder(path: Path) -> tuple[Path, int] | None:
     return folder, descriptor
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Put a file on the disk. A folder's names last through a power cut only once it is there too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from federation.privacy_budget import NOT_COVERED
+
 __all__ = ["CATALOGUE", "GROUPS", "MetricSpec", "Samples"]
 
 
@@ -32,6 +34,7 @@ def _counter(name: str, text: str, *labels: str) -> MetricSpec:
 
 
 _RUN_LABELS = ("run", "policy", "aggregation", "download", "upload", "privacy")
+_EPSILON = f"Privacy spent; +Inf: unbounded, or beyond a million. {NOT_COVERED}"
 _NODE_LABELS = ("node", "device", "cameras", "python", "flwr", "lerobot", "torch")
 
 GROUPS: dict[str, tuple[MetricSpec, ...]] = {
@@ -108,7 +111,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _counter("node_refused_updates", "Refused replies by reason", "node", "reason"),
         _gauge("node_absent_rounds", "Newest rounds in a row that the node should have answered", "node"),
         _gauge("node_left_out", "1 after three refusals in a row, until it joins again", "node"),
-        _gauge("node_privacy_epsilon", "Privacy spent; +Inf: unbounded, or beyond a million", "node"),
+        _gauge("node_privacy_epsilon", _EPSILON, "node"),
         _gauge("node_last_seen_timestamp_seconds", "Newest heartbeat or reply", "node"),
     ),
     "Infrastructure": (

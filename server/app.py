@@ -27,9 +27,10 @@ from federation.dataset_description import (
     find_datasets,
 )
 from federation.errors import ConfigError, FederationError
+from federation.privacy_budget import NOT_COVERED
 from federation.simulated import check_one_kind
 from server.nodes import Node, NodeTable, sample_nodes
-from server.privacy import most_spent, privacy_spent
+from server.privacy import format_max_epsilon, privacy_spent
 from server.records import RunRecord, new_run_name
 from server.tracking import Tracking, evaluation_scalars, round_scalars
 
@@ -85,6 +86,8 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
+    if config.privacy.mode != "none":
+        _log.info("differential privacy by %s noise. %s", config.privacy.mode, NOT_COVERED)
     datasets, descriptions = _evaluation_datasets(config)
     held_out = {name: description.simulated for name, description in descriptions.items()}
     nodes = NodeTable(grid, config, record, held_out)
@@ -125,7 +128,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         nodes.count_refusals(entry["refused"], entry["clients"])
         entry["seconds"]["sample"] = sample_seconds
         if config.privacy.mode != "none":
-            entry["privacy"] = privacy_spent(config.privacy, record.folder)
+            entry["privacy"] = privacy_spent(flatten(config), record.folder)
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
@@ -234,7 +237,7 @@ def _summary(entry: dict[str, Any]) -> str:
     if "evaluation" in entry:
         parts.append(f"held-out policy loss {entry['evaluation']['policy_loss']:.4f}")
     if "privacy" in entry:
-        parts.append(most_spent(entry["privacy"]))
+        parts.append(format_max_epsilon(entry["privacy"]))
     if entry["missing"] or entry["refused"]:
         parts.append(f"{len(entry['missing'])} missing, {len(entry['refused'])} refused")
     return ", ".join(parts)

@@ -24,6 +24,7 @@ from federation.errors import FederationError
 from federation.logs import configure, get_logger
 from federation.metrics import Samples
 from federation.versions import versions
+from server.privacy import privacy_spent
 from server.records import EVENTS_FILE
 from server.round_phases import node_phases, round_phases, steps_taken
 from server.run_totals import NodeTotals, RunFollower, RunTotals
@@ -74,8 +75,10 @@ class Exporter:
                 _add_run(samples, totals, self._newest_run or "")
                 _add_learning(samples, totals)
                 _add_participants(samples, totals)
+                privacy = self._privacy_spent(totals)
                 for name, node in sorted(totals.nodes.items()):
                     _add_node(samples, name, node, totals)
+                    samples.add("node_privacy_epsilon", _epsilon(privacy, name), node=name)
             _add_last_seen(samples, totals, superlink)
         if superlink is not None:
             _add_superlink(samples, superlink)
@@ -101,6 +104,13 @@ class Exporter:
             return None
         self._said.pop("the newest run's record", None)
         return totals
+
+    def _privacy_spent(self, run: RunTotals) -> dict[str, Any] | None:
+        try:
+            return privacy_spent(run.config, self._outputs / (self._newest_run or ""))
+        except FederationError as error:
+            self._warn("the privacy ledger", error)
+            return None
 
     def _warn(self, thing: str, error: Exception) -> None:
         if self._said.get(thing) != str(error):
@@ -190,7 +200,6 @@ def _add_participants(samples: Samples, run: RunTotals) -> None:
 def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> None:
     _add_facts(samples, name, node.facts)
     samples.add("node_left_out", node.left_out, node=name)
-    samples.add("node_privacy_epsilon", _epsilon(run, name), node=name)
     samples.add("node_updates", node.updates, node=name)
     samples.add("node_examples", node.examples, node=name)
     samples.add("node_skipped_frames", node.skipped_frames, node=name)
@@ -228,10 +237,8 @@ def _add_facts(samples: Samples, name: str, facts: dict[str, Any]) -> None:
         samples.add("node_fps", facts["fps"], node=name)
 
 
-def _epsilon(run: RunTotals, node: str) -> float:
-    if run.config["privacy.mode"] == "none":
-        return math.inf
-    spent = run.newest["privacy"]["epsilon"].get(node, 0.0) if run.newest else 0.0
+def _epsilon(privacy: dict[str, Any] | None, node: str) -> float:
+    spent = privacy["epsilon"].get(node, 0.0) if privacy else None
     return math.inf if spent is None else spent
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from federation.joint_units import DEGREES, RANGE
-from server.privacy import most_spent
+from server.privacy import format_max_epsilon
 from server.records import evaluations_behind
 
 __all__ = ["model_card"]
@@ -74,7 +74,7 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         f"## Training\n\nStrategy: {_STRATEGIES[config['aggregation.strategy']]}, aggregated by "
         f"{config['aggregation.method']}.\n\n"
         + _table(("setting", "value"), [(f"`{key}`", config[key]) for key in _SHOWN if key in config])
-        + _privacy(metrics, round_),
+        + _privacy(metrics),
         "## Licence and limits\n\nApache-2.0. Trained on the sites' tasks, cameras and arms only: expect it "
         "to fail elsewhere. Keep a hand at the power switch while it drives a real arm.",
     ]
@@ -126,9 +126,12 @@ def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(("site", "episodes", "frames"), rows)
 
 
-def _privacy(metrics: Mapping[str, Any], round_: int) -> str:
-    spent = [e["privacy"] for e in metrics["rounds"] if e["round"] <= round_ and "privacy" in e]
-    return f"\n\nDifferential privacy of each site: {most_spent(spent[-1])}." if spent else ""
+def _privacy(metrics: Mapping[str, Any]) -> str:
+    """Of the whole run, also of rounds after the card's: the sites have paid for all of them."""
+    if "privacy" not in metrics:
+        return ""
+    privacy = metrics["privacy"]
+    return f"\n\nDifferential privacy of each site: {format_max_epsilon(privacy)}. {privacy['not_covered']}"
 
 
 def _evaluation(metrics: Mapping[str, Any], round_: int) -> str:

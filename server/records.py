@@ -2,6 +2,7 @@
 
 config.json               every setting of the run
 events.jsonl              one line an event, only ever appended to: progress displays and exporters follow it
+privacy_ledger.jsonl      with privacy.mode, what was asked of which site, on disk before it was sent
 federated_metrics.json    the whole run so far: nodes, rounds, clients, evaluations
 server_eval_round_N.json  the evaluation after round N; 0 is before training
 sim_eval_round_N.json     the closed-loop evaluation after round N, if there was one
@@ -19,7 +20,9 @@ from typing import IO, Any
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
 from federation.files import write_json
+from federation.release_ledger import LEDGER_FILE
 from server.environment import describe_environment
+from server.privacy import check_ledger, privacy_spent
 
 __all__ = [
     "EVENTS_FILE",
@@ -57,7 +60,8 @@ class RunRecord:
         outputs: where runs are kept.
 
     Raises:
-        FederationError: the folder exists, cannot be made or, to resume, is not there or still being written.
+        FederationError: the folder exists, cannot be made or, to resume, is not there, still being written or
+            without the ledger that counts its releases.
         ConfigError: a continuation would change what it must share with the rounds before it.
     """
 
@@ -93,6 +97,8 @@ class RunRecord:
             "resumed": [],
         }
         write_json(self.folder / "config.json", self._metrics["config"])
+        if config.privacy.mode != "none":
+            (self.folder / LEDGER_FILE).touch()
         self._save()
 
     def _reopen(self, config: RunConfig) -> None:
@@ -108,6 +114,7 @@ class RunRecord:
                 raise ConfigError(
                     f"{key} = {new[key]!r}: the run began with {old[key]!r}; resume it with the same value"
                 )
+        check_ledger(config.privacy, self.folder)
         self._metrics |= {"config": new, "status": "running", "reason": "", "finished": None}
 
     def resume_after(self, round_: int | None, entry: dict[str, Any] | None) -> None:
@@ -220,7 +227,7 @@ def is_being_written(folder: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The `federated_metrics.json` of the run in `folder`.
+    """The `federated_metrics.json` of the run in `folder`, with what its ledger says of privacy now.
 
     Raises:
         FederationError: it is missing or damaged.
@@ -235,6 +242,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         type(metrics.get(key)) is not kind for key, kind in needed.items()
     ):
         raise FederationError(f"{file} is no record of a run: name a run's folder")
+    # Not that of its newest round: rounds may have left the record, what they released has not come back.
+    if privacy := privacy_spent(metrics["config"], folder):
+        metrics["privacy"] = privacy
     return metrics
 
 

@@ -18,8 +18,8 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from federation.files import write_atomically
 from server.plots import PLOTS, draw
-from server.privacy import most_spent
-from server.records import EVENTS_FILE, METRICS_FILE, evaluations_behind
+from server.privacy import format_max_epsilon
+from server.records import EVENTS_FILE, evaluations_behind, read_metrics
 from server.report_simulation import simulation_section
 from server.round_phases import PHASES, round_phases, steps_taken
 
@@ -67,12 +67,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         FederationError: `folder` holds no readable `federated_metrics.json`.
     """
-    try:
-        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise FederationError(
-            f"{folder / METRICS_FILE} cannot be read ({error}): name a run's folder"
-        ) from None
+    metrics = read_metrics(folder)
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     images = {}
@@ -172,8 +167,8 @@ def _figures(metrics: dict[str, Any]) -> str:
         (f"{len(metrics['nodes'])}", f"nodes, {sum(e['num_examples'] for e in rounds):,} frames trained on"),
         (_size(down + up), f"a round: {_size(down)} to the nodes, {_size(up)} from them"),
     ]
-    if "privacy" in rounds[-1]:
-        cells.append(("private", most_spent(rounds[-1]["privacy"])))
+    if "privacy" in metrics:
+        cells.append(("private", format_max_epsilon(metrics["privacy"])))
     body = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in cells)
     scale = f"<p class=quiet>Measured on {last['frames']} held-out frames ({last.get('mode', '')}).</p>"
     return f'<div class="figures">{body}</div>{scale}'
@@ -208,8 +203,8 @@ def _rounds(rounds: list[dict[str, Any]]) -> str:
 def _nodes(metrics: dict[str, Any]) -> str:
     header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
     header += ["missed", "refused"]
-    spent = metrics["rounds"][-1].get("privacy", {}).get("epsilon", {}) if metrics["rounds"] else {}
-    header += ["epsilon"] if spent else []
+    privacy = metrics.get("privacy")
+    header += ["epsilon of the updates"] if privacy else []
     rows = []
     for name in sorted(metrics["nodes"]):
         rounds = metrics["rounds"]
@@ -230,10 +225,11 @@ def _nodes(metrics: dict[str, Any]) -> str:
                 sum(name in entry["refused"] for entry in rounds) or "",
             ]
         )
-        if spent:
-            value = spent.get(name, 0.0)
+        if privacy:
+            value = privacy["epsilon"].get(name, 0.0)
             rows[-1].append("beyond a million" if value is None else f"{value:.2f}")
-    return _table(header, rows)
+    table = _table(header, rows)
+    return f"{table}<p class=quiet>{html.escape(privacy['not_covered'])}</p>" if privacy else table
 
 
 def _facts(metrics: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from server.adaptation import average_weights, proximal_mu, site_boosts
 from server.aggregation import apply_update, make_aggregator
 from server.exchange import Patience, Reply, receive, send
 from server.nodes import Node
+from server.privacy import count_requests
 from server.records import RunRecord
 from server.verification import NORMS_KEPT, NormJudge, verify_reply
 
@@ -77,6 +78,7 @@ def run_round(
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
+    count_requests(config.privacy, record.folder, round_, [node.name for node in nodes])
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
     base = ""
     mu = proximal_mu(config, previous)

@@ -36,6 +36,10 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "norm": ("an update far larger than those of the others", r"^its norm is"),
     "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),
     "app_refused": ("the site does not let this app's code in", r"this site refuses the app"),
+    "privacy": (
+        "the site's own least noise, or what it may spend, forbids it",
+        r"^node configuration: (min-noise|max-epsilon)",
+    ),
     "dataset": ("the node's data set cannot be used", r"^data set "),
     "node_failed": ("anything else that went wrong on the node", r""),
 }

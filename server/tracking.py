@@ -139,7 +139,7 @@ def round_scalars(entry: Mapping[str, Any]) -> dict[str, float]:
                 scalars[f"client_{figure}/{name}"] = metrics[figure]
     for name, epsilon in entry.get("privacy", {}).get("epsilon", {}).items():
         if epsilon is not None:  # beyond a million
-            scalars[f"privacy_epsilon/{name}"] = epsilon
+            scalars[f"privacy_epsilon_of_updates_alone/{name}"] = epsilon
     if "evaluation" in entry:
         scalars |= evaluation_scalars(entry["evaluation"])
     return scalars

@@ -1,4 +1,4 @@
-"""Writes the dashboards of this folder: `python docker/grafana/build.py`. A test keeps them current.
+"""Writes the dashboards of this folder: `PYTHONPATH=. python docker/grafana/build.py`. A test compares them.
 
 Three dashboards. Federation: is it learning, who takes part, where does the time go? Site: how does one node
 do? Infrastructure: what does it all run on? The answer stands in the top row, the reasons below.
@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from federation.privacy_budget import NOT_COVERED
 
 FOLDER = Path(__file__).parent / "dashboards"
 _SOURCE = {"type": "prometheus", "uid": "prometheus"}
@@ -416,7 +418,7 @@ def federation() -> dict[str, Any]:
                                 ),
                             ],
                             "node",
-                            description="One row a site. Privacy: epsilon of differential privacy so far.",
+                            description=f"One row a site. Privacy: epsilon over all releases. {NOT_COVERED}",
                         ),
                         15,
                     ),
@@ -630,7 +632,7 @@ def site() -> dict[str, Any]:
                         'federation_node_privacy_epsilon{node="$node"}',
                         decimals=2,
                         mappings=_EPSILON,
-                        description="Epsilon of differential privacy over all rounds the site was asked in.",
+                        description=f"Epsilon over all releases of the run. {NOT_COVERED}",
                     ),
                 ],
             ),

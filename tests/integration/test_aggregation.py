@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from federation.config import parse_run_config
-from federation.privacy import epsilon
+from federation.privacy_budget import NOT_COVERED, epsilon
 from server.cluster import LocalCluster
 from server.records import read_metrics
 from server.supervisor import see_through
@@ -85,8 +85,9 @@ def test_the_record_says_what_differential_privacy_has_cost(
     changes = {"privacy.mode": mode, "privacy.clip_norm": 0.01, "privacy.noise_multiplier": 0.5}
     entry, said = _run(cluster, changes, f"private-{mode}")
     assert entry["aggregated"], said
-    spent = epsilon(0.5, releases=1, delta=1e-5)
+    spent = epsilon({0.5: 1}, delta=1e-5)
     assert entry["privacy"]["epsilon"] == {"site-a": spent, "site-b": spent}
+    assert entry["privacy"]["not_covered"] == NOT_COVERED
     assert entry["update_norm"] > 0.1  # 0.005 in each of a million parameters drowns the update
 
 

@@ -25,7 +25,7 @@ def _expressions(dashboard: dict) -> list[str]:
 @pytest.mark.parametrize("name", build.DASHBOARDS)
 def test_the_files_are_what_the_code_builds(name: str) -> None:
     written = (build.FOLDER / f"{name}.json").read_text()
-    assert written == build.render(name), "run: python docker/grafana/build.py"
+    assert written == build.render(name), "run: PYTHONPATH=. python docker/grafana/build.py"
 
 
 @pytest.mark.parametrize("name", build.DASHBOARDS)

@@ -18,6 +18,8 @@ from client.progress import ProgressFile
 from federation.config import RunConfig, parse_run_config
 from federation.errors import WireError
 from federation.metrics import CATALOGUE, Samples
+from federation.privacy_budget import epsilon
+from federation.release_ledger import LEDGER_FILE, Release, append_release
 from federation.wire import Header, open_payload, pack_tensors
 from server import exporter as exporter_module
 from server import superlink_state
@@ -351,8 +353,15 @@ def test_what_privacy_has_cost_is_shown_by_node_and_none_is_without_bound(tmp_pa
         return _scrape(tmp_path / "private")[f'federation_node_privacy_epsilon{{node="{name}"}}']
 
     assert spent("site-a") == 0
-    _play_round(record, 1, 1.0, privacy={"epsilon": {"site-a": 2.5, "site-b": None}})
-    assert (spent("site-a"), spent("site-b"), spent("site-c")) == (2.5, math.inf, 0)
+    ledger = record.folder / LEDGER_FILE
+    append_release(ledger, Release("run", 1, ("site-a", "site-b"), 2.0))
+    append_release(ledger, Release("run", 1, ("site-b",), 1e-9))
+    # Also in a round that is not complete, or never will be.
+    assert spent("site-a") == pytest.approx(epsilon({2.0: 1}, 1e-5))
+    assert (spent("site-b"), spent("site-c")) == (math.inf, 0)
+    ledger.unlink()
+    ledger.mkdir()
+    assert spent("site-a") == math.inf
     RunRecord(tmp_path / "open", "run", RunConfig()).node_joined("site-a", FACTS)
     assert _scrape(tmp_path / "open")['federation_node_privacy_epsilon{node="site-a"}'] == math.inf
 

@@ -1,20 +1,25 @@
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from federation.config import AggregationConfig, PrivacyConfig, RunConfig, parse_run_config
-from federation.errors import ConfigError
-from federation.privacy import add_noise, clip, epsilon
+from federation.config import (
+    AggregationConfig,
+    PrivacyConfig,
+    RunConfig,
+    RunSection,
+    flatten,
+    parse_run_config,
+)
+from federation.errors import ConfigError, FederationError
+from federation.privacy import add_noise, clip
+from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.wire import Header, open_payload, pack_tensors
 from server.aggregation import make_aggregator
-from server.privacy import most_spent, privacy_spent
-from server.records import RunRecord
+from server.privacy import count_requests, format_max_epsilon, privacy_spent
+from server.records import RunRecord, read_metrics
 
 SIZE = 20_000
 SHAPES = {"w": torch.Size([SIZE])}
@@ -75,55 +80,114 @@ def test_clipping_is_over_all_tensors_together() -> None:
     assert [float(tensor) for tensor in update] == pytest.approx([0.6, 0.8])
 
 
-# Balle and Wang's condition, computed with 50 digits by another program (mpmath): noise, releases, delta.
-@pytest.mark.parametrize(
-    ("noise", "releases", "delta", "expected"),
-    [
-        (1.0, 1, 1e-5, 4.37717809568),
-        (1.0, 50, 1e-5, 54.376639015),
-        (4.0, 20, 1e-6, 5.55085986824),
-        (0.5, 3, 1e-5, 20.1250235459),
-    ],
-)
-def test_epsilon_is_the_exact_one(noise: float, releases: int, delta: float, expected: float) -> None:
-    assert epsilon(noise, releases, delta) == pytest.approx(expected, rel=1e-6)
+def _private(mode: str = "local", noise: float = 2.0, *, resume: bool = False) -> RunConfig:
+    privacy = PrivacyConfig(mode=mode, noise_multiplier=noise)
+    return RunConfig(run=RunSection(name="run", resume=resume), privacy=privacy)
 
 
-def test_where_doubles_end_epsilon_is_given_too_large_rather_than_too_small() -> None:
-    assert 2800.60237429 <= epsilon(0.1, 50, 1e-5) < 2810
-
-
-@given(st.floats(0.3, 50), st.integers(1, 500))
-def test_more_rounds_cost_more_and_more_noise_less(noise: float, releases: int) -> None:
-    spent = epsilon(noise, releases, 1e-5)
-    assert 0 < spent < epsilon(noise, releases + 1, 1e-5)
-    assert epsilon(1.1 * noise, releases, 1e-5) < spent
-
-
-def test_nothing_released_costs_nothing_and_no_noise_everything() -> None:
-    assert epsilon(1.0, 0, 1e-5) == 0.0
-    assert epsilon(1e-4, 10, 1e-5) == math.inf
-
-
-def test_every_round_a_node_was_asked_in_counts_also_those_done_again(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path, "run", RunConfig())
-    for round_, nodes in ((1, ["a", "b"]), (2, ["a"]), (2, ["a", "b"])):
-        record.event("round_started", round=round_, nodes=nodes)
-    config = PrivacyConfig(mode="local", noise_multiplier=2.0)
-    spent = privacy_spent(config, record.folder)
-    assert spent["epsilon"] == {"a": epsilon(2.0, 3, 1e-5), "b": epsilon(2.0, 2, 1e-5)}
+def _spent(record: RunRecord, config: RunConfig) -> dict[str, float | None]:
+    spent = privacy_spent(flatten(config), record.folder)
+    assert spent is not None
     json.dumps(spent, allow_nan=False)
-    assert most_spent(spent) == f"epsilon {epsilon(2.0, 3, 1e-5):.2f} at delta 1e-05, local noise"
+    return spent["epsilon"]
+
+
+def test_every_request_that_is_sent_counts_also_those_of_a_round_done_again(tmp_path: Path) -> None:
+    config = _private()
+    record = RunRecord(tmp_path, "run", config)
+    assert _spent(record, config) == {}
+    for round_, nodes in ((1, ["a", "b"]), (2, ["a"]), (2, ["a", "b"])):
+        count_requests(config.privacy, record.folder, round_, nodes)
+    assert _spent(record, config) == {"a": epsilon({2.0: 3}, 1e-5), "b": epsilon({2.0: 2}, 1e-5)}
+
+
+def test_what_is_shown_says_what_it_does_not_cover(tmp_path: Path) -> None:
+    config = _private()
+    record = RunRecord(tmp_path, "run", config)
+    count_requests(config.privacy, record.folder, 1, ["a"])
+    spent = read_metrics(record.folder)["privacy"]
+    assert spent["not_covered"] == NOT_COVERED
+    most = epsilon({2.0: 1}, 1e-5)
+    assert format_max_epsilon(spent) == (
+        f"epsilon {most:.2f} of the updates alone, at delta 1e-05, local noise"
+    )
+
+
+def test_a_line_torn_by_a_kill_counts_as_a_request_to_everybody(tmp_path: Path) -> None:
+    config = _private()
+    record = RunRecord(tmp_path, "run", config)
+    count_requests(config.privacy, record.folder, 1, ["a", "b"])
+    with (record.folder / "privacy_ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"time": 1.0, "run": "run", "round": 2, "nod')
+    assert set(_spent(record, config).values()) == {epsilon({2.0: 2}, 1e-5)}
+    count_requests(config.privacy, record.folder, 2, ["a"])
+    assert _spent(record, config) == {"a": epsilon({2.0: 3}, 1e-5), "b": epsilon({2.0: 2}, 1e-5)}
+
+
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_neither_a_killed_server_nor_a_rollback_lowers_the_count(tmp_path: Path, mode: str) -> None:
+    config = _private(mode)
+    record = RunRecord(tmp_path, "run", config)
+    for round_ in (1, 2):
+        count_requests(config.privacy, record.folder, round_, ["a"])
+        record.event("round_started", round=round_, nodes=["a"])
+    record._lock.close()  # killed: round 1 is not in the record
+    resumed = RunRecord(tmp_path, "run", _private(mode, resume=True))
+    resumed.resume_after(0, None)
+    count_requests(config.privacy, record.folder, 1, ["a"])
+    resumed.roll_back(0)
+    assert read_metrics(record.folder)["privacy"]["epsilon"] == {"a": epsilon({2.0: 3}, 1e-5)}
+
+
+def test_a_run_does_not_go_on_without_the_ledger_it_began_with(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run", _private())
+    record._lock.close()
+    (record.folder / "privacy_ledger.jsonl").unlink()
+    with pytest.raises(FederationError, match=r"privacy_ledger.jsonl is missing: .* start a new run"):
+        RunRecord(tmp_path, "run", _private(resume=True))
+
+
+def test_a_request_that_cannot_be_counted_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "privacy_ledger.jsonl").mkdir()
+    with pytest.raises(FederationError, match=r"privacy_ledger.jsonl cannot be written"):
+        count_requests(PrivacyConfig(mode="local"), tmp_path, 1, ["a"])
+
+
+def test_without_privacy_there_is_no_ledger(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run", RunConfig())
+    count_requests(PrivacyConfig(), record.folder, 1, ["a"])
+    assert not (record.folder / "privacy_ledger.jsonl").exists()
+    assert "privacy" not in read_metrics(record.folder)
 
 
 def test_next_to_no_noise_is_recorded_as_no_privacy(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path, "run", RunConfig())
-    record.event("round_started", round=1, nodes=["a"])
-    spent = privacy_spent(PrivacyConfig(mode="central", noise_multiplier=1e-6), record.folder)
-    assert spent["epsilon"] == {"a": None}
-    assert "beyond a million" in most_spent(spent)
+    config = _private("central", 1e-6)
+    record = RunRecord(tmp_path, "run", config)
+    count_requests(config.privacy, record.folder, 1, ["a"])
+    assert _spent(record, config) == {"a": None}
+    assert "beyond a million" in format_max_epsilon(read_metrics(record.folder)["privacy"])
+
+
+def test_a_ledger_that_is_damaged_from_end_to_end_claims_nothing(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run", _private())
+    (record.folder / "privacy_ledger.jsonl").write_bytes(b"\0\0\0")
+    assert privacy_spent(flatten(_private()), record.folder) is None
 
 
 def test_the_central_noise_does_not_cover_the_robust_rules() -> None:
     with pytest.raises(ConfigError, match=r"privacy.mode = 'central': aggregation.method = 'median'"):
         parse_run_config({"privacy.mode": "central", "aggregation.method": "median"}, "tests")
+
+
+@pytest.mark.parametrize("mode", ["local", "central"])
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("aggregation.hard_site_boost", 1.0, "set it to 0"),
+        ("training.adapt_proximal_mu", True, "set it to false"),
+    ],
+)
+def test_nothing_steers_by_losses_without_noise(mode: str, key: str, value: object, fix: str) -> None:
+    parse_run_config({key: value}, "tests")
+    with pytest.raises(ConfigError, match=rf"{key} = .*: steers by the sites' losses, .*'{mode}' .*; {fix}"):
+        parse_run_config({"privacy.mode": mode, key: value}, "tests")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from federation.config import parse_run_config
+from federation.privacy_budget import NOT_COVERED, epsilon
+from federation.release_ledger import LEDGER_FILE, Release, append_release
 from server.records import RunRecord
 from server.report import main as report_main
 from server.report import write_report
@@ -87,13 +89,22 @@ def test_a_node_that_was_left_out_stands_among_the_faults_also_if_the_last_line_
     assert "site-b left out 3 updates in a row refused" in _Page(write_report(record.folder).read_text()).text
 
 
-def test_what_each_node_has_spent_of_its_privacy_is_shown(record: RunRecord) -> None:
-    privacy = {"mode": "local", "delta": 1e-5, "epsilon": {"site-a": 2.5, "site-b": None}}
-    record.round_finished(_entry(4, evaluation=_evaluation(0.4), privacy=privacy))
+def test_what_each_node_has_spent_of_its_privacy_is_shown_with_what_it_does_not_cover(tmp_path: Path) -> None:
+    config = parse_run_config({"privacy.mode": "local"}, "tests")
+    record = RunRecord(tmp_path, "run-1", config)
+    for name in ("site-a", "site-b", "site-c"):
+        record.node_joined(name, {**FACTS, "cameras": ["top", "wrist"]})
+    record.evaluated(0, _evaluation(2.0))
+    ledger = record.folder / LEDGER_FILE
+    append_release(ledger, Release("run-1", 1, ("site-a", "site-b"), 2.0))
+    append_release(ledger, Release("run-1", 1, ("site-b",), 1e-9))
+    record.round_finished(_entry(1, evaluation=_evaluation(1.0)))
     text = _Page(write_report(record.folder).read_text()).text
-    assert "epsilon beyond a million at delta 1e-05, local noise" in text
-    assert re.search(r"site-a [^/]* 1.0 GB 1 2.50 site-b", text)
-    assert re.search(r"site-b [^/]* 1.0 GB 2 beyond a million", text)
+    assert "epsilon beyond a million of the updates alone, at delta 1e-05, local noise" in text
+    spent = epsilon({2.0: 1}, 1e-5)
+    assert re.search(rf"site-a [^/]* 1.0 GB {spent:.2f} site-b", text)
+    assert re.search(r"site-b [^/]* 1.0 GB beyond a million site-c [^/]* 0.00", text)
+    assert NOT_COVERED in text
 
 
 def test_a_failed_run_says_why(record: RunRecord) -> None:

@@ -115,7 +115,9 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -
 
 def test_privacy_spent_is_a_curve_of_each_node_as_long_as_it_is_bounded() -> None:
     scalars = round_scalars(_entry(1, privacy={"epsilon": {"site-a": 2.5, "site-b": None}}))
-    assert {tag: v for tag, v in scalars.items() if "privacy" in tag} == {"privacy_epsilon/site-a": 2.5}
+    assert {tag: v for tag, v in scalars.items() if "privacy" in tag} == {
+        "privacy_epsilon_of_updates_alone/site-a": 2.5
+    }
 
 
 def test_every_figure_is_a_number(tmp_path: Path) -> None:
