@@ -28,8 +28,12 @@ $(VENV)/.installed: requirements.lock
 .PHONY: env
 env: $(VENV)/.installed ## make the Python environment in .venv from the lock file
 
+# What names data of your own, in .env or the environment; docker/prepare.sh wants all three or none.
+OWN_DATA := $(SITE_A_DATA)$(SITE_B_DATA)$(EVALUATION_DATA)$(shell \
+	grep -sE '^(SITE_A_DATA|SITE_B_DATA|EVALUATION_DATA)=.' .env)
+
 .PHONY: certs
-certs: keys $(if $(shell grep -s '^SITE_A_DATA=' .env),,sample-data) ## what `docker compose up` needs: keys, sample data unless .env names your own, .env
+certs: keys $(if $(OWN_DATA),,sample-data) ## what `docker compose up` needs: keys, sample data unless .env names your own, .env
 	@docker/prepare.sh
 
 .PHONY: keys

@@ -1,4 +1,8 @@
-"""Writing keys and certificates so that neither a crash nor a second process leaves half of one."""
+"""Writing keys and certificates so that neither a crash nor a second process leaves half of one.
+
+Whoever owns a folder owns what is written into it: `sudo make certs` in a user's checkout leaves no key there
+that the user, or a container under the user's id, cannot read.
+"""
 
 import errno
 import fcntl
@@ -39,6 +43,7 @@ def replace(path: Path, content: bytes, *, private: bool = False) -> Path:
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # a strict umask would hide what is public
+            _give_to_owner_of(path.parent, descriptor)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -61,3 +66,10 @@ def move(source: Path, target: Path) -> Path:
 def _make_folder(folder: Path) -> None:
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
+        _give_to_owner_of(missing.parent, missing)
+
+
+def _give_to_owner_of(folder: Path, made: Path | int) -> None:
+    if os.geteuid() == 0:  # nobody else may, nor needs to
+        owner = folder.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)

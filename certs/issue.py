@@ -12,6 +12,7 @@ Folders are 0700, private files 0600 from their first byte.
 """
 
 import argparse
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -148,6 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _perform(options)
     except CertificateError as error:
         print(f"error: {error}", file=sys.stderr)
+    except PermissionError as error:
+        me = os.getuid()
+        print(
+            f"error: {error.filename}: user {me} may not read or write it; run this as its owner or with "
+            f"sudo, or take all over: sudo chown -R {me}:{os.getgid()} {options.out}",
+            file=sys.stderr,
+        )
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; check --out, owner and mode", file=sys.stderr)
     return 2

@@ -22,7 +22,8 @@ command -v debootstrap >/dev/null || fail "debootstrap is not installed: apt-get
 docker info >/dev/null 2>&1 || fail "no Docker engine answers at ${DOCKER_HOST:-the default socket}"
 
 # Compose reads it: from now on nothing is pulled.
-touch .env
+[[ -f .env ]] || install -m 600 /dev/null .env  # it may hold tokens
+[[ -z $(tail -c 1 .env) ]] || echo >>.env
 grep -q '^COMPOSE_FILE=' .env || echo COMPOSE_FILE=docker-compose.yml:docker/compose.offline.yml >>.env
 if docker image inspect "$image" >/dev/null 2>&1; then
 	echo "$image exists"

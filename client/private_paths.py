@@ -1,0 +1,44 @@
+"""Takes a site's paths out of what leaves it: `client/app.py` calls it for the reason of every error reply.
+
+Libraries put paths into their messages: of the data set, of scratch, of the Hub's caches, of the home folder.
+Nobody can list where a library looks, so whatever is written as an absolute path goes.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["hide_paths"]
+
+_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_LEROBOT_HOME", "XDG_CACHE_HOME", "FLWR_HOME")
+_HIDDEN = "<path>"
+_QUOTED = re.compile(r"""(['"`])~?/.*?(\1|$)""")
+_BARE = re.compile(
+    r"""(?<![\w.~/<>-])~?/(?!/)[^\s'"`,;()\[\]{}<>|]+"""
+)  # no URL, no fraction, no tail of <...>
+_SLASHES = re.compile(r"(?<![:/])//+")
+
+
+def hide_paths(reason: str, kept: Mapping[str, Path], environment: Mapping[str, str] = os.environ) -> str:
+    """`reason` without absolute paths.
+
+    Args:
+        kept: what to call a folder -> the folder. It becomes `<what>`, and the way on from there is kept: it
+            says which file of the data set is at fault. The folder's own name is hidden too.
+        environment: names the caches, which nothing is kept of.
+    """
+    reason = _SLASHES.sub("/", reason.replace("file://", ""))
+    spellings = [(str(path), what) for what, folder in kept.items() for path in (folder, folder.resolve())]
+    for spelling, what in sorted(
+        spellings, key=lambda pair: len(pair[0]), reverse=True
+    ):  # one may be in another
+        reason = re.sub(rf"(?<![\w.~/-]){re.escape(spelling)}(?![\w.-])", f"<{what}>", reason)
+        reason = reason.replace(f"local/{Path(spelling).name}", f"<{what}>")  # what we call it to LeRobot
+    reason = _BARE.sub(_HIDDEN, _QUOTED.sub(rf"\g<1>{_HIDDEN}\g<2>", reason))
+    caches = [environment[name] for name in _CACHES if environment.get(name)]
+    for private in (*(path for path, _ in spellings), *caches, str(Path.home()), tempfile.gettempdir()):
+        if private.startswith("/") and private.strip("/"):  # written in a way that was not seen for a path
+            reason = reason.replace(private.rstrip("/"), _HIDDEN)
+    return reason

@@ -1,0 +1,188 @@
+"""docker/prepare.sh, as `make certs` calls it: .env, the keys' owner, and which data is run on."""
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from certs.issue import issue_all, main
+
+PROJECT = Path(__file__).parents[2]
+USER, OTHER = 1234, 10001
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+Prepare = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What an operator has after `make keys` and `make sample-data`."""
+    folder = tmp_path / "checkout"
+    (folder / "docker").mkdir(parents=True)
+    shutil.copy(PROJECT / "docker" / "prepare.sh", folder / "docker")
+    issue_all(folder / "certs" / "generated", hosts=[], sites=["site-a", "site-b"])
+    for name in ("site-a", "site-b", "holdout"):
+        (folder / "data" / "sample" / name).mkdir(parents=True)
+    (folder / "own").mkdir()
+    return folder
+
+
+@pytest.fixture
+def prepare(checkout: Path) -> Prepare:
+    """Run it in the checkout, as the user of this number, with these variables."""
+
+    def run(user: int | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        for path in (checkout, *checkout.parents):  # pytest's own folders are closed to others
+            if user is not None and path.stat().st_uid == 0 and len(path.parts) > 2:
+                path.chmod(path.stat().st_mode | 0o711)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(checkout)} | variables
+        return subprocess.run(
+            [str(checkout / "docker" / "prepare.sh")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            user=user,
+            group=user,
+            timeout=60,
+        )
+
+    return run
+
+
+def _give(folder: Path, user: int) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user, user)
+
+
+def _owners(checkout: Path) -> set[int]:
+    generated = checkout / "certs" / "generated"
+    return {f.stat().st_uid for part in ("superlink", "sites") for f in (generated / part).rglob("*")}
+
+
+def _env(checkout: Path) -> list[str]:
+    return (checkout / ".env").read_text().splitlines()
+
+
+def test_nobody_else_reads_env_which_may_hold_tokens(checkout: Path, prepare: Prepare) -> None:
+    assert prepare().returncode == 0
+    assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
+    (checkout / ".env").chmod(0o644)
+    assert prepare().returncode == 0
+    assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
+
+
+def test_a_line_without_an_end_stays_a_line_of_its_own(checkout: Path, prepare: Prepare) -> None:
+    (checkout / ".env").write_text("CONFIG=configs/demo.toml")
+    assert prepare().returncode == 0
+    assert [line.split("=")[0] for line in _env(checkout)] == ["CONFIG", "FEDERATION_UID", "FEDERATION_GID"]
+
+
+NAMES = ("SITE_A_DATA", "SITE_B_DATA", "EVALUATION_DATA")
+
+
+@pytest.mark.parametrize("where", ["file", "environment"])
+@pytest.mark.parametrize("given", [NAMES[:1], NAMES[1:2], NAMES[2:], NAMES[:2], NAMES[1:]])
+def test_data_of_ones_own_is_named_everywhere_or_nowhere(
+    checkout: Path, prepare: Prepare, given: tuple[str, ...], where: str
+) -> None:
+    own = dict.fromkeys(given, "./own")
+    if where == "file":
+        (checkout / ".env").write_text("".join(f"{name}={folder}\n" for name, folder in own.items()))
+    result = prepare(**(own if where == "environment" else {}))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    missing = " ".join(name for name in NAMES if name not in given)
+    assert f"{' '.join(given)} is set and {missing} is not" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "",
+        "SITE_A_DATA=\n",
+        "SITE_A_DATA=./own\nSITE_B_DATA=./own\nEVALUATION_DATA=./own\n",
+        "SITE_A_DATA='./own'\r\nSITE_B_DATA=\"./own\"\r\nEVALUATION_DATA=~/own\r\n",
+        "SITE_A_DATA=./none\nSITE_A_DATA=./own\nSITE_B_DATA=${HOME}/own\nEVALUATION_DATA=./own",
+    ],
+)
+def test_all_three_or_none_are_taken_as_compose_takes_them(
+    checkout: Path, prepare: Prepare, lines: str
+) -> None:
+    (checkout / ".env").write_text(lines, newline="")
+    result = prepare()
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_folder_that_is_missing_is_named(checkout: Path, prepare: Prepare) -> None:
+    result = prepare(**dict.fromkeys(NAMES, "./nowhere"))
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: SITE_A_DATA: no folder ./nowhere; set it in .env, or run make sample-data\n",
+    )
+
+
+@root_only
+def test_roots_keys_go_to_an_id_of_the_containers_own(checkout: Path, prepare: Prepare) -> None:
+    for _ in range(2):
+        assert prepare().returncode == 0
+        assert _owners(checkout) == {OTHER}
+    assert f"FEDERATION_UID={OTHER}" in _env(checkout)
+    assert (checkout / "certs" / "generated" / "ca" / "ca.key").stat().st_uid == 0
+
+
+@root_only
+@pytest.mark.parametrize("first", ["user", "root"])
+def test_root_in_a_users_checkout_leaves_what_the_user_and_the_containers_can_read(
+    checkout: Path, prepare: Prepare, first: str
+) -> None:
+    _give(checkout, USER)
+    for user in (USER, None) if first == "user" else (None, USER):
+        result = prepare(user)
+        assert (result.returncode, result.stderr) == (0, "")
+    issue_all(checkout / "certs" / "generated", hosts=[], sites=["site-a", "site-b", "lab-c"])  # as root
+    assert prepare(USER).returncode == 0
+    assert _owners(checkout) == {USER}
+    assert (checkout / ".env").stat().st_uid == USER
+    assert f"FEDERATION_UID={USER}" in _env(checkout)
+
+
+@root_only
+def test_keys_that_the_containers_could_not_read_are_refused_with_what_to_do(
+    checkout: Path, prepare: Prepare
+) -> None:
+    _give(checkout, USER)
+    (checkout / ".env").write_text(f"FEDERATION_UID={OTHER}\nFEDERATION_GID={OTHER}\n")
+    os.chown(checkout / ".env", USER, USER)
+    result = prepare(USER)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert f"run as user {OTHER}" in result.stderr
+    assert f"belong to user {USER}" in result.stderr
+    assert f"put FEDERATION_UID={USER} and FEDERATION_GID={USER} into .env" in result.stderr
+    assert prepare().returncode == 0  # sudo make certs
+    assert _owners(checkout) == {OTHER}
+
+
+@root_only
+def test_a_user_who_may_not_see_roots_keys_is_told_the_way(checkout: Path, prepare: Prepare) -> None:
+    (checkout / "docker" / "prepare.sh").chmod(0o755)
+    result = prepare(USER)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_keys_that_may_not_be_read_are_named_with_the_command_that_gives_them_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(*_: object) -> int:
+        raise PermissionError(13, "Permission denied", "certs/generated/superlink/server.key")
+
+    monkeypatch.setattr("certs.issue._perform", closed)
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: certs/generated/superlink/server.key: ")
+    assert f"sudo chown -R {os.getuid()}:{os.getgid()} certs/generated" in error
