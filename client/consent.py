@@ -5,10 +5,13 @@ PATH for each message, and that program unpacks the bundle and imports it. `clie
 of a SuperNode, holds this module under that name. It runs Flower's own program with two functions replaced:
 
 - the one that unpacks the bundle compares it, in memory, with the files this very package was installed
-  with. A bundle that differs is refused with the names of the files, in this site's log and to the server,
-  and nothing of it touches the disk.
+  with: all that runs at a site, the packages `client` and `federation`, which of them is the ClientApp, and
+  the defaults of its configuration. A bundle that differs is refused with the names of the files, in this
+  site's log and to the server, and nothing of it touches the disk.
 - the one that loads the app loads the *installed* files. A bundle that passed is not unpacked either, so
-  there is no moment between check and use, and no folder of an earlier bundle to be picked up by mistake.
+  there is no moment between check and use, no folder of an earlier bundle to be picked up by mistake, and
+  nothing that was not compared, such as the server's part, which differs from release to release, can be
+  imported here.
 
 The owner may allow another app with `FEDERATION_ALLOW_APP`: the SHA-256 of one bundle (the refusal prints
 it, `sha256sum app.fab` checks a bundle that was read first), or `any`. `any` saves the owner an update for
@@ -40,14 +43,17 @@ __all__ = ["ALLOW_APP", "ConsentError", "describe_differences", "give_consent", 
 
 ALLOW_APP = "FEDERATION_ALLOW_APP"
 INSTALLED = Path(__file__).resolve().parents[1]  # the folder of this very `client` package
-PACKAGES = ("client", "federation", "server")
+PACKAGES = ("client", "federation")  # what runs here
 PROGRAM = "flwr-clientapp"
 _PROJECT_FILE = "pyproject.toml"
+_CLIENT_APP = "tool.flwr.app.components.clientapp"
+_DEFAULTS = "tool.flwr.app.config."
 _MANIFEST = ".info/CONTENT"
 _MAX_BUNDLE_BYTES = 10 * 1024 * 1024  # Flower's own limit of a FAB
 _MAX_CONTENT_BYTES = 40 * 1024 * 1024  # this app unpacked: under half a megabyte
 _MAX_FILES = 1000
 _NAMED_DIFFERENCES = 5
+_VERSION_CHARACTERS = 30
 _log = logs.get_logger("client.consent")
 
 
@@ -81,7 +87,8 @@ def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
     Raises:
         ConsentError: it differs and is not allowed, or is no bundle that could be looked into.
     """
-    differences = describe_differences(read_bundle(content), read_installed(installed))
+    files, ours = read_bundle(content), read_installed(installed)
+    differences = describe_differences(files, ours)
     if not differences:
         return True
     digest = hashlib.sha256(content).hexdigest()
@@ -90,9 +97,10 @@ def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
     named = ", ".join(differences[:_NAMED_DIFFERENCES])
     if len(differences) > _NAMED_DIFFERENCES:
         named += f" and {len(differences) - _NAMED_DIFFERENCES} more"
+    theirs, here = (_version(found.get(_PROJECT_FILE, b"")) for found in (files, ours))
     raise ConsentError(
-        f"this site refuses the app: it differs from the installed one in {named}; the site's owner installs "
-        f"the server's version, or allows this app with {ALLOW_APP}={digest}"
+        f"this site refuses the app: version {theirs}, where {here} is installed, differs in {named}; the "
+        f"site's owner installs the server's version, or allows this app with {ALLOW_APP}={digest}"
     )
 
 
@@ -145,10 +153,11 @@ def read_installed(root: Path) -> dict[str, bytes]:
 
 
 def describe_differences(bundle: Mapping[str, bytes], installed: Mapping[str, bytes]) -> list[str]:
-    """Each file that is not the same in both, with how it differs, sorted; an empty list if none."""
-    differences = [f"{name} (added)" for name in bundle.keys() - installed.keys()]
-    differences += [f"{name} (missing)" for name in installed.keys() - bundle.keys()]
-    for name in bundle.keys() & installed.keys():
+    """Each file that runs here and is not the same in both, with how it differs, sorted; [] if none."""
+    theirs, ours = ({name for name in files if _runs_here(name)} for files in (bundle, installed))
+    differences = [f"{name} (added)" for name in theirs - ours]
+    differences += [f"{name} (missing)" for name in ours - theirs]
+    for name in theirs & ours:
         if name == _PROJECT_FILE:
             differences += _describe_project(bundle[name], installed[name])
         elif bundle[name] != installed[name]:
@@ -156,28 +165,39 @@ def describe_differences(bundle: Mapping[str, bytes], installed: Mapping[str, by
     return sorted(differences)
 
 
+def _runs_here(name: str) -> bool:
+    return name == _PROJECT_FILE or PurePosixPath(name).parts[0] in PACKAGES
+
+
 def _describe_project(bundle: bytes, installed: bytes) -> list[str]:
-    """The keys that differ: components, dependencies, defaults. Flower rewrites the file, so no bytes."""
+    """The keys that matter here and differ. Flower rewrites the file, so no bytes."""
     ours, theirs = _flat_project(installed), _flat_project(bundle)
     missing = object()
     return [
         f"{_PROJECT_FILE} ({key})"
         for key in ours.keys() | theirs.keys()
-        if ours.get(key, missing) != theirs.get(key, missing)
+        if (key == _CLIENT_APP or key.startswith(_DEFAULTS))
+        and not _equal(ours.get(key, missing), theirs.get(key, missing))
     ]
 
 
+def _equal(ours: object, theirs: object) -> bool:
+    return type(ours) is type(theirs) and ours == theirs  # True == 1 == 1.0
+
+
+def _version(project: bytes) -> str:
+    """What a project file calls its version, in quotes: it is the sender's word."""
+    return repr(str(_flat_project(project).get("project.version", ""))[:_VERSION_CHARACTERS])
+
+
 def _flat_project(content: bytes) -> dict[str, Any]:
-    """`project` and `tool.flwr` under dotted keys: what Flower reads. The rest is tools of developers."""
+    """The project file under dotted keys."""
     try:
         settings = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConsentError(f"{_PROJECT_FILE} of the app cannot be read ({error})") from None
-    tools = settings.get("tool", {})
-    flower = dict(tools.get("flwr", {})) if isinstance(tools, dict) else {}
-    flower.pop("federations", None)  # Flower drops it when it builds a bundle
     flat: dict[str, Any] = {}
-    pending: list[tuple[str, Any]] = [("project", settings.get("project")), ("tool.flwr", flower)]
+    pending: list[tuple[str, Any]] = list(settings.items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
@@ -209,10 +229,12 @@ def _guard(flower: Any) -> None:
         folders.append(INSTALLED if equal else _unpack_allowed(content, unpack))
         return folders[-1]
 
-    def load_consented(*, default_app_ref: str, **_: Any) -> Any:
+    def load_consented(**_: Any) -> Any:
         if not folders:
             raise ConsentError("this site has not consented to an app; nothing is loaded")
-        return load(default_app_ref=default_app_ref, app_path=str(folders[-1]), multi_app=True)
+        project = _flat_project((folders[-1] / _PROJECT_FILE).read_bytes())
+        # Not `multi_app`: then Flower wants the version that the server's bundle bears, and no other.
+        return load(default_app_ref=project[_CLIENT_APP], app_path=str(folders[-1]), multi_app=False)
 
     flower.install_from_fab = consent_then_unpack
     flower.get_load_client_app_fn = load_consented

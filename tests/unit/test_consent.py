@@ -1,6 +1,7 @@
 import ast
 import hashlib
 import importlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -61,24 +62,53 @@ def test_the_installed_version_is_run(app: Path) -> None:
             "pyproject.toml (tool.flwr.app.components.clientapp)",
         ),
         (
-            lambda app: _edit(app / "pyproject.toml", '"flwr==1.42.0"', '"flwr==1.42.0", "more"'),
-            "pyproject.toml (project.dependencies)",
+            lambda app: _edit(app / "pyproject.toml", "local_steps = 200", "local_steps = 201"),
+            "pyproject.toml (tool.flwr.app.config.training.local_steps)",
         ),
+        (
+            lambda app: _edit(app / "pyproject.toml", "resume = false", "resume = 0"),
+            "pyproject.toml (tool.flwr.app.config.run.resume)",
+        ),
+        (lambda app: (app / "client" / "bin.py").write_text(""), "client/bin.py (added)"),
     ],
 )
 def test_any_difference_is_refused_by_name_with_the_way_to_allow_it(app: Path, change, named: str) -> None:
     change(app)
     bundle = build_fab_from_disk(app)
     message = _refusal(bundle)
-    assert f"differs from the installed one in {named};" in message
+    assert f"version '0.1.0', where '0.1.0' is installed, differs in {named};" in message
     assert f"{ALLOW_APP}={hashlib.sha256(bundle).hexdigest()}" in message
     assert str(INSTALLED) not in message  # it goes to the server
 
 
-def test_a_file_outside_the_packages_is_refused(app: Path) -> None:
-    _edit(app / "pyproject.toml", '"federation/**/*.py"]', '"federation/**/*.py", "torch.py"]')
-    (app / "torch.py").write_text("")
-    assert "torch.py (added)" in _refusal(build_fab_from_disk(app))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda app: (app / "server" / "app.py").write_text("changed = True"),
+        lambda app: (app / "server" / "more.py").touch(),
+        lambda app: (app / "server" / "hub.py").unlink(),
+        lambda app: _edit(app / "pyproject.toml", "server.app:app", "server.more:app"),
+        lambda app: _edit(app / "pyproject.toml", '"flwr==1.42.0"', '"flwr==1.42.0", "more"'),
+        lambda app: _edit(app / "pyproject.toml", "Fine-tune one", "Tune one"),
+        lambda app: _edit(app / "pyproject.toml", 'version = "0.1.0"', 'version = "0.1.1"'),
+    ],
+)
+def test_what_does_not_run_at_a_site_may_differ(app: Path, change) -> None:
+    change(app)
+    assert give_consent(build_fab_from_disk(app), INSTALLED, "") is True
+
+
+def test_a_refusal_says_which_versions_differ(app: Path) -> None:
+    _edit(app / "pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"')
+    (app / "client" / "more.py").touch()
+    message = _refusal(build_fab_from_disk(app))
+    assert "version '0.2.0', where '0.1.0' is installed, differs in client/more.py (added);" in message
+
+
+def test_a_version_is_the_senders_word_and_stays_short_and_on_one_line(app: Path) -> None:
+    files = read_bundle(build_fab_from_disk(app))
+    files["pyproject.toml"] = b'[project]\nversion = "1\\n2' + b"x" * 1000 + b'"'
+    assert len(_refusal(_zip(*files.items()))) < 1000
 
 
 def test_of_many_differences_the_first_are_named_and_the_rest_counted(app: Path) -> None:
@@ -166,7 +196,35 @@ def test_the_site_loads_its_own_files_and_unpacks_nothing(app: Path, flower: Sim
     consent._guard(flower)
     flower.install_from_fab(build_fab_from_disk(app), skip_prompt=True)
     flower.get_load_client_app_fn(**LOAD)
-    assert flower.done == [LOAD | {"app_path": str(INSTALLED)}]
+    assert flower.done == [
+        {"default_app_ref": "client.app:app", "app_path": str(INSTALLED), "multi_app": False}
+    ]
+
+
+def test_what_was_not_compared_is_nowhere_to_be_imported_from(
+    app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Flower's own loader: a bundle that hides code beside the packages, under another version."""
+    from flwr.clientapp import utils
+
+    _edit(app / "pyproject.toml", 'version = "0.1.0"', 'version = "9.9.9"')
+    _edit(app / "pyproject.toml", '"federation/**/*.py"]', '"federation/**/*.py", "smuggled.py"]')
+    (app / "smuggled.py").write_text("raise SystemExit('it ran')")
+    (app / "server" / "app.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.chdir(app.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    real = SimpleNamespace(
+        get_load_client_app_fn=utils.get_load_client_app_fn, install_from_fab=install_from_fab
+    )
+    consent._guard(real)
+    real.install_from_fab(build_fab_from_disk(app), skip_prompt=True)
+    loaded = real.get_load_client_app_fn(**LOAD)("so100-federation/so100-federation", "9.9.9", "hash")
+    assert loaded is importlib.import_module("client.app").app
+    assert Path(importlib.import_module("client.app").__file__).is_relative_to(INSTALLED)
+    for name in ("smuggled", "server.app"):
+        found = importlib.util.find_spec(name)
+        assert found is None or Path(str(found.origin)).is_relative_to(INSTALLED)
+    assert [path.name for path in app.parent.iterdir()] == ["app"]  # nothing was unpacked
 
 
 def test_a_refused_app_is_neither_unpacked_nor_loaded_and_the_log_says_why(
@@ -180,9 +238,7 @@ def test_a_refused_app_is_neither_unpacked_nor_loaded_and_the_log_says_why(
     with pytest.raises(ConsentError, match="has not consented"):
         flower.get_load_client_app_fn(**LOAD)
     assert flower.done == []
-    assert "this site refuses the app: it differs from the installed one in client/app.py" in (
-        capsys.readouterr().err
-    )
+    assert "is installed, differs in client/app.py (changed);" in capsys.readouterr().err
 
 
 def test_an_allowed_app_is_unpacked_into_a_new_folder_and_replaces_the_installed_modules(
