@@ -26,7 +26,7 @@ from federation.dataset_description import (
     describe_dataset,
     find_datasets,
 )
-from federation.errors import ConfigError, FederationError
+from federation.errors import ConfigError, FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
 from federation.simulated import check_one_kind
 from server.nodes import Node, NodeTable, sample_nodes
@@ -38,17 +38,24 @@ if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     from server.checkpoints import Checkpoint, Checkpoints
+    from server.evaluation import Evaluator
     from server.rounds import GlobalModel
 
 app = ServerApp()
+_MAX_REVERTS_IN_ROW = 3
 _log = logs.get_logger("server.app")
+
+
+class RevertedError(FederationError):
+    """Round after round was reverted: the run gets no further as it is set up."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federated fine-tuning, or what is left of one, from its configuration to its report."""
     config = parse_run_config(context.run_config, "the run configuration")
-    record = RunRecord(_folder("FEDERATION_OUTPUTS"), config.run.name or new_run_name("run"), config)
+    name = config.run.name or new_run_name("run")
+    record = RunRecord(_folder("FEDERATION_OUTPUTS"), name, config, str(context.run_id))
     logs.configure(record.folder / "server.log")
     logs.speak_as(run=record.name, node="server", round_=0)
     if not config.run.resume:
@@ -72,17 +79,29 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _end(record: RunRecord, status: str, reason: str = "") -> None:
-    """Record the end. On a full disk that may fail, and must not hide why the run failed."""
-    from server.report import write_report
+    """Record the end, and draw the report. What fails in it must not hide why the run failed.
 
+    Raises:
+        Exception: that the run has finished cannot be recorded, as on a full disk.
+    """
     try:
         record.close(status, reason)
-        write_report(record.folder)
-        record.announce_end()
-    except OSError as error:
+    except Exception as error:  # a full disk, or a figure that JSON cannot hold
         _log.error("the end of the run cannot be recorded: %s", error)
         if status == "finished":
             raise
+        return
+    try:
+        from server.report import write_report
+
+        write_report(record.folder)
+    except Exception as error:  # of the disk, of matplotlib, of our own: the run has ended all the same
+        command = f"make report RUN={record.name}"
+        _log.exception("the report is not written, %s writes it again: %s", command, one_line(error))
+    try:
+        record.announce_end()
+    except OSError as error:
+        _log.error("the last event cannot be written: %s", error)
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
@@ -96,16 +115,19 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         online = nodes.wait_for_nodes()
         policy = building.result()
 
-    from server.adaptation import is_spike
     from server.checkpoints import Checkpoints
     from server.delivery import Delivery
-    from server.evaluation import DivergedError, Evaluator
+    from server.evaluation import Evaluator, measure
     from server.rounds import run_round
 
     delivery = endings.enter_context(Delivery(policy, config, record))
-    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
+    measured_on = measure(datasets, descriptions, config.evaluation)
+    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), measured_on)
     model, checkpoint = _begin_or_resume(policy, online, checkpoints, config, record)
-    evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions)
+    evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions, measured_on)
+    if checkpoint is not None and not checkpoints.best_is_comparable:
+        _evaluate_best_anew(policy, evaluator, checkpoints, record)
+    _stop_after_reverts(record)
     done = checkpoint.round if checkpoint else 0
     if checkpoint is None:
         evaluation = evaluator.evaluate(model.evaluated)
@@ -115,7 +137,6 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
         delivery.after_round(0, model)
 
-    previous = checkpoint.entry if checkpoint else None
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     for round_ in range(done + 1, config.run.num_rounds + 1):
@@ -124,7 +145,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         online = nodes.wait_for_nodes()
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
         sample_seconds = time.monotonic() - started
-        entry = run_round(grid, model, sampled, round_, config, record, previous)
+        entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind)
         nodes.count_refusals(entry["refused"], entry["clients"])
         entry["seconds"]["sample"] = sample_seconds
         if config.privacy.mode != "none":
@@ -132,19 +153,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
-            policy_loss = math.inf
-            try:
-                evaluation = evaluator.evaluate(model.evaluated)
-            except DivergedError as error:
-                _log.error("%s", error)
-            else:
-                policy_loss = evaluation["policy_loss"]
-                record.evaluated(round_, evaluation)
-                entry["evaluation"] = evaluation
-                entry["seconds"]["evaluate"] = evaluation["seconds"]
-            if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
-                entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
-                policy_loss = None  # of weights that are gone
+            policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
         if checkpoints.due(round_, policy_loss, last=last):
             started = time.monotonic()
             checkpoints.save(round_, model, policy_loss, entry)
@@ -152,8 +161,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
+        _stop_after_reverts(record)
         delivery.after_round(round_, model)
-        previous = entry
     delivery.finish(model, checkpoints)
 
 
@@ -206,6 +215,75 @@ def _back_to_best(model: "GlobalModel", checkpoints: "Checkpoints", policy_loss:
         best.round,
     )
     return best.round
+
+
+def _evaluate_round(
+    evaluator: "Evaluator",
+    model: "GlobalModel",
+    checkpoints: "Checkpoints",
+    config: RunConfig,
+    record: RunRecord,
+    entry: dict[str, Any],
+) -> float | None:
+    """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
+    from server.adaptation import is_spike
+    from server.evaluation import DivergedError
+
+    policy_loss = math.inf
+    try:
+        evaluation = evaluator.evaluate(model.evaluated)
+    except DivergedError as error:
+        _log.error("%s", error)
+    else:
+        policy_loss = evaluation["policy_loss"]
+        record.evaluated(entry["round"], evaluation)
+        entry["evaluation"] = evaluation
+        entry["seconds"]["evaluate"] = evaluation["seconds"]
+    if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
+        entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
+        return None
+    return policy_loss
+
+
+def _evaluate_best_anew(
+    policy: "SmolVLAPolicy", evaluator: "Evaluator", checkpoints: "Checkpoints", record: RunRecord
+) -> None:
+    """Give a resumed run figures that those to come can be compared with.
+
+    Its held-out data, or how they are evaluated, are others than before: a new round measured against the
+    best loss of old would be reverted for nothing, or kept for nothing.
+    """
+    from federation.policy import trainable_parameters
+    from server.checkpoints import load_checkpoint
+
+    _log.warning(
+        "the held-out data or evaluation.* have changed: the weights before training and the best are "
+        "evaluated anew, earlier figures leave the record"
+    )
+    # Nothing was loaded into the policy yet: it is as it was built, from the run's own seed.
+    initial = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
+    best = load_checkpoint(checkpoints.best)
+    baseline = evaluator.evaluate(initial)
+    evaluation = evaluator.evaluate(best.average or best.weights)
+    changed = "the held-out data or evaluation.* have changed"
+    record.evaluated_anew(baseline, best.round, evaluation, changed=changed)
+    checkpoints.measured_anew(best, evaluation["policy_loss"])
+    _log.info(
+        "policy loss %.4f before training, %.4f after the best round, %d",
+        baseline["policy_loss"],
+        evaluation["policy_loss"],
+        best.round,
+    )
+
+
+def _stop_after_reverts(record: RunRecord) -> None:
+    """Raise `RevertedError` where the rounds only ever take the weights back."""
+    if record.reverts_in_row >= _MAX_REVERTS_IN_ROW:
+        raise RevertedError(
+            f"{record.reverts_in_row} evaluations in a row took the weights back to the best round: training "
+            "diverges; resume the run with a lower training.learning_rate, or a higher "
+            "evaluation.rollback_ratio (0 never takes them back)"
+        )
 
 
 def _evaluation_datasets(config: RunConfig) -> tuple[dict[str, Path], dict[str, DatasetDescription]]:

@@ -4,17 +4,19 @@ One file holds all that the next round needs, so there is no half of a checkpoin
 their own names, their average over the rounds (if it is kept) under `average/`, the server optimizer's
 state under `server_optimizer/`, and in the metadata the round, the
 federation's normalisation, the configuration, the fingerprint of the frozen weights, the norms that updates
-are compared with, the round's entry in the record, and a SHA-256 over all of it. What is drawn at random
+are compared with, what the policy loss was measured on, the round's entry in the record, and a SHA-256 over
+all of it. What is drawn at random
 depends on the seed and the round alone, so no generator has a state to keep.
 """
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ class Checkpoint:
     fingerprint: str
     norms: list[float]
     policy_loss: float | None  # of the evaluation after this round
+    measured_on: str  # on what; losses of different such digests say nothing of each other
     entry: dict[str, Any] | None  # of this round in the record; round 0 has none
     config: dict[str, Any]
 
@@ -72,16 +75,32 @@ class Checkpoints:
     Args:
         folder: made if it is not there.
         config: the run's whole configuration, flat; it goes into each file.
+        measured_on: digest of what policy losses are measured on from now on (`server.evaluation.measure`).
     """
 
-    def __init__(self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any], measured_on: str
+    ) -> None:
         self._folder, self._settings, self._config = folder, settings, dict(config)
+        self._measured_on = measured_on
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
         self.best_loss = float("inf")  # the lowest evaluated policy loss so far
-        with contextlib.suppress(CheckpointError):  # a damaged one is replaced by the next
-            if self.best.exists() and (loss := load_checkpoint(self.best).policy_loss) is not None:
-                self.best_loss = loss
+        self.best_is_comparable = True  # False: its loss was measured on something else, or not at all
+        if (best := self._find_best()) is not None:
+            self.best_is_comparable = best.policy_loss is not None and best.measured_on == measured_on
+            self.best_loss = float("inf") if best.policy_loss is None else best.policy_loss
+
+    def _find_best(self) -> Checkpoint | None:
+        """The best checkpoint; a damaged or missing one is replaced by the best of the others."""
+        try:
+            return load_checkpoint(self.best)
+        except CheckpointError as error:
+            if not self.best.exists() and not _round_files(self._folder):
+                return None
+            _log.error("%s; the best of the other checkpoints takes its place", error)
+        _replace_best(self.best, _round_files(self._folder))
+        return _whole(self.best) if self.best.exists() else None
 
     @property
     def best(self) -> Path:
@@ -105,37 +124,41 @@ class Checkpoints:
             CheckpointError: the file cannot be written, as on a full disk. All earlier ones are still there.
         """
         path = _path(self._folder, round_)
-        averages = {f"{_AVERAGE}{name}": tensor for name, tensor in (model.average or {}).items()}
-        tensors = {**model.weights, **averages, **_optimizer_tensors(model.optimizer)}
-        metadata = {"round": str(round_), "frozen_fingerprint": model.fingerprint}
-        if policy_loss is not None:
-            metadata["policy_loss"] = repr(policy_loss)
-        metadata["state"] = json.dumps(
-            {
-                "statistics": {
-                    feature: {name: np.asarray(values, np.float64).tolist() for name, values in named.items()}
-                    for feature, named in model.statistics.items()
-                },
-                "norms": list(model.norms),
-                "entry": entry,
-                "config": self._config,
+        optimizer = {} if model.optimizer is None else model.optimizer.state_dict()["state"]
+        checkpoint = Checkpoint(
+            round=round_,
+            weights=model.weights,
+            average=model.average,
+            optimizer={
+                f"{index}/{key}": value
+                for index, state in optimizer.items()
+                for key, value in state.items()
+                if value is not None
             },
-            allow_nan=False,
+            statistics=model.statistics,
+            fingerprint=model.fingerprint,
+            norms=list(model.norms),
+            policy_loss=policy_loss,
+            measured_on=self._measured_on,
+            entry=None if entry is None else dict(entry),
+            config=self._config,
         )
-        metadata["sha256"] = _digest(tensors, metadata)
-        try:
-            write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
-            if policy_loss is not None and self._is_best(policy_loss):
+        self._write(path, checkpoint)
+        if policy_loss is not None and self._is_best(policy_loss):
+            with self._full_disk(self.best, round_):
                 write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
-                self.best_loss = policy_loss
-        except (OSError, SafetensorError) as error:
-            free = shutil.disk_usage(self._folder).free / 1e6
-            raise CheckpointError(
-                f"{path} cannot be written ({error}; {free:.0f} MB are free): round {round_} is not saved, "
-                "earlier ones are; make room and resume the run"
-            ) from None
+            self.best_loss, self.best_is_comparable = policy_loss, True
         self._remove_old()
         return path
+
+    def measured_anew(self, best: Checkpoint, policy_loss: float) -> None:
+        """Let `best` be the best checkpoint by the `policy_loss` that today's evaluation gives it.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk.
+        """
+        self._write(self.best, replace(best, policy_loss=policy_loss, measured_on=self._measured_on))
+        self.best_loss, self.best_is_comparable = policy_loss, True
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None if there is none yet. A damaged one is passed over and named.
@@ -152,6 +175,22 @@ class Checkpoints:
         if paths:
             raise CheckpointError(f"{self._folder}: none of {len(paths)} checkpoints is whole")
         return None
+
+    def _write(self, path: Path, checkpoint: Checkpoint) -> None:
+        tensors, metadata = _contents(checkpoint)
+        with self._full_disk(path, checkpoint.round):
+            write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
+
+    @contextmanager
+    def _full_disk(self, path: Path, round_: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(self._folder).free / 1e6
+            raise CheckpointError(
+                f"{path} cannot be written ({error}; {free:.0f} MB are free): round {round_} is not saved, "
+                "earlier ones are; make room and resume the run"
+            ) from None
 
     def _is_best(self, policy_loss: float | None) -> bool:
         return policy_loss is not None and policy_loss < self.best_loss
@@ -194,6 +233,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             fingerprint=metadata["frozen_fingerprint"],
             norms=state["norms"],
             policy_loss=float(metadata["policy_loss"]) if "policy_loss" in metadata else None,
+            measured_on=state["measured_on"],
             entry=state["entry"],
             config=state["config"],
         )
@@ -253,14 +293,27 @@ def set_checkpoints_back(folder: Path, round_: int) -> None:
     best = folder / "best.safetensors"
     if best.exists() and ((found := _whole(best)) is None or found.round > round_):
         best.replace(aside / best.name)
-        evaluated = [
-            (found.policy_loss, path)
-            for path in kept
-            if (found := _whole(path)) is not None and found.policy_loss is not None
-        ]
-        if evaluated:
-            source = min(evaluated)[1]
-            write_atomically(best, lambda staging: _link_or_copy(source, staging))
+        _replace_best(best, kept)
+
+
+def _replace_best(best: Path, paths: Sequence[Path]) -> None:
+    """Give the checkpoint of lowest policy loss of `paths`, in order of their rounds, the name `best`.
+
+    Only losses that were measured on what the newest was measured on count. Without any it is the newest
+    checkpoint, without a loss.
+    """
+    found: list[tuple[float, str, Path]] = []
+    for path in reversed(paths):
+        if (checkpoint := _whole(path)) is not None:
+            loss = math.inf if checkpoint.policy_loss is None else checkpoint.policy_loss
+            found.append((loss, checkpoint.measured_on, path))
+    if not found:
+        best.unlink(missing_ok=True)
+        return
+    evaluated = [(loss, measured_on, path) for loss, measured_on, path in found if loss < math.inf]
+    comparable = [(loss, path) for loss, measured_on, path in evaluated if measured_on == evaluated[0][1]]
+    source = min(comparable)[1] if comparable else found[0][2]
+    write_atomically(best, lambda staging: _link_or_copy(source, staging))
 
 
 def _whole(path: Path) -> Checkpoint | None:
@@ -284,15 +337,31 @@ def _round_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_ROUND_PREFIX}*.safetensors"), key=_round_of)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    if optimizer is None:
-        return {}
-    return {
-        f"{_OPTIMIZER}{index}/{key}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
+def _contents(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the file that `checkpoint` is written to."""
+    tensors = {
+        **checkpoint.weights,
+        **{f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()},
+        **{f"{_OPTIMIZER}{name}": tensor for name, tensor in checkpoint.optimizer.items()},
     }
+    metadata = {"round": str(checkpoint.round), "frozen_fingerprint": checkpoint.fingerprint}
+    if checkpoint.policy_loss is not None:
+        metadata["policy_loss"] = repr(checkpoint.policy_loss)
+    metadata["state"] = json.dumps(
+        {
+            "statistics": {
+                feature: {name: np.asarray(values, np.float64).tolist() for name, values in named.items()}
+                for feature, named in checkpoint.statistics.items()
+            },
+            "norms": checkpoint.norms,
+            "measured_on": checkpoint.measured_on,
+            "entry": checkpoint.entry,
+            "config": checkpoint.config,
+        },
+        allow_nan=False,
+    )
+    metadata["sha256"] = _digest(tensors, metadata)
+    return tensors, metadata
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

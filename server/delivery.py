@@ -15,7 +15,7 @@ from federation.config import RunConfig
 from federation.errors import one_line
 from federation.logs import get_logger
 from server.checkpoints import CheckpointError, Checkpoints
-from server.export import export_best, export_policy
+from server.export import export_best, export_policy, write_card
 from server.hub import Hub
 from server.records import RunRecord, read_metrics
 from server.rounds import GlobalModel
@@ -54,9 +54,12 @@ class Delivery:
             self._hub.close()
 
     def after_round(self, round_: int, model: GlobalModel) -> None:
-        """Start what is due after `round_`, 0 being before training, and record what has ended."""
+        """Start what is due after `round_`, 0 being before training, and record what has ended.
+
+        What is due after the last round is `finish`'s.
+        """
         last = round_ == self._config.run.num_rounds
-        if self._simulations.due(round_, last=last):
+        if not last and self._simulations.due(round_):
             self._simulations.start(round_, lambda folder: self._export(folder, model, round_))
         if self._hub is not None and not last and round_ and self._hub.due(round_):
             self._hub.drop_waiting()
@@ -71,8 +74,11 @@ class Delivery:
         self._collect()
 
     def finish(self, model: GlobalModel, checkpoints: Checkpoints) -> None:
-        """Wait for the evaluations; export the last and the best policy; push the last."""
-        self._simulations.wait()
+        """Export the last and the best policy, evaluate the last, push it.
+
+        The export comes first, because an evaluation may take an hour in which the server can die. A run
+        that is resumed after its last round comes here too, and evaluates what it has not yet.
+        """
         folder, last = self._record.folder, self._config.run.num_rounds
         try:
             best = export_best(
@@ -81,11 +87,23 @@ class Delivery:
             _log.info("pretrained_model is round %d, pretrained_model_best round %d", last, best)
         except CheckpointError as error:
             _log.error("no pretrained_model_best: %s", error)
+            best = None
         self._export(folder / "pretrained_model", model, last)
+        if self._simulations.due(last, last=True) and not self._record.is_simulated(last):
+            self._simulations.start(last, lambda folder: self._export(folder, model, last))
+        self._simulations.wait()
+        self._write_cards(last, best)
         if self._hub is not None:
             self._hub.push(folder / "pretrained_model", last)
             self._hub.close()
         self._collect()
+
+    def _write_cards(self, last: int, best: int | None) -> None:
+        """Let the cards of what was exported before the last evaluations quote these too."""
+        metrics = read_metrics(self._record.folder)
+        write_card(self._record.folder / "pretrained_model", metrics, last)
+        if best is not None:
+            write_card(self._record.folder / "pretrained_model_best", metrics, best)
 
     def _export(self, folder: Path, model: GlobalModel, round_: int) -> None:
         export_policy(folder, self._policy, model, read_metrics(self._record.folder), round_)

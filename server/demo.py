@@ -199,7 +199,7 @@ def _show(
                 where = f"round {event['round']}: {event['node']}"
                 console.print(f"[yellow]{where}: {escape(event['reason'])}[/]", soft_wrap=True)
             elif kind == "evaluated":
-                baseline = baseline or event["policy_loss"]
+                baseline = event["policy_loss"] if event["round"] == 0 or not baseline else baseline
                 change = 100 * (event["policy_loss"] / baseline - 1)
                 console.print(
                     f"round {event['round']}: held-out policy loss [bold]{event['policy_loss']:.4f}[/] "

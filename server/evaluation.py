@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,39 @@ from federation.logs import get_logger
 from federation.policy import autocast, build_processors, load_trainable
 from federation.statistics import Statistics
 
-__all__ = ["DivergedError", "Evaluator"]
+__all__ = ["DivergedError", "Evaluator", "measure"]
 
+_VIDEO_END_BYTES = 1 << 20
 _log = get_logger("server.evaluation")
 
 
 class DivergedError(FederationError):
     """The policy loss or the action error of the weights is NaN or infinite, which no record could hold."""
+
+
+def measure(
+    datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription], config: EvaluationConfig
+) -> str:
+    """A digest of what policy losses are measured on: figures of different ones say nothing of each other.
+
+    That is the held-out data sets under their names and the settings that choose frames. A video counts by
+    its size and its ends: reading all of it would hold up the start of every run.
+    """
+    quick = config.quick_episodes if config.eval_mode == "quick" else None
+    digest = hashlib.sha256(repr((quick, config.frame_stride, version("lerobot"))).encode())
+    for name, root in sorted(datasets.items()):
+        digest.update(repr((name, descriptions[name].usable_episodes)).encode())
+        files = [path for part in ("meta", "data", "videos") for path in (root / part).rglob("*")]
+        for path in sorted(path for path in files if path.is_file()):
+            digest.update(f"\0{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                if path.suffix != ".mp4":
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                    continue
+                digest.update(file.read(_VIDEO_END_BYTES))
+                file.seek(max(file.tell(), path.stat().st_size - _VIDEO_END_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()
 
 
 class Evaluator:
@@ -45,6 +72,7 @@ class Evaluator:
         policy: built once, its trainable weights are overwritten at each evaluation.
         datasets: name -> folder.
         descriptions: what `describe_dataset` says of each; None reads them here.
+        measured_on: the digest that goes into every evaluation (see `measure`).
 
     Raises:
         DatasetError: a data set cannot be opened.
@@ -57,8 +85,9 @@ class Evaluator:
         datasets: Mapping[str, Path],
         config: EvaluationConfig,
         descriptions: Mapping[str, DatasetDescription] | None = None,
+        measured_on: str = "",
     ) -> None:
-        self._policy, self._config = policy, config
+        self._policy, self._config, self._measured_on = policy, config, measured_on
         self._device = next(policy.parameters()).device
         self._preprocessor, self._postprocessor = build_processors(policy, statistics)
         self._datasets, self._cameras = {}, {}
@@ -76,7 +105,7 @@ class Evaluator:
 
         Returns:
             `policy_loss` and `action_mse` over all frames, the same for each of `datasets`, `frames`,
-            `skipped_frames`, `mode` and `seconds`.
+            `skipped_frames`, `mode`, `measured_on` and `seconds`.
 
         Raises:
             DatasetError: not one frame of a data set can be decoded.
@@ -102,6 +131,7 @@ class Evaluator:
             "frames": frames,
             "skipped_frames": sum(result["skipped_frames"] for result in by_dataset.values()),
             "mode": self._config.eval_mode,
+            "measured_on": self._measured_on,
             "datasets": by_dataset,
             "seconds": time.monotonic() - started,
         }

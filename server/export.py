@@ -5,13 +5,14 @@ from typing import Any
 
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
+from federation.files import write_atomically
 from federation.policy import build_processors, load_trainable
 from federation.policy_folder import save_policy_folder
 from server.checkpoints import Checkpoints, load_checkpoint
 from server.model_card import model_card
 from server.rounds import GlobalModel
 
-__all__ = ["export_best", "export_policy"]
+__all__ = ["export_best", "export_policy", "write_card"]
 
 
 def export_policy(
@@ -37,3 +38,9 @@ def export_best(
     card = model_card(metrics, best.round)
     save_policy_folder(folder, policy, build_processors(policy, best.statistics), card)
     return best.round
+
+
+def write_card(folder: Path, metrics: dict[str, Any], round_: int) -> None:
+    """Write the model card of the policy folder `folder`, which holds the weights after `round_`, again."""
+    card = model_card(metrics, round_)
+    write_atomically(folder / "README.md", lambda staging: staging.write_text(card, encoding="utf-8"))

@@ -12,7 +12,7 @@ server.log                the ServerApp's log
 import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +39,8 @@ EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "federated_metrics.json"
 _LOCK_FILE = ".lock"
 _LOCK_SECONDS = 90.0  # a ServerApp that lost SuperLink notices within 60 s
-_SECONDS_BETWEEN_LOOKS = 1.0
+_READER_SECONDS = 2.0  # `is_being_written` holds the lock for a moment
+_SECONDS_BETWEEN_LOOKS = 0.1
 # What a continuation must share with the rounds before it; anything else may be changed for it.
 # Privacy too: what was spent is computed from one noise for all rounds.
 _FIXED = ("run.name", "run.seed", "policy.", "aggregation.strategy", "privacy.", "evaluation.ema_decay")
@@ -58,6 +59,7 @@ class RunRecord:
 
     Args:
         outputs: where runs are kept.
+        flower_run: Flower's id of the run that writes this record; None: no run does, as in a rollback.
 
     Raises:
         FederationError: the folder exists, cannot be made or, to resume, is not there, still being written or
@@ -65,8 +67,9 @@ class RunRecord:
         ConfigError: a continuation would change what it must share with the rounds before it.
     """
 
-    def __init__(self, outputs: Path, name: str, config: RunConfig) -> None:
+    def __init__(self, outputs: Path, name: str, config: RunConfig, flower_run: str | None = None) -> None:
         self.name, self.folder = name, outputs / name
+        self._flower_run = flower_run
         self._changed: dict[str, Any] = {}  # settings that a continuation changes
         if config.run.resume:
             self._reopen(config)
@@ -82,7 +85,7 @@ class RunRecord:
             raise FederationError(
                 f"{self.folder} cannot be made ({error.strerror}): check its owner"
             ) from None
-        self._open(wait_seconds=0)
+        self._open(_READER_SECONDS)
         self._metrics: dict[str, Any] = {
             "run": self.name,
             "status": "running",
@@ -95,6 +98,7 @@ class RunRecord:
             "baseline": None,
             "rounds": [],
             "resumed": [],
+            "flower_runs": [self._flower_run] if self._flower_run else [],
         }
         write_json(self.folder / "config.json", self._metrics["config"])
         if config.privacy.mode != "none":
@@ -105,7 +109,7 @@ class RunRecord:
         if not self.folder.is_dir():
             raise FederationError(f"{self.folder} does not exist: there is no such run to resume")
         # SuperLink gives a run up before its ServerApp knows: that one may still be writing.
-        self._open(wait_seconds=_LOCK_SECONDS)
+        self._open(_LOCK_SECONDS)
         self._metrics = read_metrics(self.folder)
         old, new = flatten(recorded_config(self.folder)), flatten(config) | {"run.resume": False}
         self._changed = {key: new[key] for key in new if new[key] != old[key]}
@@ -116,6 +120,9 @@ class RunRecord:
                 )
         check_ledger(config.privacy, self.folder)
         self._metrics |= {"config": new, "status": "running", "reason": "", "finished": None}
+        if self._flower_run:
+            self._metrics.setdefault("flower_runs", []).append(self._flower_run)
+            self._save()  # the nodes may be long in coming; who follows the run looks for it here
 
     def resume_after(self, round_: int | None, entry: dict[str, Any] | None) -> None:
         """Go on after `round_`, None for the very beginning: later rounds will be done again.
@@ -128,7 +135,10 @@ class RunRecord:
             kept.append(entry)
         again = [e["round"] for e in self._metrics["rounds"] if e not in kept]
         self._metrics["rounds"] = kept
-        self._metrics.setdefault("resumed", []).append({"time": _now(), "after_round": round_ or 0})
+        self._drop_simulations(lambda simulated: simulated > (-1 if round_ is None else round_))
+        self._metrics.setdefault("resumed", []).append(
+            {"time": _now(), "after_round": round_ or 0, "changed": sorted(self._changed)}
+        )
         write_json(self.folder / "config.json", self._metrics["config"])
         self._save()
         self.event("run_resumed", after_round=round_ or 0, rounds_done_again=again, changed=self._changed)
@@ -151,6 +161,29 @@ class RunRecord:
             self._metrics["baseline"] = evaluation
         self.event("evaluated", round=round_, **evaluation)
 
+    def evaluated_anew(
+        self, baseline: dict[str, Any], round_: int, evaluation: dict[str, Any], *, changed: str
+    ) -> None:
+        """Replace the figures of a resumed run, which `changed` makes say nothing of those that come.
+
+        The weights before training and those of `round_`, the best, have been evaluated again. The other
+        rounds lose their evaluations; the events keep them.
+        """
+        dropped = [entry["round"] for entry in self._metrics["rounds"] if entry.pop("evaluation", None)]
+        for entry in self._metrics["rounds"]:
+            if entry["round"] == round_:
+                entry["evaluation"] = evaluation
+        self._metrics["resumed"][-1]["evaluated_anew"] = changed
+        self.event("evaluations_dropped", rounds=[0, *dropped], reason=changed)
+        self.evaluated(0, baseline)
+        if round_:
+            self.evaluated(round_, evaluation)
+        self._save()
+
+    def is_simulated(self, round_: int) -> bool:
+        """Whether the record has the closed-loop evaluation after `round_`."""
+        return any(entry["round"] == round_ for entry in self._metrics.get("simulated", []))
+
     def simulated(self, round_: int, result: dict[str, Any]) -> None:
         """Write `sim_eval_round_<round_>.json`; its figures without the episodes go into the record."""
         write_json(self.folder / f"sim_eval_round_{round_}.json", {"round": round_, **result})
@@ -158,12 +191,14 @@ class RunRecord:
         figures = {"round": round_, **{key: result[key] for key in kept}}
         others = [entry for entry in self._metrics.get("simulated", []) if entry["round"] != round_]
         self._metrics["simulated"] = sorted([*others, figures], key=lambda entry: entry["round"])
+        self._drop_simulations(self._is_gone)
         self._save()
         self.event("simulated", **figures)
 
     def round_finished(self, round_: dict[str, Any]) -> None:
         """Add a complete round; from here on it is on disk."""
         self._metrics["rounds"].append(round_)
+        self._drop_simulations(self._is_gone)
         self._save()
         self.event("round_finished", **round_)
 
@@ -171,8 +206,39 @@ class RunRecord:
         """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""
         later = [entry["round"] for entry in self._metrics["rounds"] if entry["round"] > round_]
         self._metrics["rounds"] = [e for e in self._metrics["rounds"] if e["round"] <= round_]
+        self._drop_simulations(lambda simulated: simulated > round_)
         self.event("rolled_back", to_round=round_, rounds_dropped=later)
         self.close("failed", f"rolled back to round {round_} by the operator: resume it")
+
+    @property
+    def entry_behind(self) -> dict[str, Any] | None:
+        """The entry of the round that today's weights come from; None: they are those before training."""
+        entries = {entry["round"]: entry for entry in self._metrics["rounds"]}
+        entry = entries.get(max(entries, default=0))
+        while entry is not None and "rolled_back_to" in entry:
+            entry = entries.get(entry["rolled_back_to"])
+        return entry
+
+    @property
+    def reverts_in_row(self) -> int:
+        """How many evaluations in a row took the weights back, since the settings were last changed."""
+        changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
+        count = 0
+        for entry in reversed(self._metrics["rounds"]):
+            is_reverted = "rolled_back_to" in entry
+            if entry["round"] <= max(changed, default=0) or ("evaluation" in entry and not is_reverted):
+                break
+            count += is_reverted
+        return count
+
+    def _is_gone(self, round_: int) -> bool:
+        """Whether nothing of the weights after `round_` is in today's. After a revert they are the best's."""
+        reverts = [entry for entry in self._metrics["rounds"] if "rolled_back_to" in entry]
+        return any(entry["rolled_back_to"] < round_ < entry["round"] for entry in reverts)
+
+    def _drop_simulations(self, is_gone: Callable[[int], bool]) -> None:
+        if "simulated" in self._metrics:
+            self._metrics["simulated"] = [s for s in self._metrics["simulated"] if not is_gone(s["round"])]
 
     @property
     def undone_rounds(self) -> list[int]:
@@ -215,7 +281,10 @@ class RunRecord:
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write."""
+    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write.
+
+    It takes the lock for a moment, so whoever wants the record waits for it for longer than that.
+    """
     try:
         with (folder / _LOCK_FILE).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -279,6 +279,15 @@ def _bytes(metrics: dict[str, Any]) -> str:
     return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
 
 
+def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
+    if "evaluated_anew" not in resumed:
+        return []
+    return [
+        f"{resumed['evaluated_anew']}, so the weights before training and the best were evaluated anew and "
+        "the other rounds before it have no figures"
+    ]
+
+
 def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
     """What went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
@@ -292,7 +301,7 @@ def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> st
         [
             _Text("server"),
             _Text("resumed"),
-            _Text(f"at {again['time']}"),
+            _Text("; ".join([f"at {again['time']}", *_evaluated_anew(again)])),
             _Text(f"after {again['after_round']}"),
         ]
         for again in metrics.get("resumed", [])

@@ -161,6 +161,9 @@ class RunTotals:
         if node := self.nodes.get(event["node"]):
             node.refused[refusal_reason(event["reason"])] += 1
 
+    def _on_evaluations_dropped(self, _: dict[str, Any]) -> None:
+        self.evaluation = self.baseline = self.best = None  # measured on something else; new ones follow
+
     def _on_evaluated(self, event: dict[str, Any]) -> None:
         self.evaluation = event
         self.evaluations += 1

@@ -16,6 +16,7 @@ from federation.logs import get_logger
 __all__ = ["Simulations"]
 
 _MOST_SECONDS = 3600.0
+_RESULT_FILE = "result.json"
 _log = get_logger("server.simulation")
 
 
@@ -93,7 +94,7 @@ class Simulations:
         if self._running is not None:
             (round_, process), self._running = self._running, None
             process.terminate()
-            process.wait()
+            process.communicate()
             self._remove_policy(round_)
 
     def _drop_waiting(self) -> None:
@@ -107,16 +108,17 @@ class Simulations:
 
     def _begin(self, round_: int) -> subprocess.Popen[bytes]:
         folder = self._folder / f"round_{round_}"
-        command = [sys.executable, "-m", "server.simulation", "--policy", "policy", "--out", "result.json"]
+        command = [sys.executable, "-m", "server.simulation", "--policy", "policy", "--out", _RESULT_FILE]
         command += ["--videos", ".", "--episodes", str(self._config.sim_episodes)]
-        command += ["--variants", self._config.sim_variants]
+        command += ["--variants", self._config.sim_variants, "--end-with-stdin"]
+        (folder / _RESULT_FILE).unlink(missing_ok=True)  # of a server before this one
         code = Path(__file__).parents[1]  # Flower unpacks the app anywhere
         with (folder / "log.txt").open("wb") as log:
             return subprocess.Popen(
                 command,
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": str(code)},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by the kernel if this process is killed: it ends too
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -124,10 +126,11 @@ class Simulations:
     def _finish(self) -> None:
         assert self._running is not None
         (round_, process), self._running = self._running, None
+        process.communicate()  # it has ended: closes the pipe
         folder = self._folder / f"round_{round_}"
         self._remove_policy(round_)
         try:
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = json.loads((folder / _RESULT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "no output")

@@ -36,8 +36,8 @@ def _model(value: float = 0.0, strategy: str = "fedprox") -> GlobalModel:
     return GlobalModel(weights, statistics, FINGERPRINT, made, deque([1.5, 2.5], maxlen=32))
 
 
-def _store(folder: Path, **changes: int) -> Checkpoints:
-    return Checkpoints(folder, CheckpointConfig(**changes), flatten(RunConfig()))
+def _store(folder: Path, measured_on: str = "m", **changes: int) -> Checkpoints:
+    return Checkpoints(folder, CheckpointConfig(**changes), flatten(RunConfig()), measured_on)
 
 
 def _rounds(folder: Path) -> list[int]:
@@ -74,6 +74,54 @@ def test_the_best_is_remembered_by_a_continuation(tmp_path: Path) -> None:
     _store(tmp_path).save(1, _model(1), 1.0, {})
     _store(tmp_path).save(2, _model(2), 2.0, {})
     assert load_checkpoint(tmp_path / "best.safetensors").round == 1
+
+
+def test_losses_measured_on_something_else_are_not_compared(tmp_path: Path) -> None:
+    """What the loss was on the old hold-out must not make every later round look worse, or better."""
+    assert _store(tmp_path, "old").best_is_comparable  # a new run
+    _store(tmp_path, "old").save(1, _model(1), 0.1, {})
+    assert _store(tmp_path, "old").best_is_comparable
+    store = _store(tmp_path, "new")
+    assert not store.best_is_comparable
+    store.measured_anew(load_checkpoint(store.best), 0.9)
+    store.save(2, _model(2), 0.8, {})
+    for same in (store, _store(tmp_path, "new")):
+        assert (same.best_is_comparable, same.best_loss) == (True, 0.8)
+    best = load_checkpoint(store.best)
+    assert (best.round, best.policy_loss, best.measured_on) == (2, 0.8, "new")
+    assert load_checkpoint(tmp_path / "round_0001.safetensors").policy_loss == 0.1
+    set_checkpoints_back(tmp_path, 1)
+    assert load_checkpoint(store.best).measured_on == "old"
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_damaged_best_is_named_and_the_best_of_the_others_takes_its_place(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path, keep=2)
+    for round_, loss in enumerate([3.0, 0.5, 1.0, 2.0]):
+        store.save(round_, _model(round_), loss, {})
+    store.best.unlink()
+    if damage == "torn":
+        store.best.write_bytes(b"torn")
+    lines: list[str] = []
+    monkeypatch.setattr(module._log, "error", lambda text, *values: lines.append(text % values))
+    store = _store(tmp_path, keep=2)
+    (line,) = lines
+    assert "best.safetensors" in line
+    assert "the best of the other checkpoints takes its place" in line
+    assert (store.best_loss, load_checkpoint(store.best).round) == (1.0, 2)
+    store.save(4, _model(4), 1.5, {})
+    assert load_checkpoint(store.best).round == 2
+
+
+def test_without_an_evaluated_checkpoint_the_newest_is_to_be_evaluated(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    for round_ in (1, 2):
+        store.save(round_, _model(round_), None, {})
+    store = _store(tmp_path)
+    assert not store.best_is_comparable
+    assert load_checkpoint(store.best).round == 2
 
 
 @pytest.mark.parametrize("strategy", ["fedprox", "fedavgm", "fedadam"])

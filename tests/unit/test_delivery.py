@@ -1,6 +1,7 @@
 """What becomes of a run's policy: exports, closed loop and Hub together."""
 
 import errno
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from server import hub as hub_module
 from server.checkpoints import Checkpoints
 from server.delivery import Delivery
 from server.export import export_policy
-from server.records import EVENTS_FILE, RunRecord
+from server.records import EVENTS_FILE, RunRecord, read_metrics
 from server.rounds import GlobalModel
+from server.supervisor import as_continuation
 from tests.conftest import TINY
 from tests.local_hub import TOKEN, LocalHub, local_hub
 
@@ -45,7 +47,7 @@ def _config(**changes: object) -> RunConfig:
 def _deliver(policy, model: GlobalModel, config: RunConfig, outputs: Path) -> Path:
     """Two rounds of a run in which round 1 is the best."""
     record = RunRecord(outputs, "run-1", config)
-    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config))
+    checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), "m")
     with Delivery(policy, config, record) as delivery:
         for round_, loss in ((0, 2.0), (1, 1.0), (2, 1.5)):
             checkpoints.save(round_, model, loss, entry=None)
@@ -67,6 +69,66 @@ def test_the_last_and_the_best_policy_are_exported(policy, model, tmp_path: Path
     assert "weights after round 1" in (folder / "pretrained_model_best" / "README.md").read_text()
     last, best = (folder / f"pretrained_model{end}" / "model.safetensors" for end in ("", "_best"))
     assert last.read_bytes() != best.read_bytes()
+
+
+_RESULT = {
+    "success_rate": 0.5,
+    "interval": [0.2, 0.8],
+    "mean_return": 0.6,
+    "episodes": 4,
+    "expert_success_rate": 1.0,
+}
+
+
+class _Evaluations:
+    """Stands in for `Simulations`: evaluates at once, or dies like the server in the midst of it."""
+
+    def __init__(self, folder: Path, _: object, done: Any) -> None:
+        self._folder, self._done, self._started = folder, done, []
+
+    dies = False
+
+    def due(self, round_: int, *, last: bool = False) -> bool:
+        return last
+
+    def start(self, round_: int, export: Any) -> None:
+        assert (self._folder / "pretrained_model" / "model.safetensors").is_file()
+        self._started.append(round_)
+
+    def wait(self) -> None:
+        if self.dies:
+            raise KeyboardInterrupt
+        for round_ in self._started:
+            self._done(round_, _RESULT)
+        self._started.clear()
+
+    def collect(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_the_last_evaluation_is_done_by_a_continuation_if_the_server_died_in_it(
+    policy, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "Simulations", _Evaluations)
+    monkeypatch.setattr(_Evaluations, "dies", True)
+    with pytest.raises(KeyboardInterrupt):
+        _deliver(policy, model, _config(), tmp_path)
+    folder = tmp_path / "run-1"
+    assert (folder / "pretrained_model" / "model.safetensors").is_file()
+    assert (folder / "pretrained_model_best" / "model.safetensors").is_file()
+    assert "In closed loop" not in (folder / "pretrained_model" / "README.md").read_text()
+
+    monkeypatch.setattr(_Evaluations, "dies", False)
+    config = as_continuation(_config())
+    gc.collect()  # the dead server's lock on the record
+    record = RunRecord(tmp_path, "run-1", config)
+    record.resume_after(2, None)
+    store = Checkpoints(folder / "checkpoints", config.checkpoint, flatten(config), "m")
+    with Delivery(policy, config, record) as delivery:
+        delivery.finish(model, store)
+    assert [entry["round"] for entry in read_metrics(folder)["simulated"]] == [2]
+    assert "| round 2 | 50% |" in (folder / "pretrained_model" / "README.md").read_text()
 
 
 def test_the_policy_is_pushed_on_the_way_and_at_the_end(policy, model, hub, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from federation.config import EvaluationConfig
 from federation.dataset_description import describe_dataset
 from federation.errors import DatasetError
-from server.evaluation import DivergedError, Evaluator, _fixed_draw
+from server.evaluation import DivergedError, Evaluator, _fixed_draw, measure
 from tests.synthetic import blank_frames
 
 
@@ -96,10 +97,30 @@ def test_fixed_draws_are_distributed_as_in_training() -> None:
 
 
 def test_a_data_set_without_a_readable_frame_is_named(policy, weights, statistics, data, tmp_path) -> None:
-    import shutil
-
     shutil.copytree(data / "holdout", tmp_path / "holdout")
     for video in (tmp_path / "holdout").rglob("*.mp4"):
         blank_frames(video, range(10**6))
     with pytest.raises(DatasetError, match="evaluation data set holdout: no frame can be decoded"):
         _evaluator(policy, statistics, tmp_path).evaluate(weights)
+
+
+def test_what_losses_are_measured_on_is_told_apart(data, tmp_path) -> None:
+    root = tmp_path / "holdout"
+    shutil.copytree(data / "holdout", root)
+    description = describe_dataset(root)
+
+    def digest(name: str = "holdout", left_out: dict[int, str] | None = None, **settings) -> str:
+        described = dataclasses.replace(description, left_out=left_out or {})
+        return measure({name: root}, {name: described}, EvaluationConfig(**settings))
+
+    first = digest()
+    assert digest(batch_size=3, eval_frequency=2, rollback_ratio=0.0, sim_frequency=1) == first
+    assert digest(eval_mode="full", quick_episodes=3) == digest(eval_mode="full", quick_episodes=4)
+    others = [digest(eval_mode="full"), digest(quick_episodes=3), digest(frame_stride=14), digest("other")]
+    others.append(digest(left_out={0: "wild"}))
+    video = next((root / "videos").rglob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"x")
+    others.append(digest())
+    (root / "README.md").write_text("anything")
+    assert digest() == others[-1]
+    assert len({first, *others}) == 1 + len(others)

@@ -592,3 +592,15 @@ def test_a_site_exporter_without_its_folder_says_so(capsys: pytest.CaptureFixtur
 def test_the_record_holds_what_the_exporter_reads(record: RunRecord) -> None:
     events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
     assert next(e for e in events if e["event"] == "evaluated")["datasets"]
+
+
+def test_after_a_change_of_the_hold_out_the_old_best_is_no_longer_shown(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    figures = {"action_mse": 1.0, "datasets": {}, "seconds": 0.1}
+    record.event("evaluations_dropped", rounds=[0, 1, 2], reason="another hold-out")
+    for round_, loss in ((0, 90.0), (1, 70.0)):
+        record.event("evaluated", round=round_, policy_loss=loss, **figures)
+    values = _scrape(tmp_path)
+    assert values["federation_policy_loss_baseline"] == 90.0
+    assert values["federation_policy_loss_best"] == 70.0

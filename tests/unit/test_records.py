@@ -1,5 +1,7 @@
+import fcntl
 import json
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from hypothesis import given
@@ -194,3 +196,101 @@ def test_a_folder_in_which_nothing_was_recorded_does_not_stop_a_run(tmp_path: Pa
 
 def test_run_names_sort_by_time() -> None:
     assert new_run_name("demo").startswith("demo-20")
+
+
+_SIMULATED = {
+    "success_rate": 0.5,
+    "interval": [0.2, 0.8],
+    "mean_return": 0.6,
+    "episodes": 4,
+    "expert_success_rate": 1.0,
+}
+
+
+def _simulated(record: RunRecord) -> list[int]:
+    return [entry["round"] for entry in _read(record).get("simulated", [])]
+
+
+def test_closed_loop_results_of_rounds_that_are_gone_leave_the_record(record: RunRecord) -> None:
+    record.simulated(0, _SIMULATED)
+    for round_ in (1, 2, 3):
+        record.round_finished(_round(round_))
+        record.simulated(round_, _SIMULATED)
+    record.round_finished(_round(4, rolled_back_to=1))  # its weights are those of round 1 again
+    assert _simulated(record) == [0, 1]
+    record.simulated(3, _SIMULATED)  # it took longer than the round
+    record.simulated(4, _SIMULATED)
+    assert _simulated(record) == [0, 1, 4]
+    record.roll_back(2)
+    assert _simulated(record) == [0, 1]
+    record.resume_after(0, None)
+    assert _simulated(record) == [0]
+    events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    assert [event["round"] for event in events if event["event"] == "simulated"] == [0, 1, 2, 3, 3, 4]
+
+
+def test_reverts_are_counted_between_evaluations_that_stand(record: RunRecord) -> None:
+    counts = []
+    for round_, reverted in enumerate([False, True, None, True, False, True], start=1):
+        entry = _round(round_, **({"rolled_back_to": 1} if reverted else {}))
+        if reverted is None:  # not every round is evaluated
+            del entry["evaluation"]
+        record.round_finished(entry)
+        counts.append(record.reverts_in_row)
+    assert counts == [0, 1, 1, 2, 0, 1]
+
+
+def test_reverts_count_from_the_last_change_of_the_settings(record: RunRecord, tmp_path: Path) -> None:
+    for round_ in (1, 2, 3):
+        record.round_finished(_round(round_, rolled_back_to=0))
+    for config, expected in (
+        (RunConfig(run=RunSection(resume=True)), 3),
+        (RunConfig(run=RunSection(resume=True), training=TrainingConfig(learning_rate=1e-5)), 0),
+        (RunConfig(run=RunSection(resume=True), training=TrainingConfig(learning_rate=1e-5)), 0),
+    ):
+        record._lock.close()
+        record = RunRecord(tmp_path, "run-1", config)
+        record.resume_after(3, None)
+        assert record.reverts_in_row == expected
+    record.round_finished(_round(4, rolled_back_to=0))
+    assert record.reverts_in_row == 1
+
+
+def test_the_round_behind_the_weights_is_the_one_that_was_gone_back_to(record: RunRecord) -> None:
+    found = []
+    for round_, back in enumerate([None, None, 1, 3, None, 0], start=1):
+        record.round_finished(_round(round_, **({} if back is None else {"rolled_back_to": back})))
+        entry = record.entry_behind
+        found.append(entry and entry["round"])
+    assert found == [1, 2, 1, 1, 5, None]
+
+
+def test_figures_of_another_measure_leave_the_record(record: RunRecord) -> None:
+    record.evaluated(0, _evaluation(9.0))
+    for round_ in (1, 2, 3):
+        record.round_finished(_round(round_))
+    record.resume_after(3, None)
+    record.evaluated_anew(_evaluation(4.0), 2, _evaluation(3.0), changed="the hold-out changed")
+    metrics = _read(record)
+    assert metrics["baseline"]["policy_loss"] == 4.0
+    kept = {e["round"]: e["evaluation"]["policy_loss"] for e in metrics["rounds"] if "evaluation" in e}
+    assert kept == {2: 3.0}
+    assert metrics["resumed"][-1]["evaluated_anew"] == "the hold-out changed"
+    assert records.evaluations_behind(metrics, 3).keys() == {0, 2}
+
+
+def test_a_reader_of_the_lock_is_not_in_the_way_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run-1").mkdir()
+    with (tmp_path / "run-1" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        Timer(0.3, lock.close).start()
+        assert _read(RunRecord(tmp_path, "run-1", RunConfig()))["status"] == "running"
+
+
+def test_the_record_names_flowers_runs_before_the_nodes_come(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run-1", RunConfig(), "17")
+    record.close("finished")
+    record._lock.close()
+    record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True)), "18")
+    metrics = _read(record)
+    assert (metrics["flower_runs"], metrics["status"]) == (["17", "18"], "running")

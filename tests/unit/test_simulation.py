@@ -3,6 +3,9 @@
 import errno
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +180,34 @@ def test_a_run_that_fails_leaves_no_evaluation_behind(
     simulations.wait()
     assert done == []
     assert not list(tmp_path.glob("simulation/*/policy"))
+
+
+def test_an_evaluation_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
+    """Else it would write its videos and its result beside those of the next server."""
+    reader, writer = os.pipe()
+    code = (
+        "import time\n"
+        "from server import simulation\n"
+        "simulation.simulate = lambda *_: time.sleep(600)\n"
+        "simulation.main(['--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=reader)
+    os.close(reader)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    os.close(writer)
+    assert process.wait(60) == 1
+
+
+def test_the_result_of_an_earlier_server_is_not_taken_for_that_of_a_failed_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "simulation" / "round_2").mkdir(parents=True)
+    (tmp_path / "simulation" / "round_2" / "result.json").write_text("{}")
+    simulations, done = _simulations(tmp_path, monkeypatch, "raise SystemExit('no OpenGL here')")
+    simulations.start(2, lambda folder: folder.mkdir())
+    simulations.wait()
+    assert done == []
 
 
 def test_what_a_killed_server_exported_is_cleared_and_the_videos_stay(tmp_path: Path) -> None:
