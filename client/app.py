@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client.hardware import describe_device
+from client.privacy_rules import PrivacyRules, check_privacy, count_release, parse_privacy_rules
 from federation import logs
 from federation.cameras import parse_camera_names, spell_cameras
 from federation.config import RunConfig, TrainingConfig, parse_run_config
@@ -54,6 +55,7 @@ class Site:
     scratch: Path
     sample_cache_gb: float  # disk for decoded samples
     cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
+    privacy: PrivacyRules  # what its owner insists on
 
 
 @app.query(QUERY_JOIN.partition(".")[2])
@@ -75,6 +77,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    check_privacy(site.privacy, config.privacy, site.scratch)
     description = describe_dataset(site.dataset)
     matched = check_fits(description, config.policy, str(site.dataset), site.cameras)
     cameras = spell_cameras(config.policy.camera_names, matched)
@@ -126,6 +129,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     order = message.content.config_records[CONFIG]
     round_, run = int(order["round"]), str(order["run"])  # type: ignore[arg-type]
     logs.speak_as(run=run, round_=round_)
+    check_privacy(site.privacy, config.privacy, site.scratch)
     drop_carried(site.scratch, run, order["undone"])  # type: ignore[arg-type]
     description = describe_dataset(site.dataset)
     cameras = check_fits(description, config.policy, str(site.dataset), site.cameras)
@@ -187,6 +191,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
         clip(result.update.values(), config.privacy.clip_norm)
         for tensor in result.update.values():
             add_noise(tensor, config.privacy.clip_norm * config.privacy.noise_multiplier)
+        count_release(site.privacy, config.privacy, site.scratch, site.name, run, round_)
     # The residual is left over from an update that had its noise: it tells nothing more.
     add_residual(site.scratch, run, round_, result.update)
     header = Header(config.wire.upload, run, round_, base=weights.header.sha256)
@@ -250,13 +255,15 @@ def _read_site(context: Context) -> Site:
             f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
         )
     cameras = parse_camera_names(str(settings.get("cameras", "")))
+    privacy = parse_privacy_rules(settings)
     scratch = Path(str(settings["scratch"]))
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _log.error("scratch %s: %s", scratch, error)
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
-    return Site(str(settings["name"]), Path(str(settings["dataset"])), scratch, float(cache_gb), cameras)
+    dataset = Path(str(settings["dataset"]))
+    return Site(str(settings["name"]), dataset, scratch, float(cache_gb), cameras, privacy)
 
 
 def _seed(run_seed: int, site: str, round_: int) -> int:

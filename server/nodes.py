@@ -168,8 +168,9 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
-            _log.warning("node %d refused: %s", reply.node_id, error)
-            self._record.event("node_refused", node_id=str(reply.node_id), reason=str(error))
+            name = self._registered.get(reply.node_id, "")
+            _log.warning("node %s refused: %s", name or reply.node_id, error)
+            self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=str(error))
             if reply.content is not None:  # else it was the node that said so
                 self._tell(reply.node_id, str(error))
             return
