@@ -14,6 +14,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import PolicyError
 from federation.policy import build_processors, frozen_fingerprint
 from federation.policy_folder import load_policy_folder
+from federation.privacy_budget import NOT_COVERED
 from server.export import export_policy
 from server.model_card import model_card
 from server.rounds import GlobalModel
@@ -130,6 +131,13 @@ def test_the_card_drives_the_arm_at_the_rate_of_the_recordings() -> None:
 
 def test_the_card_of_an_earlier_round_does_not_borrow_later_figures() -> None:
     assert "| round 2 |" not in model_card(METRICS, round_=1)
+
+
+def test_the_card_says_what_privacy_has_cost_and_what_that_does_not_cover() -> None:
+    assert "rivacy" not in model_card(METRICS, round_=1)
+    spent = {"mode": "local", "delta": 1e-5, "epsilon": {"site-a": 2.5}, "not_covered": NOT_COVERED}
+    private = model_card({**METRICS, "privacy": spent}, round_=1)
+    assert "site: epsilon 2.50 of the updates alone, at delta 1e-05, local noise. " + NOT_COVERED in private
 
 
 def test_the_card_of_weights_that_went_back_has_the_figures_of_the_round_they_went_back_to() -> None:

@@ -21,6 +21,7 @@ from server.aggregation import make_aggregator
 from server.privacy import count_requests, format_max_epsilon, privacy_spent
 from server.records import RunRecord, read_metrics
 
+REPOSITORY = Path(__file__).parents[2]
 SIZE = 20_000
 SHAPES = {"w": torch.Size([SIZE])}
 
@@ -111,6 +112,14 @@ def test_what_is_shown_says_what_it_does_not_cover(tmp_path: Path) -> None:
     assert format_max_epsilon(spent) == (
         f"epsilon {most:.2f} of the updates alone, at delta 1e-05, local noise"
     )
+
+
+def test_what_an_epsilon_does_not_cover_stands_in_the_documents() -> None:
+    for file in ("SECURITY.md", "docker/prometheus/METRICS.md"):
+        assert NOT_COVERED in " ".join((REPOSITORY / file).read_text().split())
+    for dashboard in ("federation", "site"):
+        panels = (REPOSITORY / f"docker/grafana/dashboards/{dashboard}.json").read_text()
+        assert NOT_COVERED in panels
 
 
 def test_a_line_torn_by_a_kill_counts_as_a_request_to_everybody(tmp_path: Path) -> None:
