@@ -39,7 +39,7 @@ class Delivery:
         if config.evaluation.sim_frequency:
             check_simulator(config.evaluation.sim_variants)
         self._simulations = Simulations(record.folder, config.evaluation, record.simulated)
-        self._hub = Hub(config.hub) if config.hub.repo else None
+        self._hub = Hub(config.hub, record.name) if config.hub.repo else None
         self._to_push = record.folder / "to_push"
         shutil.rmtree(self._to_push, ignore_errors=True)  # of a server that was killed
 

@@ -31,15 +31,16 @@ _log = get_logger("server.hub")
 class Hub:
     """The repository `config.repo`, and `<repo>-vlm` beside it if the policy brings its own VLM.
 
-    A run's rounds are tagged `round-N`. Uploads happen in a thread of their own, one after another.
+    Each round is tagged `RUN-round-N`; one that is done again takes its tag over. Uploads happen in a thread
+    of their own, one after another.
 
     Raises:
         ConfigError: no token, a token that the Hub refuses or that may not write there, or no Hub.
     """
 
-    def __init__(self, config: HubConfig) -> None:
+    def __init__(self, config: HubConfig, run: str) -> None:
         """Check token and repository, which is made if it is missing."""
-        self._config, self._api = config, HfApi()
+        self._config, self._run, self._api = config, run, HfApi()
         self._reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hub")
         self._newest: tuple[Future[None], Path, int] | None = None
@@ -112,8 +113,17 @@ class Hub:
                 name_vlm(named, f"{repo}-vlm")
                 folder = named
             commit = self._api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-        tag = f"round-{round_}"
-        self._api.create_tag(repo, tag=tag, revision=commit.oid, exist_ok=True)
+        self._tag(repo, f"{self._run}-round-{round_}", commit.oid)
+
+    def _tag(self, repo: str, tag: str, commit: str) -> None:
+        """Let `tag` name `commit`. A tag that is there does not move: the Hub answers 409 and keeps it."""
+        try:
+            self._api.create_tag(repo, tag=tag, revision=commit)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            self._api.delete_tag(repo, tag=tag)
+            self._api.create_tag(repo, tag=tag, revision=commit)
 
     def _make(self, repo: str) -> None:
         _with_retries(lambda: self._api.create_repo(repo, private=self._config.private, exist_ok=True))
@@ -136,11 +146,15 @@ def _with_retries(action: Callable[[], Any]) -> Any:
 
 
 def _explain(error: HfHubHTTPError) -> str:
+    """What is wrong, in the Hub's own words, and what to do about it where the status tells."""
     status = error.response.status_code
     meaning = {
         401: "the Hub does not know the token (401): make a new one with write access",
-        403: "the token may not write there (403): give it write access to this owner's repositories",
+        # Also for a full storage, or a licence that nobody has accepted.
+        403: "the Hub forbids it (403): if it means the token, that needs write access to this owner's "
+        "repositories",
         404: "the Hub has no such owner, or hides it from this token (404)",
         429: "the Hub allows no more requests for now (429)",
-    }
-    return meaning.get(status, f"the Hub answered {status}")
+    }.get(status, f"the Hub answered {status}")
+    said = one_line(error.server_message or "")
+    return f"{meaning}; it says: {said}" if said else meaning

@@ -5,6 +5,7 @@ costs its curves, never the run.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,9 +97,13 @@ class _WandbRun:
                 x_save_requirements=False,
             ),
         )
+        # W&B's own steps may only grow, and it drops what goes back: so a round, which may be done again
+        # after a rollback or a resume, is an axis of ours. The step is the time: it grows over restarts too.
+        self._run.define_metric("round")
+        self._run.define_metric("*", step_metric="round")
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._run.log(dict(scalars), step=step)
+        self._run.log({"round": step, **scalars}, step=time.time_ns() // 1_000_000)
 
     def close(self) -> None:
         self._run.finish()

@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_" + "a" * 34
 
 
 class LocalHub(http.server.ThreadingHTTPServer):
-    """Its state, and `failures`: (method, part of the path) -> statuses to answer first."""
+    """Its state: repository -> file -> content, (repository, tag) -> commit.
+
+    `failures` are (method, part of the path) -> statuses to answer first; `said` is what it says then.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
-        self.tags: list[tuple[str, str]] = []
+        self.commits: dict[str, list[str]] = {}
+        self.tags: dict[tuple[str, str], str] = {}
         self.failures: dict[tuple[str, str], list[int]] = {}
+        self.said = "as the test wants"
         self.asked: list[tuple[str, str]] = []
 
     @property
@@ -41,6 +45,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer("PUT")
 
+    def do_DELETE(self) -> None:
+        self._answer("DELETE")
+
     def do_HEAD(self) -> None:
         self._answer("HEAD")
 
@@ -51,7 +58,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub.asked.append((method, path))
         for (wanted, part), statuses in hub.failures.items():
             if wanted == method and part in path and statuses:
-                return self._send(statuses.pop(0), {"error": "as the test wants"})
+                return self._send(statuses.pop(0), {"error": hub.said})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(401, {"error": "Invalid token"})
         if path == "/api/whoami-v2":
@@ -67,9 +74,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path)
         if not found or found[1] not in hub.repos:
             return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        return self._in_repo(found[1], found[2] or "", body)
+        return self._in_repo(method, found[1], found[2] or "", body)
 
-    def _in_repo(self, repo: str, rest: str, body: bytes) -> None:
+    def _in_repo(self, method: str, repo: str, rest: str, body: bytes) -> None:
         hub = self.server
         if rest.startswith("/preupload"):
             files = json.loads(body)["files"]
@@ -85,14 +92,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self._send(
-                200, {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}"}
-            )
+            commits = hub.commits.setdefault(repo, [])
+            commits.append(f"{len(commits) + 1:040x}")
+            answer = {"commitOid": commits[-1], "commitUrl": f"{hub.url}/{repo}/commit/{commits[-1]}"}
+            return self._send(200, {"success": True, **answer})
         if rest.startswith("/tag/"):
-            hub.tags.append((repo, json.loads(body)["tag"]))
-            return self._send(200, {})
-        info = {"id": repo, "sha": COMMIT, "siblings": [], "tags": [], "private": True}
+            return self._tag(method, repo, rest.removeprefix("/tag/"), body)
+        info = {
+            "id": repo,
+            "sha": hub.commits.get(repo, ["0" * 40])[-1],
+            "siblings": [],
+            "tags": [],
+            "private": True,
+        }
         return self._send(200, info)
+
+    def _tag(self, method: str, repo: str, rest: str, body: bytes) -> None:
+        """As the real one: a tag that is there does not move."""
+        tag = (repo, rest if method == "DELETE" else json.loads(body)["tag"])
+        if method == "DELETE":
+            return self._send(200 if self.server.tags.pop(tag, None) else 404, {})
+        if tag in self.server.tags:
+            return self._send(409, {"error": "Tag reference exists already"})
+        self.server.tags[tag] = rest
+        return self._send(200, {})
 
     def _send(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         body = json.dumps(content).encode()

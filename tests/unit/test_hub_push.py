@@ -42,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _push(folder: Path, round_: int = 4) -> list[dict]:
-    pushing = Hub(CONFIG)
+def _push(folder: Path, round_: int = 4, run: str = "run-1") -> list[dict]:
+    pushing = Hub(CONFIG, run)
     pushing.push(folder, round_)
     pushing.close()
     return list(pushing.reports())
@@ -51,8 +51,41 @@ def _push(folder: Path, round_: int = 4) -> list[dict]:
 
 def test_a_push_makes_the_repository_and_tags_the_round(hub: LocalHub, folder: Path) -> None:
     assert _push(folder) == [{"event": "pushed", "round": 4, "repo": "lab/so101"}]
-    assert hub.tags == [("lab/so101", "round-4")]
+    assert hub.tags == {("lab/so101", "run-1-round-4"): hub.commits["lab/so101"][-1]}
     assert hub.repos["lab/so101"].keys() == {"config.json", "policy_preprocessor.json"}
+
+
+def test_a_round_that_is_done_again_is_what_its_tag_names(hub: LocalHub, folder: Path) -> None:
+    _push(folder)
+    (folder / "config.json").write_text(json.dumps({"vlm_model_name": "./vlm", "after": "a rollback"}))
+    assert _push(folder)[0]["event"] == "pushed"
+    first, second = hub.commits["lab/so101"]
+    assert hub.tags == {("lab/so101", "run-1-round-4"): second}
+    assert first != second
+
+
+def test_a_round_of_another_run_leaves_the_tags_of_the_first(hub: LocalHub, folder: Path) -> None:
+    for run in ("run-1", "run-2"):
+        _push(folder, run=run)
+    first, second = hub.commits["lab/so101"]
+    assert [hub.tags["lab/so101", f"run-{n}-round-4"] for n in (1, 2)] == [first, second]
+
+
+def test_a_tag_is_moved_although_the_hub_breaks_in_the_middle(hub: LocalHub, folder: Path) -> None:
+    _push(folder)
+    hub.failures[("DELETE", "/tag/")] = [502]
+    assert _push(folder)[0]["event"] == "pushed"
+    assert hub.tags["lab/so101", "run-1-round-4"] == hub.commits["lab/so101"][-1]
+
+
+def test_the_hubs_own_sentence_is_kept(hub: LocalHub, folder: Path) -> None:
+    hub.said = "Private repository storage limit reached,\nplease upgrade your plan"
+    hub.failures[("POST", "/lab/so101/commit")] = [403]
+    (report,) = _push(folder)
+    assert report["reason"] == (
+        "the Hub forbids it (403): if it means the token, that needs write access to this owner's "
+        "repositories; it says: Private repository storage limit reached, please upgrade your plan"
+    )
 
 
 def test_a_policy_with_its_own_vlm_names_a_repository_beside_it(hub: LocalHub, folder: Path) -> None:
@@ -67,14 +100,14 @@ def test_a_policy_with_its_own_vlm_names_a_repository_beside_it(hub: LocalHub, f
 def test_no_token_is_said_at_the_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="no token: set HF_TOKEN"):
-        Hub(CONFIG)
+        Hub(CONFIG, "run-1")
 
 
 @pytest.mark.parametrize(
     ("failing", "status", "said"),
     [
         (("GET", "/whoami-v2"), 401, "does not know the token"),
-        (("POST", "/repos/create"), 403, "may not write there"),
+        (("POST", "/repos/create"), 403, "needs write access"),
         (("POST", "/repos/create"), 404, "no such owner"),
         (("GET", "/whoami-v2"), 500, "answered 500"),
     ],
@@ -84,14 +117,14 @@ def test_a_hub_that_cannot_be_used_is_said_at_the_start(
 ) -> None:
     hub.failures[failing] = [status] * 20
     with pytest.raises(ConfigError, match=said):
-        Hub(CONFIG)
+        Hub(CONFIG, "run-1")
 
 
 def test_a_hub_that_is_away_is_said_at_the_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = "http://127.0.0.1:9"
     monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=closed))
     with pytest.raises(ConfigError, match="cannot be reached"):
-        Hub(CONFIG)
+        Hub(CONFIG, "run-1")
 
 
 @pytest.mark.parametrize("status", [500, 502])
@@ -112,7 +145,7 @@ def test_a_failed_push_is_reported_and_never_raised(
 
 
 def test_what_was_exported_only_to_be_pushed_is_removed(hub: LocalHub, folder: Path) -> None:
-    pushing = Hub(CONFIG)
+    pushing = Hub(CONFIG, "run-1")
     pushing.push(folder, 2, remove=True)
     pushing.close()
     assert not folder.exists()
@@ -124,7 +157,7 @@ def test_a_push_that_waits_gives_way_to_a_newer_round(
     away = threading.Event()
     upload = Hub._upload
     monkeypatch.setattr(Hub, "_upload", lambda *order: (away.wait(60), upload(*order)))
-    pushing = Hub(CONFIG)
+    pushing = Hub(CONFIG, "run-1")
     for round_ in (2, 4, 6):
         pushing.drop_waiting()
         exported = Path(shutil.copytree(folder, tmp_path / f"round_{round_}"))
@@ -141,4 +174,4 @@ def test_a_push_that_waits_gives_way_to_a_newer_round(
 
 
 def test_pushes_are_due_every_so_many_rounds(hub: LocalHub) -> None:
-    assert [round_ for round_ in range(1, 7) if Hub(CONFIG).due(round_)] == [2, 4, 6]
+    assert [round_ for round_ in range(1, 7) if Hub(CONFIG, "run-1").due(round_)] == [2, 4, 6]

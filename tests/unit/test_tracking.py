@@ -1,7 +1,9 @@
 import json
 import struct
+import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -57,12 +59,29 @@ def test_tensorboard_files_are_written_without_being_asked_for(tmp_path: Path) -
     assert not (tmp_path / "wandb").exists()
 
 
+def _rounds_of(file: Path) -> list[int]:
+    """The round of each row in a file of W&B's, by W&B's own reader."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, rounds = DataStore(), []
+    store.open_for_scan(str(file))
+    while (content := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(content)
+        items = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        rounds += [int(items["round"])] if "round" in items else []
+    return rounds
+
+
 def test_weights_and_biases_offline_leaves_a_run_to_sync_later(tmp_path: Path) -> None:
     folder = tmp_path / "run-1"
     folder.mkdir()
     settings = {"tracking.wandb": "offline", "tracking.wandb_project": "arms"}
     track = Tracking(folder, parse_run_config(settings, "tests"))
-    track.log(0, evaluation_scalars(_evaluation(2.0)))
+    for round_ in (0, 1, 0):
+        track.log(round_, evaluation_scalars(_evaluation(2.0)))
+        time.sleep(0.002)
     track.close()
     (file,) = folder.glob("wandb/offline-run-*-run-1/*.wandb")
     give_up_at = time.monotonic() + 60  # its own process writes it
@@ -71,7 +90,47 @@ def test_weights_and_biases_offline_leaves_a_run_to_sync_later(tmp_path: Path) -
         time.sleep(0.5)
     for text in (b"arms", b"training.proximal_mu"):
         assert text in content
+    assert _rounds_of(file) == [0, 1, 0]  # a round that is done again is not dropped
     assert str(tmp_path).encode() not in content
+
+
+class FakeWandb:
+    """Of `wandb`, what drops a step that is not beyond the last, a restart in the same run included."""
+
+    rows: ClassVar[list[dict[str, float]]] = []
+    axes: ClassVar[dict[str, str]] = {}
+    last: ClassVar[int] = -1
+
+    Settings = staticmethod(lambda **_: None)
+
+    @classmethod
+    def init(cls, **_: object) -> "FakeWandb":
+        return cls()
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        if step_metric:
+            self.axes[name] = step_metric
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        if step > self.last:
+            type(self).last = step
+            self.rows.append(row)
+
+    def finish(self) -> None: ...
+
+
+def test_a_round_that_is_done_again_is_in_the_curves_of_weights_and_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)
+    for rounds in ([1, 2, 3, 2], [3, 4]):  # taken back to round 1; then the server restarts
+        track = Tracking(tmp_path, parse_run_config({"tracking.wandb": "offline"}, "tests"))
+        for round_ in rounds:
+            track.log(round_, {"loss": 1.0})
+            time.sleep(0.002)
+        track.close()
+    assert [row["round"] for row in FakeWandb.rows] == [1, 2, 3, 2, 3, 4]
+    assert FakeWandb.axes == {"*": "round"}
 
 
 def test_online_without_a_key_is_refused_before_anything_is_trained(
