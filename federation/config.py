@@ -73,7 +73,7 @@ class FederationConfig:
     # reply time and no more.
     quorum: float = _setting(0.75, above=0, at_most=1)
     straggler_factor: float = _setting(4.0, at_least=1)
-    join_timeout_seconds: float = _setting(300.0, above=0)  # how long to wait for min_nodes
+    join_timeout_seconds: float = _setting(300.0, above=0)  # then too few nodes are reported and waited for
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     ),
     "Who takes part": (
         _gauge("min_nodes", "Nodes that must be online before a round starts"),
+        _gauge("waiting_for_nodes", "Nodes that must still join, if they have been waited for long, else 0"),
         _gauge("nodes_joined", "Nodes that ever joined the run"),
         _gauge("sampled_nodes", "Nodes the newest round was sent to"),
         _gauge("participants", "Nodes whose update went into the newest complete round"),

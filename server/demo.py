@@ -182,6 +182,8 @@ def _show(
                 )
             elif kind == "node_refused":
                 console.print(f"[red]a node was refused: {escape(event['reason'])}[/]", soft_wrap=True)
+            elif kind == "waiting_for_nodes":
+                console.print(f"[yellow]{event['joined']} of {event['min_nodes']} nodes have joined[/]")
             elif kind == "run_resumed":
                 console.print(f"goes on after round {event['after_round']}")
                 progress.update(rounds, completed=event["after_round"])

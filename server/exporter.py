@@ -187,6 +187,7 @@ def _add_learning(samples: Samples, run: RunTotals) -> None:
 
 def _add_participants(samples: Samples, run: RunTotals) -> None:
     samples.add("min_nodes", run.config["federation.min_nodes"])
+    samples.add("waiting_for_nodes", run.waiting_for)
     samples.add("nodes_joined", len(run.nodes))
     samples.add("sampled_nodes", run.sampled)
     samples.add("joins_refused", run.joins_refused)

@@ -22,21 +22,17 @@ from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
 from server.exchange import Patience, Reply, look, send
 from server.records import RunRecord
+from server.waiting import WaitReport
 
-__all__ = ["Node", "NodeTable", "NotEnoughNodesError", "sample_nodes"]
+__all__ = ["Node", "NodeTable", "sample_nodes"]
 
 _JOIN_DEADLINE_SECONDS = 120.0
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MOST_REFUSALS_IN_ROW = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_BETWEEN_REMINDERS = 30.0
 _MOST_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
-
-
-class NotEnoughNodesError(FederationError):
-    """Fewer than `min_nodes` nodes came, or stayed."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class NodeTable:
         self._inquiries: list[Iterator[Reply | None]] = []
         self._refused_in_row: dict[int, int] = {}
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
+        self._denied: dict[int, str] = {}  # node id -> why, of those that were ever refused at the join
         self._registered: dict[int, str] = {}  # node id -> the name that its key was let in under
 
     def wait_for_nodes(self) -> dict[int, Node]:
@@ -83,12 +80,11 @@ class NodeTable:
         Nodes that came since the last call are asked to join first: late ones are welcome in any round. One
         that does not answer holds nobody up for longer than `_JOIN_GRACE_SECONDS`.
 
-        Raises:
-            NotEnoughNodesError: `join_timeout_seconds` passed.
+        Too few is waiting, not failing: sites may be off for a night. It is reported after
+        `join_timeout_seconds`.
         """
         settings = self._config.federation
-        give_up_at = time.monotonic() + settings.join_timeout_seconds
-        remind_at = time.monotonic() + _SECONDS_BETWEEN_REMINDERS
+        report = WaitReport(self._record, settings.min_nodes, settings.join_timeout_seconds)
         while True:
             present = list(self._grid.get_nodes())
             online = {node.node_id: node.last_activated_at for node in present}
@@ -98,16 +94,10 @@ class NodeTable:
             now = time.monotonic()
             is_expected = any(now - asked < _JOIN_GRACE_SECONDS for asked in self._asked.values())
             if len(joined) >= settings.min_nodes and not is_expected:
+                report.enough()
                 return joined
-            if now >= give_up_at:
-                raise NotEnoughNodesError(
-                    f"{len(joined)} of {settings.min_nodes} nodes joined within "
-                    f"{settings.join_timeout_seconds:.0f} s ({len(self._shut_out)} refused): start the other "
-                    "SuperNodes, or lower federation.min_nodes"
-                )
-            if now >= remind_at:
-                _log.info("waiting for nodes: %d of %d", len(joined), settings.min_nodes)
-                remind_at = now + _SECONDS_BETWEEN_REMINDERS
+            if len(joined) < settings.min_nodes:
+                report.too_few(len(joined), self._denied_online(online))
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def count_refusals(self, refused: Mapping[str, str], accepted: Iterable[str]) -> None:
@@ -168,6 +158,7 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
+            self._denied[reply.node_id] = str(error)
             name = self._registered.get(reply.node_id, "")
             _log.warning("node %s refused: %s", name or reply.node_id, error)
             self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=str(error))
@@ -177,6 +168,13 @@ class NodeTable:
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
         self._record.node_joined(node.name, _facts(node))
+
+    def _denied_online(self, online: Mapping[int, str]) -> dict[str, str]:
+        """Name or id of every node that is online and may not join -> why."""
+        denied = [node_id for node_id in self._denied if node_id in self._shut_out and node_id in online]
+        return {
+            self._registered.get(node_id) or f"node {node_id}": self._denied[node_id] for node_id in denied
+        }
 
     def _tell(self, node_id: int, reason: str) -> None:
         """Have the node's own log say why it takes no part. Nobody waits for its answer."""

@@ -84,6 +84,7 @@ class RunTotals:
     last_event: float = 0.0
     round_started: float = 0.0
     round_in_progress: int = 0
+    waiting_for: int = 0  # nodes that must still join before the run goes on, as last reported
     sampled: int = 0
     round: int = 0  # the newest complete one
     rounds: int = 0  # how many were completed, those done again included
@@ -117,10 +118,17 @@ class RunTotals:
 
     def _on_run_resumed(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
+        self.waiting_for = 0
         self.round = event["after_round"]
         self.refused_ids.clear()  # the new ServerApp asks every node anew
         for node in self.nodes.values():
             node.left_out = False
+
+    def _on_waiting_for_nodes(self, event: dict[str, Any]) -> None:
+        self.waiting_for = event["min_nodes"] - event["joined"]
+
+    def _on_waiting_ended(self, _: dict[str, Any]) -> None:
+        self.waiting_for = 0
 
     def _on_rolled_back(self, event: dict[str, Any]) -> None:
         self.status, self.round_in_progress, self.round = "failed", 0, event["to_round"]
@@ -129,7 +137,7 @@ class RunTotals:
         self.status, self.round_in_progress = "finished", 0
 
     def _on_run_failed(self, _: dict[str, Any]) -> None:
-        self.status, self.round_in_progress = "failed", 0
+        self.status, self.round_in_progress, self.waiting_for = "failed", 0, 0
 
     def _on_node_joined(self, event: dict[str, Any]) -> None:
         _ = event["episodes"], event["frames"]  # a line without them is none: it raises KeyError

@@ -604,3 +604,15 @@ def test_after_a_change_of_the_hold_out_the_old_best_is_no_longer_shown(
     values = _scrape(tmp_path)
     assert values["federation_policy_loss_baseline"] == 90.0
     assert values["federation_policy_loss_best"] == 70.0
+
+
+def test_a_run_that_waits_for_nodes_shows_how_many(record: RunRecord, tmp_path: Path) -> None:
+    def waiting() -> float:
+        return _scrape(tmp_path)["federation_waiting_for_nodes"]
+
+    assert waiting() == 0
+    record.event("waiting_for_nodes", joined=1, min_nodes=3, denied={})
+    record.node_joined("site-c", FACTS)
+    assert waiting() == 2
+    record.event("waiting_ended")
+    assert waiting() == 0

@@ -1,7 +1,9 @@
 import io
+import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ from federation.messages import ANSWER, CONFIG, HEADER, METRICS, QUERY_SHUT_OUT,
 from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
-from server import exchange, nodes
-from server.nodes import Node, NodeTable, NotEnoughNodesError, sample_nodes
+from server import exchange, nodes, waiting
+from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
 from tests.fake_grid import FakeGrid
@@ -552,20 +554,54 @@ def test_two_nodes_of_the_same_name_are_not_both_taken(record, reported) -> None
     assert "the name a is taken" in (record.folder / "events.jsonl").read_text()
 
 
-def test_a_node_cannot_take_the_name_of_another_that_is_away(record, reported) -> None:
+def _wait_in_vain(table: NodeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter(range(20))
+    with monkeypatch.context() as patched:
+        patched.setattr(nodes.time, "sleep", lambda _: next(looks))
+        with pytest.raises(StopIteration):
+            table.wait_for_nodes()
+
+
+def test_a_node_cannot_take_the_name_of_another_that_is_away(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = FakeGrid({10: _answer("a", reported), 11: _answer("a", reported)})
     grid.registered = {10: "a", 11: "b"}
     table = _table(grid, record, min_nodes=1)
     assert list(table.wait_for_nodes()) == [10]
     grid.online_since = {11: "later"}
-    with pytest.raises(NotEnoughNodesError):
-        table.wait_for_nodes()
+    _wait_in_vain(table, monkeypatch)
     grid.online_since = {10: "later", 11: "later"}
     assert list(table.wait_for_nodes()) == [10]
     assert "its key was registered as b" in (record.folder / "events.jsonl").read_text()
 
 
-def test_too_few_nodes_are_an_error_that_says_what_to_do(record, reported) -> None:
-    grid = FakeGrid({10: _answer("a", reported)})
-    with pytest.raises(NotEnoughNodesError, match=r"1 of 3 nodes joined .* lower federation.min_nodes"):
-        _table(grid, record, min_nodes=3).wait_for_nodes()
+def test_too_few_nodes_are_waited_for_and_reported_ever_more_seldom(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: Error(2, "no data set"), 12: _answer("c", reported)})
+    grid.registered = {10: "a", 11: "b", 12: "c"}
+    grid.online_since = {10: "t0", 11: "t0"}
+    table = _table(grid, record, min_nodes=2, timeout=60.0)
+    hours = 10
+    clock = iter(range(0, 3600 * hours, 10))
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(nodes.time, "sleep", lambda _: None)
+
+    def events(kind: str) -> list[dict]:
+        lines = map(json.loads, (record.folder / "events.jsonl").read_text().splitlines())
+        return [event for event in lines if event["event"] == kind]
+
+    with pytest.raises(StopIteration):  # the time is over; the wait is not
+        table.wait_for_nodes()
+    reports = events("waiting_for_nodes")
+    assert (reports[0]["joined"], reports[0]["min_nodes"]) == (1, 2)
+    assert reports[0]["denied"].keys() == {"b"}
+    assert "no data set" in reports[0]["denied"]["b"]
+    assert 10 < len(reports) < 20  # after 1, 2, 4, ... minutes, then every hour
+    assert events("waiting_ended") == []
+
+    grid.online_since = {10: "t0", 11: "t0", 12: "t0"}
+    clock = iter(range(0, 3600, 10))
+    assert len(table.wait_for_nodes()) == 2
+    assert len(events("waiting_for_nodes")) == len(reports)  # nobody had to wait long
