@@ -3,16 +3,19 @@
 Flower's `send_and_receive` returns when all replies are in and then holds them all, sleeps three seconds
 between looks, and does not say which reply never came. Here each reply is handed over and dropped before
 the next is fetched, and every node that was asked is answered for: by its reply, its error, or as missing.
+Replies are fetched as they arrive at SuperLink (`server/replies.py`), so a slow or an unreadable one costs
+its sender and nobody else.
 
 Flower 1.42 never delivers a message again that a SuperNode took and lost in its own restart, and tells
-nobody. SuperLink does say since when each node is online, so a node that came back is asked again.
+nobody. SuperLink does say since when each node is online, so a node that came back is asked again. One that
+was cut off for longer than its lease looks the same; it has kept its reply, and sends that.
 """
 
 import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -22,8 +25,16 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from federation.errors import one_line
 from federation.logs import get_logger
+from server.replies import (
+    QUERY_LIMITS,
+    LostReplyError,
+    ReplyDownload,
+    ReplyLimits,
+    UnusableReplyError,
+    claim_reply,
+)
 
-__all__ = ["Patience", "Pending", "Reply", "look", "receive", "send"]
+__all__ = ["LateReplies", "Patience", "Pending", "Reply", "look", "receive", "send"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
@@ -63,6 +74,7 @@ class Pending:
     message_type: str
     group_id: str
     patience: Patience
+    limits: ReplyLimits
     started: float
     node_ids: dict[str, int] = field(default_factory=dict)  # message id -> node asked
     online_since: dict[int, str | None] = field(default_factory=dict)  # as it was when asked; None: offline
@@ -70,6 +82,8 @@ class Pending:
     times_asked: dict[int, int] = field(default_factory=dict)
     not_sent: list[int] = field(default_factory=list)
     discounted: set[int] = field(default_factory=set)  # whose reply is useless: it makes up no quorum
+    downloads: dict[str, ReplyDownload] = field(default_factory=dict)  # message id -> its reply, arriving
+    timed_out: set[int] = field(default_factory=set)  # nodes that may still be at work
 
     @property
     def elapsed(self) -> float:
@@ -84,14 +98,16 @@ def send(
     message_type: str,
     group_id: str,
     patience: Patience,
+    limits: ReplyLimits = QUERY_LIMITS,
 ) -> Pending:
     """Send the same content to each node; `receive` or `look` takes the replies.
 
     Args:
         make_content: called once for all nodes and again for a node that has to be asked again, so that
             nobody holds the content in between.
+        limits: of each reply.
     """
-    pending = Pending(grid, make_content, message_type, group_id, patience, time.monotonic())
+    pending = Pending(grid, make_content, message_type, group_id, patience, limits, time.monotonic())
     pending.not_sent = _push(pending, node_ids, _online(grid))
     return pending
 
@@ -124,19 +140,15 @@ def look(pending: Pending) -> Iterator[Reply | None]:
             if node_id not in waiting:
                 continue
             # One at a time: the next reply is not fetched before this one is folded in and dropped.
-            for message in pending.grid.pull_messages([message_id]):
-                arrived = True
-                del pending.node_ids[message_id]
-                if message.has_error() and message.error.code in _LOST:
-                    continue  # the node is asked again below, if it is there
-                waiting.discard(node_id)
-                # An error made by SuperLink carries SuperLink's node id, so the asked node is looked up.
-                reply = _reply(message, node_id, time.monotonic() - pending.asked_at[node_id])
-                if reply.content is not None:
-                    replied[node_id] = reply.seconds
-                yield reply
-                del reply, message
-                break
+            reply, is_lost = _take(pending, message_id, node_id)
+            arrived = arrived or is_lost or reply is not None
+            if reply is None:
+                continue  # a node whose message or reply was lost is asked again below, if it is there
+            waiting.discard(node_id)
+            if reply.content is not None:
+                replied[node_id] = reply.seconds
+            yield reply
+            del reply
         if arrived:
             continue
         if pending.elapsed >= pending.patience.deadline_seconds:
@@ -148,7 +160,48 @@ def look(pending: Pending) -> Iterator[Reply | None]:
         yield None
     for node_id in sorted(waiting):
         seconds = pending.patience.deadline_seconds
-        yield Reply(node_id, None, f"no reply within {seconds:.0f} s", True, seconds)
+        yield _time_out(pending, node_id, f"no reply within {seconds:.0f} s", seconds)
+
+
+def _take(pending: Pending, message_id: str, node_id: int) -> tuple[Reply | None, bool]:
+    """The reply to one message if it is complete, else None; and whether it, or the message, is lost."""
+
+    def seconds() -> float:
+        return time.monotonic() - pending.asked_at[node_id]
+
+    try:
+        download = pending.downloads.get(message_id)
+        if download is None:
+            download = claim_reply(pending.grid, message_id, pending.limits)
+            if download is None:
+                return None, False
+            pending.downloads[message_id] = download
+        message = download.advance()
+        if message is None:
+            return None, False
+        # An error made by SuperLink carries SuperLink's node id, so the asked node is looked up.
+        reply = _reply(message, node_id, seconds())
+        is_lost = message.has_error() and message.error.code in _LOST
+    except UnusableReplyError as error:
+        reply, is_lost = Reply(node_id, None, str(error), False, seconds()), False
+    except LostReplyError:
+        is_lost = True
+    pending.downloads.pop(message_id, None)
+    del pending.node_ids[message_id]
+    return (None, True) if is_lost else (reply, False)
+
+
+def _time_out(pending: Pending, node_id: int, reason: str, seconds: float) -> Reply:
+    """Wait no longer for a node. What it has begun to upload is dropped, so that it is free again."""
+    uploads = [id_ for id_ in pending.downloads if pending.node_ids[id_] == node_id]
+    for message_id in uploads:
+        pending.downloads.pop(message_id).discard()
+        del pending.node_ids[message_id]
+    if uploads:
+        reason += ", its upload was under way"
+    else:
+        pending.timed_out.add(node_id)
+    return Reply(node_id, None, reason, True, seconds)
 
 
 def _drop_stragglers(pending: Pending, waiting: set[int], reply_seconds: list[float]) -> Iterator[Reply]:
@@ -159,7 +212,7 @@ def _drop_stragglers(pending: Pending, waiting: set[int], reply_seconds: list[fl
         if time.monotonic() - pending.asked_at[node_id] > limit:
             waiting.discard(node_id)
             reason = f"no reply within {limit:.0f} s while {len(reply_seconds)} nodes have replied"
-            yield Reply(node_id, None, reason, True, limit)
+            yield _time_out(pending, node_id, reason, limit)
 
 
 def _follow_restarts(pending: Pending, waiting: set[int], offline_since: dict[int, float]) -> Iterator[Reply]:
@@ -229,3 +282,55 @@ def _reply(message: Message, node_id: int, seconds: float) -> Reply:
         reason = one_line(message.error.reason or f"error code {message.error.code}")
         return Reply(node_id, None, reason, False, seconds)
     return Reply(node_id, message.content, "", False, seconds)
+
+
+@dataclass(frozen=True)
+class _LateReply:
+    node_id: int
+    online_since: str | None  # of the node, when it was asked
+    expires_at: float  # monotonic; the node itself stops then
+    keeps_busy: bool
+
+
+class LateReplies:
+    """What nobody waits for any more: it is dropped when it comes, and until then its node is busy.
+
+    A SuperNode takes no message while it works on another. One that is asked again before it is done would
+    answer each round too late for ever.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._open: dict[str, _LateReply] = {}
+
+    def watch(self, pending: Pending) -> None:
+        """Take over what an exchange that has ended left open."""
+        expires_at = pending.started + pending.patience.deadline_seconds
+        for message_id, node_id in pending.node_ids.items():
+            # A node that has replied has only a message left that it was sent twice: it answers at once.
+            keeps_busy = node_id in pending.timed_out
+            self._open[message_id] = _LateReply(
+                node_id, pending.online_since[node_id], expires_at, keeps_busy
+            )
+
+    def busy_nodes(self, online: Mapping[int, str]) -> set[int]:
+        """Drop what has come; return the nodes that still work on what they were asked.
+
+        Args:
+            online: the nodes that are online -> since when. One that has restarted has lost its work.
+        """
+        for message_id, late in list(self._open.items()):
+            has_restarted = online.get(late.node_id, late.online_since) != late.online_since
+            if self._drop(message_id) or has_restarted or time.monotonic() > late.expires_at:
+                del self._open[message_id]
+        return {late.node_id for late in self._open.values() if late.keeps_busy}
+
+    def _drop(self, message_id: str) -> bool:
+        """Whether there was a reply; its objects are not fetched."""
+        try:
+            download = claim_reply(self._grid, message_id, QUERY_LIMITS)
+        except UnusableReplyError:
+            return True
+        if download is not None:
+            download.discard()
+        return download is not None

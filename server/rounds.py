@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from federation.codec import encoded_bytes
 from federation.config import RunConfig
 from federation.errors import WireError, one_line
 from federation.logs import get_logger
@@ -26,10 +27,11 @@ from federation.statistics import Statistics
 from federation.wire import Header, Payload, pack_tensors, statistics_to_record
 from server.adaptation import average_weights, proximal_mu, site_boosts
 from server.aggregation import apply_update, make_aggregator
-from server.exchange import Patience, Reply, receive, send
+from server.exchange import LateReplies, Patience, Reply, receive, send
 from server.nodes import Node
 from server.privacy import count_requests
 from server.records import RunRecord
+from server.replies import limits_of_update
 from server.verification import NORMS_KEPT, NormJudge, verify_reply
 
 __all__ = ["GlobalModel", "run_round"]
@@ -68,11 +70,13 @@ def run_round(
     config: RunConfig,
     record: RunRecord,
     previous: dict[str, Any] | None = None,
+    late: LateReplies | None = None,
 ) -> dict[str, Any]:
     """Let `nodes` train from `model`, update `model.weights` in place, and return the round's entry.
 
     Args:
         previous: the entry of the round before; None: there was none.
+        late: told of the nodes that may still be at work when the round ends.
 
     The entry holds, by node name, the metrics of every good update, the reasons of the refused ones and the
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
@@ -92,7 +96,9 @@ def run_round(
     settings = config.federation
     names = {node.node_id: node.name for node in nodes}
     patience = Patience(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
-    pending = send(grid, list(names), order, TRAIN, str(round_), patience)
+    payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
+    limits = limits_of_update(payload_bytes)
+    pending = send(grid, list(names), order, TRAIN, str(round_), patience, limits)
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)
@@ -107,6 +113,8 @@ def run_round(
             pending.discounted.add(reply.node_id)
         del reply  # the encoded update, before the next one is fetched
         aggregate_seconds += time.monotonic() - arrived
+    if late is not None:
+        late.watch(pending)
     started_step = time.monotonic()
     aggregated = intake.close() >= settings.min_updates
     step_norm = apply_update(intake.aggregator, model.weights, model.optimizer) if aggregated else 0.0

@@ -30,8 +30,9 @@ REFUSALS: dict[str, tuple[str, str]] = {
         r"^(run|round|base) is .*, expected",
     ),
     "malformed": (
-        "a wrong shape, name, count or hash",
-        r"^codec is|^array |^parameter |^it holds|SHA-256|^the reply lacks|must be a whole|num_examples",
+        "a wrong shape, name, count, hash or size, or bytes that cannot be read",
+        r"\bits reply |^codec is|^array |^parameter |^it holds|SHA-256|^the reply lacks|must be a whole"
+        r"|num_examples",
     ),
     "norm": ("an update far larger than those of the others", r"^its norm is"),
     "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),

@@ -1,13 +1,13 @@
 import time
 
 import pytest
-from flwr.app import ConfigRecord, Error, RecordDict
+from flwr.app import ConfigRecord, Error, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server import exchange
-from server.exchange import Patience, receive, send
-from tests.fake_grid import FakeGrid
+from server.exchange import LateReplies, Patience, receive, send
+from tests.fake_grid import FakeGrid, RawReply, raw_reply
 
 GONE = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
 
@@ -62,7 +62,7 @@ def test_a_round_with_all_replies_in_ends_before_its_deadline() -> None:
 def test_replies_are_fetched_one_by_one() -> None:
     grid = FakeGrid({5: RecordDict(), 6: RecordDict(), 7: RecordDict()})
     _exchange(grid)
-    assert set(grid.pulled_at_once) == {1}
+    assert set(grid.asked_for) == {1}
 
 
 def test_an_error_without_a_reason_names_its_code() -> None:
@@ -97,8 +97,8 @@ def test_a_node_that_restarts_is_asked_again() -> None:
 
 def test_the_reply_to_the_first_asking_counts_if_it_comes_after_all() -> None:
     class SlowGrid(RestartingGrid):
-        def pull_messages(self, message_ids):
-            return [] if self.looks < 6 else super().pull_messages(message_ids)
+        def _answer(self, id_):
+            return None if self.looks < 6 else super()._answer(id_)
 
     grid = SlowGrid({5: [RecordDict(), None]})
     assert _exchange(grid, 20.0)[5].content is not None
@@ -148,3 +148,98 @@ def test_below_the_quorum_the_deadline_counts() -> None:
     replies = _exchange(FakeGrid(answers), Patience(1.0, quorum=0.75, straggler_factor=1.0))
     assert time.monotonic() - started >= 1.0
     assert "no reply within 1 s" in replies[8].error
+
+
+def _withheld(kind: bytes) -> RawReply:
+    """A reply of which one object, the first of this kind, is not uploaded yet."""
+    reply = raw_reply(RecordDict({"a": ConfigRecord({"x": 1}), "b": MetricRecord({"y": 2})}))
+    reply.contents[next(id_ for id_, content in reply.contents.items() if content.startswith(kind))] = b""
+    return reply
+
+
+@pytest.mark.parametrize("kind", [b"Message", b"RecordDict", b"ConfigRecord"])
+def test_an_upload_that_does_not_end_holds_up_nobody_else(kind: bytes) -> None:
+    grid = FakeGrid({5: _withheld(kind), 6: RecordDict(), 7: RecordDict(), 8: RecordDict()})
+    started = time.monotonic()
+    replies = _exchange(grid, Patience(60.0, quorum=0.75, straggler_factor=4.0))
+    assert time.monotonic() - started < 10
+    assert replies[5].missing
+    assert replies[5].error.endswith(", its upload was under way")
+    assert [replies[node_id].content is not None for node_id in (6, 7, 8)] == [True] * 3
+    assert not grid.stored  # SuperLink has dropped the upload: its sender is free
+
+
+def test_an_upload_that_takes_its_time_counts_from_its_last_object_on() -> None:
+    slow = _withheld(b"ConfigRecord")
+    (missing,) = (id_ for id_, content in slow.contents.items() if not content)
+    whole = raw_reply(RecordDict({"a": ConfigRecord({"x": 1}), "b": MetricRecord({"y": 2})})).contents[
+        missing
+    ]
+
+    class SlowGrid(FakeGrid):
+        pulled = 0
+
+        def PullObject(self, request):  # noqa: N802
+            self.pulled += 1
+            if self.pulled > 10:
+                slow.contents[missing] = whole
+            return super().PullObject(request)
+
+    grid = SlowGrid({5: slow, 6: RecordDict()})
+    assert _exchange(grid, 20.0)[5].content["a"]["x"] == 1
+    assert grid.pulled > 10
+
+
+def test_a_node_whose_upload_broke_off_is_asked_again() -> None:
+    broken_off = _withheld(b"ConfigRecord")
+    broken_off.contents = {id_: content or None for id_, content in broken_off.contents.items()}
+    replies = _exchange(FakeGrid({5: [broken_off, RecordDict()], 6: RecordDict()}), 20.0)
+    assert replies[5].content is not None
+
+
+def test_an_unreadable_reply_is_its_nodes_error() -> None:
+    reply = raw_reply(RecordDict({"a": ConfigRecord({"x": 1})}))
+    reply.contents = {id_: content + b"?" for id_, content in reply.contents.items()}
+    replies = _exchange(FakeGrid({5: reply, 6: RecordDict()}))
+    assert (replies[5].content, replies[5].missing) == (None, False)
+    assert replies[5].error.startswith("its reply cannot be read")
+    assert replies[6].content is not None
+
+
+def _late(grid: FakeGrid, patience: Patience) -> LateReplies:
+    late = LateReplies(grid)  # type: ignore[arg-type]
+    pending = send(grid, list(grid.answers), RecordDict, "train", "1", patience)  # type: ignore[arg-type]
+    list(receive(pending))
+    late.watch(pending)
+    return late
+
+
+HASTY = Patience(60.0, quorum=0.5, straggler_factor=1.0)
+
+
+def test_a_node_that_was_not_waited_for_is_busy_until_its_reply_is_in() -> None:
+    grid = FakeGrid({5: None, 6: RecordDict()})
+    late = _late(grid, HASTY)
+    online = {5: "t0", 6: "t0"}
+    assert late.busy_nodes(online) == {5}
+    grid.answers[5] = RecordDict()
+    assert late.busy_nodes(online) == set()
+    assert not grid.stored  # and nothing of it stays at SuperLink
+
+
+def test_a_node_that_was_not_waited_for_is_free_once_it_has_restarted() -> None:
+    late = _late(FakeGrid({5: None, 6: RecordDict()}), HASTY)
+    assert late.busy_nodes({6: "t0"}) == {5}  # it is away
+    assert late.busy_nodes({5: "t1", 6: "t0"}) == set()
+
+
+def test_a_node_is_busy_no_longer_than_to_the_deadline_where_it_stops_by_itself() -> None:
+    late = _late(FakeGrid({5: None, 6: RecordDict()}), Patience(1.0, quorum=0.5, straggler_factor=1.0))
+    assert late.busy_nodes({5: "t0"}) == {5}
+    time.sleep(1.0)
+    assert late.busy_nodes({5: "t0"}) == set()
+
+
+def test_a_node_that_replied_once_to_two_messages_is_not_busy() -> None:
+    grid = RestartingGrid({5: [None, RecordDict()], 6: RecordDict()})
+    assert _late(grid, Patience(20.0)).busy_nodes({5: "t1", 6: "t0"}) == set()
