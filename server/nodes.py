@@ -20,7 +20,7 @@ from federation.simulated import check_one_kind
 from federation.statistics import Statistics, check_statistics
 from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
-from server.exchange import Patience, Reply, look, send
+from server.exchange import LateReplies, Patience, Reply, look, send
 from server.records import RunRecord
 from server.waiting import WaitReport
 
@@ -65,6 +65,7 @@ class NodeTable:
         """`held_out`: of each data set that is evaluated on, whether it is simulated, as nodes' must be."""
         self._grid, self._config, self._record = grid, config, record
         self._held_out = dict(held_out or {})
+        self.late = LateReplies(grid)  # of earlier rounds
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
         self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
@@ -75,10 +76,11 @@ class NodeTable:
         self._registered: dict[int, str] = {}  # node id -> the name that its key was let in under
 
     def wait_for_nodes(self) -> dict[int, Node]:
-        """The joined nodes that are online now, as soon as there are `min_nodes` of them.
+        """The joined nodes that are online now and free, as soon as `min_nodes` joined ones are online.
 
-        Nodes that came since the last call are asked to join first: late ones are welcome in any round. One
-        that does not answer holds nobody up for longer than `_JOIN_GRACE_SECONDS`.
+        One that still works on an earlier round counts as online, and is asked nothing more. Nodes that came
+        since the last call are asked to join first: late ones are welcome in any round. One that does not
+        answer holds nobody up for longer than `_JOIN_GRACE_SECONDS`.
 
         Too few is waiting, not failing: sites may be off for a night. It is reported after
         `join_timeout_seconds`.
@@ -91,11 +93,13 @@ class NodeTable:
             self._registered = {node.node_id: node.name for node in present}
             self._ask_to_join(online)
             joined = {id_: node for id_, node in self._known.items() if id_ in online}
+            busy = self.late.busy_nodes(online)
+            free = {id_: node for id_, node in joined.items() if id_ not in busy}
             now = time.monotonic()
             is_expected = any(now - asked < _JOIN_GRACE_SECONDS for asked in self._asked.values())
-            if len(joined) >= settings.min_nodes and not is_expected:
+            if len(joined) >= settings.min_nodes and len(free) >= settings.min_updates and not is_expected:
                 report.enough()
-                return joined
+                return free
             if len(joined) < settings.min_nodes:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_SECONDS_BETWEEN_LOOKS)

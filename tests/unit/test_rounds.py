@@ -29,6 +29,7 @@ from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
 from server import exchange, nodes, waiting
+from server.exchange import Patience, receive, send
 from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
@@ -388,6 +389,22 @@ def test_a_late_node_joins_and_an_offline_one_is_left_out(record, reported) -> N
     table.wait_for_nodes()
     grid.answers = {11: _answer("b", reported)}
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+
+
+def test_a_node_that_still_works_on_an_earlier_round_is_asked_nothing_more(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LEAST_PATIENCE_SECONDS", 0.05)
+    grid = FakeGrid({10: [_answer("a", reported), None], 11: [_answer("b", reported), _reply()]})
+    table = _table(grid, record, min_nodes=2)
+    table.wait_for_nodes()
+    patience = Patience(60.0, quorum=0.5, straggler_factor=1.0)
+    pending = send(grid, [10, 11], RecordDict, "train", "1", patience)  # type: ignore[arg-type]
+    list(receive(pending))
+    table.late.watch(pending)
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    grid.answers[10] = _reply()
+    assert [node.name for node in table.wait_for_nodes().values()] == ["a", "b"]
 
 
 def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
