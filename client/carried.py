@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from federation.files import remove_unfinished, write_atomically
 from federation.logs import get_logger
 
 __all__ = ["carry", "drop_carried", "take_carried"]
@@ -53,15 +54,14 @@ def carry(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) ->
     folder.mkdir(parents=True, exist_ok=True)
     taken = [file for left_by, file in _files(folder, run) if left_by < round_][-1:]
     file = folder / f"{_prefix(run)}{round_:06d}.safetensors"
-    staging = file.with_suffix(".part")
     keep = [file, *taken]
     try:
-        save_file(dict(tensors), staging)
-        staging.replace(file)
+        write_atomically(file, lambda staging: save_file(dict(tensors), staging), durable=False)
     except (OSError, SafetensorError) as error:
         _log.warning("%s: what round %d leaves cannot be kept: %s", folder.name, round_, error)
         keep = []
-    for old in folder.iterdir():
+    remove_unfinished(folder)
+    for old in folder.glob("*.safetensors"):
         if old not in keep:
             old.unlink()
 

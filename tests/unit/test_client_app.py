@@ -21,5 +21,5 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
     context = SimpleNamespace(node_config=settings, run_config={})
     reply = app._answer(Message(RecordDict(), 1, "train"), context, fail)  # type: ignore[arg-type]
     assert reply.error.reason == (
-        "data set site-a: LeRobot cannot open it ([Errno 28] full: 'scratch/arrow/x')"
+        "data set <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )

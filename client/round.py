@@ -1,0 +1,260 @@
+"""A site's part in one round: from the server's request to the reply, step by step.
+
+`client/app.py` calls `answer_train_request`. The same request is answered once: asked again, the site sends
+the reply that it kept. torch and LeRobot are imported when there is something to train.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from safetensors import SafetensorError
+
+from client.kept_reply import keep_reply, load_reply, scratch_for_one
+from client.privacy_rules import check_privacy, count_release
+from client.site import Site
+from federation import logs
+from federation.config import RunConfig, flatten
+from federation.dataset_description import check_fits, describe_dataset
+from federation.errors import FederationError
+from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
+from federation.wire import Header, Payload, open_payload, pack_tensors, record_to_statistics
+
+if TYPE_CHECKING:
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from torch import Tensor
+
+    from client.training import TrainingComponents, TrainingResult
+
+__all__ = ["TrainRequest", "answer_train_request", "read_request"]
+
+# What the answer to a request depends on, beside the weights: a continuation may change anything else.
+_DECISIVE = ("run.seed", "run.num_rounds", "policy.", "training.", "wire.", "privacy.")
+_log = logs.get_logger("client.round")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the server asks for."""
+
+    run: str
+    round: int
+    fingerprint: str  # of the frozen weights
+    proximal_mu: float
+    undone_rounds: tuple[int, ...]  # of which nothing is in the weights any more
+    key: str  # the same for the same request, however often it comes
+    stop_at: float  # by `time.monotonic`: nobody waits for the answer after it
+
+    def check_deadline(self, step: int, steps: int) -> None:
+        """Raise a `FederationError` once nobody waits for the answer, so that this site is free again."""
+        if time.monotonic() > self.stop_at:
+            raise FederationError(
+                f"the deadline of the round passed after {step} of {steps} steps: raise "
+                "federation.round_deadline_seconds, or lower training.local_steps"
+            )
+
+
+def read_request(message: Message, config: RunConfig) -> TrainRequest:
+    """Read a train message without its weights.
+
+    Raises:
+        FederationError: the server asks for a mu that is no number of at least 0.
+    """
+    order = message.content.config_records[CONFIG]
+    mu = order["proximal_mu"]
+    if not isinstance(mu, float) or not 0 <= mu < math.inf:
+        raise FederationError(f"the server asks for proximal_mu = {mu!r}: must be a number of at least 0")
+    settings = {key: value for key, value in flatten(config).items() if key.startswith(_DECISIVE)}
+    weights = dict(message.content.config_records[HEADER])
+    known_by = json.dumps([dict(order), weights, settings], sort_keys=True)
+    # By this site's clock, which may be off, but never longer than the message was made to last.
+    left = message.metadata.created_at + message.metadata.ttl - time.time()
+    return TrainRequest(
+        run=str(order["run"]),
+        round=int(order["round"]),  # type: ignore[arg-type]
+        fingerprint=str(order["fingerprint"]),
+        proximal_mu=mu,
+        undone_rounds=tuple(order["undone"]),  # type: ignore[arg-type]
+        key=hashlib.sha256(known_by.encode()).hexdigest(),
+        stop_at=time.monotonic() + min(left, message.metadata.ttl),
+    )
+
+
+def answer_train_request(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    """Train the round that `message` asks for, or send the reply to it that was kept.
+
+    Raises:
+        FederationError: the site cannot or may not take part in the round.
+    """
+    received_at = time.time()
+    request = read_request(message, config)
+    logs.speak_as(run=request.run, round_=request.round)
+    with scratch_for_one(site.scratch, request.stop_at):
+        reply = load_reply(site.scratch, request.key)
+        if reply is not None:
+            _log.info("this request was answered before: the same reply is sent again")
+        else:
+            check_privacy(site.privacy, config.privacy, site.scratch)
+            reply = _train(message, request, config, site)
+            _keep(reply, request, config, site)
+    metrics = reply.metric_records[METRICS]
+    metrics["received_at"], metrics["answered_at"] = received_at, time.time()
+    return reply
+
+
+def _keep(reply: RecordDict, request: TrainRequest, config: RunConfig, site: Site) -> None:
+    try:
+        keep_reply(site.scratch, request.key, reply)
+    except (OSError, SafetensorError) as error:
+        if config.privacy.mode == "local":  # asked again, it would release another one
+            raise FederationError(f"the reply cannot be kept on scratch ({error}): make room") from None
+        _log.warning("the reply cannot be kept, asked again this site trains again: %s", error)
+
+
+def _train(message: Message, request: TrainRequest, config: RunConfig, site: Site) -> RecordDict:
+    started = time.monotonic()
+    # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
+    os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
+    from client.carried import drop_carried
+    from client.device import peak_memory_bytes
+    from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
+
+    drop_carried(site.scratch, request.run, request.undone_rounds)
+    components, weights = _set_up(message, request, config, site)
+    carried = (site.scratch, request.run, request.round, components.optimizer, components.parameters)
+    if config.training.keep_optimizer:
+        restore_optimizer_state(*carried)
+    setup_seconds = time.monotonic() - started
+    result = _run_steps(request, config, site, components)
+    _log.info(
+        "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
+        components.steps,
+        components.device.type,
+        result.train_seconds,
+        setup_seconds,
+        result.policy_loss,
+        result.skipped_frames,
+    )
+    if config.training.keep_optimizer:
+        keep_optimizer_state(*carried)
+    reply = _pack(request, config, site, result.update, weights.header.sha256)
+    reply[METRICS] = MetricRecord(
+        {k: v for k, v in vars(result).items() if k != "update"}
+        | {
+            "setup_seconds": setup_seconds,
+            "download_bytes": weights.size_bytes,
+            "device_memory_bytes": peak_memory_bytes(components.device),
+        }
+    )
+    return reply
+
+
+def _set_up(
+    message: Message, request: TrainRequest, config: RunConfig, site: Site
+) -> tuple["TrainingComponents", Payload]:
+    """What the steps of the round work on, and the global weights of the round as they came."""
+    from client.training import setup_training_components
+    from federation.normalisation import merge_statistics
+    from federation.policy import build_policy, select_device
+    from federation.sample_cache import open_samples
+
+    description = describe_dataset(site.dataset)
+    cameras = check_fits(description, config.policy, str(site.dataset), site.cameras)
+    statistics = (
+        merge_statistics([description.statistics])
+        if config.policy.normalisation == "site"
+        else record_to_statistics(message.content.array_records[STATISTICS])
+    )
+    policy = build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=site.scratch)
+    weights = _open_weights(message, request, config, policy)
+    samples = open_samples(
+        site.dataset,
+        policy.config,
+        site.scratch / "samples",
+        int(site.sample_cache_gb * 1e9),
+        cameras,
+        description.usable_episodes if description.left_out else None,
+    )
+    training = dataclasses.replace(config.training, proximal_mu=request.proximal_mu)
+    components = setup_training_components(
+        dataclasses.replace(config, training=training),
+        policy,
+        dict(weights.tensors()),
+        statistics,
+        samples,
+        _seed(config.run.seed, site.name, request.round),
+    )
+    return components, weights
+
+
+def _open_weights(
+    message: Message, request: TrainRequest, config: RunConfig, policy: "SmolVLAPolicy"
+) -> Payload:
+    """The global weights of the round, verified; `policy` must have the server's frozen weights."""
+    from federation.policy import frozen_fingerprint, trainable_parameters
+
+    if frozen_fingerprint(policy) != request.fingerprint:
+        raise FederationError(
+            "frozen weights differ from the server's: install the same versions of torch, transformers and "
+            "lerobot, and the same policy.pretrained"
+        )
+    return open_payload(
+        message.content.array_records[WEIGHTS],
+        message.content.config_records[HEADER],
+        {name: p.shape for name, p in trainable_parameters(policy).items()},
+        Header(config.wire.download, request.run, request.round, base=""),
+    )
+
+
+def _run_steps(
+    request: TrainRequest, config: RunConfig, site: Site, components: "TrainingComponents"
+) -> "TrainingResult":
+    """Train, write the progress down, and stop once nobody waits any more."""
+    from client.progress import ProgressFile
+    from client.training import run_training_loop
+
+    progress = ProgressFile(site.scratch, request.round, components.steps)
+
+    def on_step(step: int, metrics: Any) -> None:
+        progress.update(step, metrics.policy_loss)
+        if step < components.steps:
+            request.check_deadline(step, components.steps)
+
+    return run_training_loop(components, request.round, config.run.num_rounds, on_step)
+
+
+def _pack(
+    request: TrainRequest, config: RunConfig, site: Site, update: "Mapping[str, Tensor]", base: str
+) -> RecordDict:
+    """Clip and noise `update` where that is asked for, encode it, and keep what the encoding lost of it."""
+    from client.feedback import add_residual, keep_residual
+    from federation.privacy import add_noise, clip
+
+    scratch, run, round_ = site.scratch, request.run, request.round
+    if config.privacy.mode == "local":
+        clip(update.values(), config.privacy.clip_norm)
+        for tensor in update.values():
+            add_noise(tensor, config.privacy.clip_norm * config.privacy.noise_multiplier)
+        count_release(site.privacy, config.privacy, scratch, site.name, run, round_)
+    # The residual is left over from an update that had its noise: it tells nothing more.
+    add_residual(scratch, run, round_, update)
+    header = Header(config.wire.upload, run, round_, base)
+    arrays, header_record, sealed = pack_tensors(update.items(), header)
+    sent = open_payload(arrays, header_record, {n: u.shape for n, u in update.items()}, sealed)
+    keep_residual(
+        scratch, run, round_, {name: update[name].sub_(decoded) for name, decoded in sent.tensors()}
+    )
+    return RecordDict({UPDATE: arrays, HEADER: ConfigRecord(dict(header_record))})
+
+
+def _seed(run_seed: int, site: str, round_: int) -> int:
+    """A seed of its own for each site and round, the same whenever the run is repeated."""
+    digest = hashlib.sha256(f"{run_seed}/{site}/{round_}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,63 @@
+"""This site's own settings, from `--node-config`: what belongs to one machine and to its owner."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+
+from client.privacy_rules import PrivacyRules, parse_privacy_rules
+from federation.cameras import parse_camera_names
+from federation.errors import ConfigError
+from federation.logs import get_logger
+
+__all__ = ["Site", "read_site"]
+
+_SAMPLE_CACHE_GB = 20.0
+_log = get_logger("client.site")
+
+
+@dataclass(frozen=True)
+class Site:
+    """None of it leaves the site but the name and camera names."""
+
+    name: str
+    dataset: Path
+    scratch: Path
+    sample_cache_gb: float  # disk for decoded samples
+    cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
+    privacy: PrivacyRules  # what its owner insists on
+
+
+def read_site(context: Context) -> Site:
+    """The settings of the SuperNode that runs this; makes the scratch folder.
+
+    Raises:
+        ConfigError: a key is missing or has a value that cannot be used.
+    """
+    settings = context.node_config
+    for key in ("name", "dataset", "scratch"):
+        if not isinstance(settings.get(key), str) or not settings[key]:
+            raise ConfigError(
+                f"node configuration: {key} is missing; start the SuperNode with "
+                '--node-config \'name="site-a" dataset="/data" scratch="/scratch"\''
+            )
+    cache_gb = settings.get("sample-cache-gb", _SAMPLE_CACHE_GB)
+    if not isinstance(cache_gb, int | float) or not 0 <= cache_gb < math.inf:
+        raise ConfigError(
+            f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
+        )
+    scratch = Path(str(settings["scratch"]))
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.error("scratch %s: %s", scratch, error)
+        raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
+    return Site(
+        name=str(settings["name"]),
+        dataset=Path(str(settings["dataset"])),
+        scratch=scratch,
+        sample_cache_gb=float(cache_gb),
+        cameras=parse_camera_names(str(settings.get("cameras", ""))),
+        privacy=parse_privacy_rules(settings),
+    )
