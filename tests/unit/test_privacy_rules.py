@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -9,14 +11,16 @@ from hypothesis import strategies as st
 
 from client import app
 from client.privacy_rules import PrivacyRules, check_privacy, count_release, parse_privacy_rules
+from client.round import answer_train_request
 from federation import logs
 from federation.config import PrivacyConfig, RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
-from federation.messages import CONFIG, METRICS
+from federation.messages import CONFIG, HEADER, METRICS
 from federation.policy import frozen_fingerprint
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, read_ledger
-from server.nodes import NodeTable, NotEnoughNodesError
+from server import nodes
+from server.nodes import NodeTable
 from server.records import RunRecord
 from server.rounds import GlobalModel, _order
 from tests.fake_grid import FakeGrid
@@ -128,7 +132,7 @@ def test_a_release_is_counted_before_it_leaves_until_the_budget_is_spent(
     assert len(read_ledger(tmp_path / LEDGER_FILE).releases) == 2
 
 
-@pytest.mark.parametrize("work", ["_join", "_train"])
+@pytest.mark.parametrize("work", [app._join, answer_train_request])
 @pytest.mark.parametrize(
     ("config", "settings", "why"),
     [
@@ -152,11 +156,11 @@ def test_a_release_is_counted_before_it_leaves_until_the_budget_is_spent(
     ],
 )
 def test_a_weaker_run_is_denied_before_anything_is_read_or_trained(
-    tmp_path: Path, work: str, config: dict, settings: dict, why: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, work: Callable, config: dict, settings: dict, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order = ConfigRecord({"run": "run", "round": 1, "undone": [], "proximal_mu": 0.0, "fingerprint": ""})
-    message = Message(RecordDict({CONFIG: order}), 1, "train")
-    reply = app._answer(message, _context(tmp_path, config, **settings), getattr(app, work))
+    message = Message(RecordDict({CONFIG: order, HEADER: ConfigRecord({"sha256": ""})}), 1, "train")
+    reply = app._answer(message, _context(tmp_path, config, **settings), work)
     # There is no data set at all: what came first is the rule.
     assert f"node configuration: {why}" in reply.error.reason
     assert why in capsys.readouterr().err
@@ -164,7 +168,7 @@ def test_a_weaker_run_is_denied_before_anything_is_read_or_trained(
 
 
 def test_the_server_names_the_site_that_denied_the_join(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply = app._answer(
         Message(RecordDict(), 1, "query"), _context(tmp_path, {}, **{"min-noise": 1.0}), app._join
@@ -173,9 +177,10 @@ def test_the_server_names_the_site_that_denied_the_join(
     grid.registered = {10: "site-a"}
     settings = {"federation.join_timeout_seconds": 0.1, "federation.min_nodes": 1}
     record = RunRecord(tmp_path, "run", RunConfig())
-    nodes = NodeTable(grid, parse_run_config(settings, "tests"), record, {})  # type: ignore[arg-type]
-    with pytest.raises(NotEnoughNodesError):
-        nodes.wait_for_nodes()
+    table = NodeTable(grid, parse_run_config(settings, "tests"), record, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(nodes.time, "sleep", Mock(side_effect=TimeoutError))  # it would wait for others
+    with pytest.raises(TimeoutError):
+        table.wait_for_nodes()
     assert "node site-a refused: node configuration: min-noise = 1" in capsys.readouterr().err
 
 
@@ -191,10 +196,13 @@ def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
     context = _context(tmp_path, flat, data / "site-a", **{"max-epsilon": spent + 0.01})
 
     def ask(mu: float) -> Message:
-        return app._answer(Message(_order(model, 1, config, record, mu), 1, "train"), context, app._train)
+        return app._answer(
+            Message(_order(model, 1, config, record, mu), 1, "train"), context, answer_train_request
+        )
 
     ledger = tmp_path / "scratch" / LEDGER_FILE
     assert METRICS in ask(0.001).content
+    assert METRICS in ask(0.001).content  # asked again, the site sends what it kept: that is no release
     assert read_ledger(ledger).releases == (Release("run", 1, ("site-a",), 2.0),)
     assert METRICS in ask(0.002).content  # the round done again, from the same weights
     assert read_ledger(ledger).count(2.0) == {2.0: 2}
