@@ -11,7 +11,9 @@ from federation.errors import FederationError
 __all__ = ["check_versions", "versions"]
 
 _PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")
-_SAME = ("lerobot", "transformers")  # they hold the policy's code: another release may compute another loss
+# LeRobot and transformers hold the policy's code: another release may compute another loss. Flower's releases
+# change its protocol, and what the programs in client/bin rely on.
+_SAME = ("flwr", "lerobot", "transformers")
 _APP = "app"
 _APP_PACKAGES = ("client", "federation")  # what runs at a node
 _DIGITS = 16

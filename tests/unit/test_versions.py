@@ -23,8 +23,10 @@ def test_the_code_of_the_app_is_part_of_it_wherever_it_lies(
 
 
 def test_a_patch_release_may_differ_another_release_or_other_code_may_not() -> None:
-    ours = {"app": "abc", "lerobot": "0.6.1", "transformers": "5.5.4"}
-    check_versions(ours | {"lerobot": "0.6.9"}, ours)
+    ours = {"app": "abc", "flwr": "1.42.0", "lerobot": "0.6.1", "transformers": "5.5.4"}
+    check_versions(ours | {"lerobot": "0.6.9", "flwr": "1.42.3"}, ours)
+    with pytest.raises(FederationError, match=r"it has flwr 1\.41\.0, the server 1\.42\.0: install"):
+        check_versions(ours | {"flwr": "1.41.0"}, ours)
     with pytest.raises(FederationError, match=r"it has lerobot 0\.7\.0, the server 0\.6\.1"):
         check_versions(ours | {"lerobot": "0.7.0"}, ours)
     with pytest.raises(FederationError, match="it runs app xyz, the server abc: install"):

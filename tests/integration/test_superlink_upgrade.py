@@ -1,0 +1,61 @@
+"""A SuperLink of today on the database of the release before: `state` outlives the upgrade.
+
+`superlink-1.41.sql` is what Flower 1.41.0 wrote: two keys let in, of which one node has been online, and two
+runs of an app that does nothing, one stopped and one waiting. For the next upgrade make one like it with the
+release that is about to go: start its SuperLink with --database, register, submit, stop it, dump the file.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.cluster import LocalCluster
+from server.control import _flwr as flwr
+from server.control import run_status, write_connection
+from tests.integration.conftest import free_port
+
+pytestmark = pytest.mark.integration
+OLD = Path(__file__).with_name("superlink-1.41.sql")
+NODES = {"9914454989103993034": "offline", "3019679854281337838": "registered"}
+RUNS = {"17164492641959897018": "finished:stopped", "4609435512727824056": "pending"}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    file = tmp_path / "superlink.db"
+    with sqlite3.connect(file) as connection:
+        connection.executescript(OLD.read_text(encoding="utf-8"))
+    connection.close()
+    return file
+
+
+@pytest.fixture
+def flwr_home(database: Path, certs: Path, tmp_path: Path) -> Iterator[Path]:
+    """The connection to an installed SuperLink that was started on the old database."""
+    port = free_port()
+    cluster = LocalCluster({}, tmp_path, tmp_path / "outputs", certs, port, tmp_path / "scratch")
+    arguments = [*cluster._tls_server_arguments(), "--database", str(database)]
+    cluster._tls_server_arguments = lambda: arguments  # type: ignore[method-assign]
+    try:
+        cluster._start_superlink()
+        write_connection(cluster.flwr_home, f"127.0.0.1:{port}", certs / "superlink" / "ca.crt")
+        yield cluster.flwr_home
+    finally:
+        cluster._stop()
+
+
+def _revision(database: Path) -> str:
+    connection = sqlite3.connect(database)
+    try:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def test_keys_and_runs_of_the_release_before_are_there(database: Path, flwr_home: Path) -> None:
+    nodes = flwr(flwr_home, "supernode", "ls", "federation")["nodes"]
+    assert {node["node-id"]: node["status"] for node in nodes} == NODES
+    assert {run_id: run_status(flwr_home, run_id) for run_id in RUNS} == RUNS
+    assert _revision(database) != "d90a2f91f23c"  # it was migrated
