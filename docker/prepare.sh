@@ -15,6 +15,11 @@ fail() {
 	exit 2
 }
 
+# Numbers of the owners of what is named; stat differs between systems.
+owners_of() {
+	ls -ldn "$@" | awk '{print $3}' | sort -u | paste -sd ' ' -
+}
+
 # The value of a name as Compose takes it: the environment's, else that of the last line in .env.
 value_of() {
 	local value=${!1:-}
@@ -24,20 +29,20 @@ value_of() {
 }
 
 uid=$(id -u)
-[[ ! -e .env || -O .env || $uid == 0 ]] || fail ".env belongs to user $(stat -c %u .env); run sudo chown $uid .env"
+[[ ! -e .env || -O .env || $uid == 0 ]] || fail ".env belongs to user $(owners_of .env); run sudo chown $uid .env"
 [[ -f $certs/superlink/server.key ]] || fail "$certs holds no certificates that user $uid can see; run make \
 certs, or sudo make certs if they are root's"
 
 # It may hold tokens.
 [[ -f .env ]] || install -m 600 /dev/null .env
 [[ -z $(tail -c 1 .env) ]] || echo >>.env
-((uid != 0)) || chown --reference=. .env
+((uid != 0)) || chown "$(owners_of .)" .env
 chmod 600 .env
 
 configured=$(value_of FEDERATION_UID)
 group=$(value_of FEDERATION_GID)
 if ((uid == 0)); then
-	owner=$(stat -c %u .)
+	owner=$(owners_of .)
 	((owner != 0)) || owner=$CONTAINER_UID
 	configured=${configured:-$owner}
 	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites"
@@ -47,7 +52,7 @@ grep -q '^FEDERATION_UID=' .env || printf 'FEDERATION_UID=%s\n' "$configured" >>
 ((uid != 0)) || group=${group:-$configured}
 grep -q '^FEDERATION_GID=' .env || printf 'FEDERATION_GID=%s\n' "${group:-$(id -g)}" >>.env
 # 0 is what a rootless engine calls the user who runs it.
-owners=$(find "$certs/superlink" "$certs/sites" -type f -exec stat -c %u {} + | sort -u | paste -sd ' ')
+owners=$(owners_of "$certs"/superlink/* "$certs"/sites/*/*)
 ((configured == 0)) || [[ $owners == "$configured" ]] || fail "the containers run as user $configured \
 (FEDERATION_UID in .env), and the keys in $certs belong to user $owners: they could not be read; run sudo make \
 certs, or sudo chown -R $uid $certs and put FEDERATION_UID=$uid and FEDERATION_GID=$(id -g) into .env"
