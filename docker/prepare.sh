@@ -23,9 +23,9 @@ owners_of() {
 # The value of a name as Compose takes it: the environment's, else that of the last line in .env.
 value_of() {
 	local value=${!1:-}
-	[[ -n $value ]] || value=$(sed -n "s/^[[:space:]]*$1=//p" .env | tail -n 1 | tr -d '\r')
-	value=${value#[\"\']}
-	echo "${value%[\"\']}"
+	[[ -n $value ]] || value=$(sed -nE "s/^[[:space:]]*$1=[[:space:]]*//p" .env | tail -n 1 | tr -d '\r' |
+		sed -E -e "s/^'([^']*)'.*/\1/" -e t -e 's/^"([^"]*)".*/\1/' -e t -e 's/[[:space:]]+(#.*)?$//')
+	echo "$value"
 }
 
 uid=$(id -u)

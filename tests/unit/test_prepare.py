@@ -105,6 +105,7 @@ def test_data_of_ones_own_is_named_everywhere_or_nowhere(
         "SITE_A_DATA=\n",
         "SITE_A_DATA=./own\nSITE_B_DATA=./own\nEVALUATION_DATA=./own\n",
         "SITE_A_DATA='./own'\r\nSITE_B_DATA=\"./own\"\r\nEVALUATION_DATA=~/own\r\n",
+        "SITE_A_DATA='./own' # mine\nSITE_B_DATA=./own # mine\nEVALUATION_DATA=./own \n",
         "SITE_A_DATA=./none\nSITE_A_DATA=./own\nSITE_B_DATA=${HOME}/own\nEVALUATION_DATA=./own",
     ],
 )
