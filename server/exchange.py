@@ -75,6 +75,7 @@ class Pending:
     group_id: str
     patience: Patience
     limits: ReplyLimits
+    before_push: Callable[[Sequence[int]], None]
     started: float
     node_ids: dict[str, int] = field(default_factory=dict)  # message id -> node asked
     online_since: dict[int, str | None] = field(default_factory=dict)  # as it was when asked; None: offline
@@ -99,6 +100,7 @@ def send(
     group_id: str,
     patience: Patience,
     limits: ReplyLimits = QUERY_LIMITS,
+    before_push: Callable[[Sequence[int]], None] = lambda node_ids: None,
 ) -> Pending:
     """Send the same content to each node; `receive` or `look` takes the replies.
 
@@ -106,8 +108,10 @@ def send(
         make_content: called once for all nodes and again for a node that has to be asked again, so that
             nobody holds the content in between.
         limits: of each reply.
+        before_push: called with the nodes that are about to be asked, each time.
     """
-    pending = Pending(grid, make_content, message_type, group_id, patience, limits, time.monotonic())
+    started = time.monotonic()
+    pending = Pending(grid, make_content, message_type, group_id, patience, limits, before_push, started)
     pending.not_sent = _push(pending, node_ids, _online(grid))
     return pending
 
@@ -250,6 +254,7 @@ def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> 
     seconds = pending.patience.deadline_seconds
     if pending.times_asked:
         seconds = max(1.0, seconds - pending.elapsed)
+    pending.before_push(node_ids)
     content = pending.make_content()
     messages = [
         Message(content, node_id, pending.message_type, ttl=seconds, group_id=pending.group_id)

@@ -18,7 +18,7 @@ __all__ = ["check_ledger", "count_requests", "format_max_epsilon", "privacy_spen
 
 
 def count_requests(config: PrivacyConfig, folder: Path, round_: int, nodes: Iterable[str]) -> None:
-    """Write into the ledger of the run in `folder` that `nodes` are about to be asked for an update.
+    """Write into the ledger of the run in `folder` that `nodes` are about to be sent a train request.
 
     Raises:
         FederationError: it cannot be written: nobody may be asked.

@@ -82,7 +82,6 @@ def run_round(
     missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
-    count_requests(config.privacy, record.folder, round_, [node.name for node in nodes])
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
     base = ""
     mu = proximal_mu(config, previous)
@@ -93,12 +92,17 @@ def run_round(
         base = str(content.config_records[HEADER]["sha256"])
         return content
 
+    def count(node_ids: Sequence[int]) -> None:
+        # Under central noise an update is in the sum once, however often its node was asked.
+        if config.privacy.mode == "local" or not base:
+            count_requests(config.privacy, record.folder, round_, [names[id_] for id_ in node_ids])
+
     settings = config.federation
     names = {node.node_id: node.name for node in nodes}
     patience = Patience(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
     payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
     limits = limits_of_update(payload_bytes)
-    pending = send(grid, list(names), order, TRAIN, str(round_), patience, limits)
+    pending = send(grid, list(names), order, TRAIN, str(round_), patience, limits, count)
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)

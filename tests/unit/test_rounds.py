@@ -25,6 +25,7 @@ from federation.config import (
 from federation.dataset_description import describe_dataset
 from federation.errors import FederationError
 from federation.messages import ANSWER, CONFIG, HEADER, METRICS, QUERY_SHUT_OUT, REASON, STATISTICS, UPDATE
+from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
@@ -268,7 +269,10 @@ def test_with_too_few_good_updates_the_weights_stay_and_the_round_is_marked(reco
     assert (entry["aggregated"], entry["update_norm"], list(entry["clients"])) == (False, 0.0, ["a"])
 
 
-def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again(record, statistics) -> None:
+@pytest.mark.parametrize(("mode", "releases"), [("none", 0), ("local", 2), ("central", 1)])
+def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again_and_counted(
+    record, statistics, mode: str, releases: int
+) -> None:
     class Restarting(FakeGrid):
         looks = 0
 
@@ -281,12 +285,24 @@ def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again(record
     settings = RunConfig(
         federation=FederationConfig(round_deadline_seconds=20.0),
         wire=WireConfig(download="fp32", upload="fp32"),
+        privacy=PrivacyConfig(mode=mode),
     )
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     entry = run_round(grid, model, _nodes("a"), 1, settings, record)  # type: ignore[arg-type]
     assert list(entry["clients"]) == ["a"]
+    assert read_ledger(record.folder / LEDGER_FILE).count(1.0).total() == releases
     first, second = (message.content[HEADER]["sha256"] for message in grid.sent.values())
     assert first == second
+
+
+def test_nothing_is_sent_that_is_not_counted_first(record, statistics) -> None:
+    (record.folder / LEDGER_FILE).mkdir()
+    grid = FakeGrid({10: _reply(1.0)})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    settings = RunConfig(privacy=PrivacyConfig(mode="local"))
+    with pytest.raises(FederationError, match=f"{LEDGER_FILE} cannot be written"):
+        run_round(grid, model, _nodes("a"), 1, settings, record)  # type: ignore[arg-type]
+    assert not grid.sent
 
 
 def test_sampling_takes_the_fraction_and_repeats_itself() -> None:
