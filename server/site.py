@@ -98,8 +98,16 @@ def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool)
         command = [sys.executable, "-m", "server.admission", "--superlink", control]
         command += ["--ca", str((certs / "superlink" / "ca.crt").resolve())]
     else:
-        command = ["docker", "compose", "run", "--rm", "--no-deps", "-T", "run"]
-        command += ["python", "-m", "server.admission", "--superlink", _SUPERLINK_IN_COMPOSE]
+        command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
+        command += [
+            "--entrypoint",
+            "python",
+            "run",
+            "-m",
+            "server.admission",
+            "--superlink",
+            _SUPERLINK_IN_COMPOSE,
+        ]
         command += ["--ca", _CA_IN_COMPOSE]
     command += ["--name", name, "--key", key, *(["--revoke"] if revoke else [])]
     try:

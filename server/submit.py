@@ -3,8 +3,8 @@
     python -m server.submit --config configs/demo.toml --superlink superlink:8000 --ca ca.crt \\
         --sites site-a=site-a.pub site-b=site-b.pub
 
-It may be started again at any time: keys stay registered, an active run is followed, and an unfinished run of
-the same configuration goes on where it was.
+It may be started again at any time: keys stay registered, an active run is followed, an unfinished run of the
+same configuration goes on where it was, and a finished one stays finished until `--new` asks for another.
 """
 
 import argparse
@@ -14,26 +14,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from federation.config import RunConfig, load_run_config
+from federation.config import RunConfig, flatten, load_run_config
 from federation.errors import FederationError
 from server.control import (
     ControlError,
+    RefusedError,
     active_run,
     count_online,
     register_supernode,
     submit_run,
     write_connection,
 )
-from server.records import new_run_name
-from server.supervisor import as_continuation, config_to_resume, see_through, unfinished_run
+from server.records import new_run_name, recorded_config
+from server.supervisor import as_continuation, config_to_resume, is_finished, recorded_runs, see_through
 
 __all__ = ["main"]
 
+_COMMAND = "docker compose run --rm run"
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once the run has finished, 2 with one line if something is wrong or it is given up."""
+    """Exit code 0 once the run has finished, 2 with one line if something is wrong or it is given up.
+
+    With `--unattended` 2 only for what may pass, a SuperLink that cannot be reached.
+    """
     parser = argparse.ArgumentParser(description="Register the sites' keys and submit a run.")
     parser.add_argument("--config", type=Path, help="configs/demo.toml, or with --resume the run's own")
     parser.add_argument("--superlink", default="superlink:8000", metavar="HOST:PORT")
@@ -44,53 +49,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wait-seconds", type=float, default=180.0, help="for all these sites to be online")
     parser.add_argument("--outputs", type=Path, default=Path("/outputs"), help="where runs are recorded")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run")
-    parser.add_argument("--new", action="store_true", help="begin anew even if there is an unfinished run")
+    parser.add_argument("--new", action="store_true", help="begin a new run, whatever became of those before")
     parser.add_argument("--detach", action="store_true", help="submit and end; nobody sees the run through")
+    parser.add_argument(
+        "--unattended",
+        action="store_true",
+        help="exit code 0 also for errors that being started again does not mend: then Docker leaves it",
+    )
     options = parser.parse_args(arguments)
     try:
-        config = _choose(options)
         for file in (options.ca, *(key for _, key in options.sites)):
             if not file.is_file():
                 raise ControlError(f"{file} is missing; run make certs")
         with tempfile.TemporaryDirectory() as home:
             write_connection(Path(home), options.superlink, options.ca)
-            _let_in(Path(home), options.sites, options.wait_seconds)
+            for name, key in options.sites:
+                register_supernode(Path(home), key, name)
+            config = _choose(options, Path(home))
+            if config is None:
+                return 0
+            _wait_for_sites(Path(home), len(options.sites), options.wait_seconds)
             if options.detach:
                 _submit_only(Path(home), options.outputs, config)
             else:
                 see_through(Path(home), options.outputs, config, _say)
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        is_passing = isinstance(error, ControlError) and not isinstance(error, RefusedError)
+        return 0 if options.unattended and not is_passing else 2
     return 0
 
 
-def _choose(options: argparse.Namespace) -> RunConfig:
-    """What is to be run: a named run again, the unfinished one of this configuration, or a new one."""
+def _choose(options: argparse.Namespace, home: Path) -> RunConfig | None:
+    """What is to be run: a named run again, the unfinished one of this configuration, or a new one.
+
+    None: the newest run of this configuration has finished, and nobody asked for another.
+
+    Raises:
+        FederationError: the newest run has not finished and has another configuration.
+    """
     if options.resume:
         return config_to_resume(options.outputs / options.resume, options.config)
     file = options.config or Path("configs/demo.toml")
     config = load_run_config(file, {"run.name": new_run_name(file.stem)})
-    unfinished = None if options.new else unfinished_run(options.outputs, config)
-    if unfinished is None:
-        return config
-    _say(f"run {unfinished.run.name} has not finished and goes on; --new begins another")
-    return as_continuation(unfinished)
+    runs = [] if options.new else recorded_runs(options.outputs)
+    if runs and not is_finished(runs[-1]):
+        return _unfinished(runs[-1], config, file, home)
+    for folder in reversed(runs):
+        if is_finished(folder) and not _differences(recorded_config(folder), config):
+            _say(f"run {folder.name} of this configuration has finished; {_COMMAND} --new begins another")
+            return None
+    return config
 
 
-def _let_in(home: Path, sites: Sequence[tuple[str, Path]], wait_seconds: float) -> None:
-    for name, key in sites:
-        register_supernode(home, key, name)
+def _unfinished(folder: Path, config: RunConfig, file: Path, home: Path) -> RunConfig:
+    """The continuation of the run in `folder`, if `config` from `file` is its configuration."""
+    found = recorded_config(folder)
+    differences = ", ".join(_differences(found, config))
+    if not differences:
+        _say(f"run {folder.name} has not finished and goes on; {_COMMAND} --new begins another")
+    elif active_run(home):
+        _say(f"run {folder.name} is active and goes on as it began, with other {differences} than {file}")
+    else:
+        raise FederationError(
+            f"run {folder.name} has not finished and has other {differences} than {file}: "
+            f"{_COMMAND} --resume {folder.name} goes on with those of {file}, {_COMMAND} --new begins another"
+        )
+    return as_continuation(found)
+
+
+def _differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """The keys in which two configurations differ, the name of the run aside."""
+    left, right = flatten(one), flatten(other)
+    return [key for key in left if key not in ("run.name", "run.resume") and left[key] != right[key]]
+
+
+def _wait_for_sites(home: Path, sites: int, wait_seconds: float) -> None:
     if active_run(home):
         return
-    _say(f"waiting for {len(sites)} sites")
+    _say(f"waiting for {sites} sites")
     give_up_at = time.monotonic() + wait_seconds
-    while (online := count_online(home)) < len(sites):
+    while (online := count_online(home)) < sites:
         if time.monotonic() > give_up_at:
-            raise ControlError(
-                f"{online} of {len(sites)} sites are online after {wait_seconds:.0f} s; "
-                "docker compose logs supernode-a supernode-b says why"
+            _say(
+                f"{online} of {sites} sites are online after {wait_seconds:.0f} s, the run waits for "
+                "federation.min_nodes of them; docker compose logs supernode-a supernode-b says why"
             )
+            return
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

@@ -19,7 +19,14 @@ from federation.errors import FederationError
 from server.control import ControlError, RefusedError, active_run, run_status, stop_run, submit_run
 from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
 
-__all__ = ["RunGivenUpError", "as_continuation", "config_to_resume", "see_through", "unfinished_run"]
+__all__ = [
+    "RunGivenUpError",
+    "as_continuation",
+    "config_to_resume",
+    "is_finished",
+    "recorded_runs",
+    "see_through",
+]
 
 _MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -55,7 +62,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
     failures, newest = 0, _complete_rounds(folder)
     while True:
         status = _wait_for_end(flwr_home, folder, run_id, say)
-        if _is_finished(folder):
+        if is_finished(folder, run_id):
             say(f"run {config.run.name} has finished")
             return
         rounds, reason = _complete_rounds(folder), _reason(folder)
@@ -94,21 +101,10 @@ def config_to_resume(folder: Path, file: Path | None = None) -> RunConfig:
     return as_continuation(config)
 
 
-def unfinished_run(outputs: Path, config: RunConfig | None = None) -> RunConfig | None:
-    """The configuration of the newest run in `outputs` if it has not finished, else None.
-
-    Args:
-        config: only a run of this configuration counts, whatever its name.
-    """
+def recorded_runs(outputs: Path) -> list[Path]:
+    """The folders of the runs in `outputs`, that which was written last at the end."""
     files = sorted(outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
-    if not files or _is_finished(files[-1].parent):
-        return None
-    found = recorded_config(files[-1].parent)
-    if config is not None and replace(found, run=replace(found.run, name="")) != replace(
-        config, run=replace(config.run, name="")
-    ):
-        return None
-    return found
+    return [file.parent for file in files]
 
 
 def _active_run(flwr_home: Path, outputs: Path) -> tuple[str, RunConfig] | None:
@@ -119,19 +115,27 @@ def _active_run(flwr_home: Path, outputs: Path) -> tuple[str, RunConfig] | None:
     """
     give_up_at = time.monotonic() + _RECORD_SECONDS
     while (run_id := active_run(flwr_home)) is not None:
-        if (config := unfinished_run(outputs)) is not None:
-            return run_id, config
+        for folder in recorded_runs(outputs):
+            if _is_record_of(folder, run_id) and not is_finished(folder):
+                return run_id, recorded_config(folder)
         if time.monotonic() > give_up_at:
             raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return None
 
 
+def _is_record_of(folder: Path, run_id: str) -> bool:
+    try:
+        return run_id in read_metrics(folder).get("flower_runs", [])
+    except FederationError:  # another run's, damaged
+        return False
+
+
 def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
     """How the run ended, once it is over; a finished record is enough."""
     check_at = time.monotonic()
     was_written = False
-    while not _is_finished(folder):
+    while not is_finished(folder, run_id):
         is_written = is_being_written(folder)
         has_gone, was_written = was_written and not is_written, is_written
         if has_gone or time.monotonic() >= check_at:
@@ -139,7 +143,7 @@ def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str
             if status == "unknown" or status.startswith("finished"):
                 return status
             check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
-        if has_gone and not _is_finished(folder):
+        if has_gone and not is_finished(folder, run_id):
             # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
             with contextlib.suppress(ControlError):
                 stop_run(flwr_home, run_id)
@@ -175,8 +179,14 @@ def _has_record(folder: Path) -> bool:
     return (folder / METRICS_FILE).exists()
 
 
-def _is_finished(folder: Path) -> bool:
-    return _has_record(folder) and bool(read_metrics(folder)["status"] == "finished")
+def is_finished(folder: Path, run_id: str | None = None) -> bool:
+    """Whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or a later one."""
+    if not _has_record(folder):
+        return False
+    metrics = read_metrics(folder)
+    # A finished run may be resumed, with more rounds; until that one has begun, the record says finished.
+    has_begun = run_id is None or run_id in metrics.get("flower_runs", [])
+    return has_begun and bool(metrics["status"] == "finished")
 
 
 def _complete_rounds(folder: Path) -> int:

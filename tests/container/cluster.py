@@ -121,15 +121,14 @@ class Cluster:
 
     def submit(self, config: str) -> str:
         """Submit `configs/CONFIG.toml` with the `run` service's program and return the run's name."""
-        command = ["python", "-m", "server.submit", f"--config=configs/{config}.toml", "--detach"]
-        command += ["--ca=/run/secrets/ca.crt", "--sites"]
-        command += [f"{site}=/run/secrets/{site}.pub" for site in SITES]
+        command = [f"--config=configs/{config}.toml", "--new", "--detach"]
         return run_name(self.compose("run", "--rm", "-T", "run", *command))
 
     def flwr(self, *arguments: str) -> dict:
         """Run `flwr` where the operator does: in a container of the control network."""
         mounts = ["--volume", f"{self.certs / 'sites'}:/sites:ro"]
-        command = ["run", "--rm", "-T", *mounts, "run", "python", "-c", _FLWR, *arguments]
+        python = ["--entrypoint", "python", "run", "-c", _FLWR]
+        command = ["run", "--rm", "-T", *mounts, *python, *arguments]
         output = self.compose(*command)
         answer: dict = json.JSONDecoder().raw_decode(output, output.index("{"))[0]
         return answer

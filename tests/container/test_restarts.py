@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.container.cluster import Cluster, run_name
+from tests.container.cluster import Cluster, docker, run_name
 
 pytestmark = pytest.mark.container
 
@@ -22,8 +22,7 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
         4: [("kill", "supernode-b"), ("start", "supernode-b")],
     }
     run = cluster.submit("faults")
-    command = ("python", "-m", "server.submit", "--ca=/run/secrets/ca.crt", "--detach")
-    command += ("--config=configs/faults.toml",)
+    command = ("--config=configs/faults.toml", "--detach")
     assert "no other is submitted" in cluster.compose("run", "--rm", "-T", "run", *command)
     for round_, commands in faults.items():
         cluster.wait_for(
@@ -40,10 +39,13 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
 
 def test_a_run_goes_on_after_its_server_was_restarted(cluster: Cluster, finished_run: str) -> None:
     cluster.compose("up", "--detach", "--no-build", "--force-recreate", "--no-deps", "run")
+    docker("wait", cluster.compose("ps", "--all", "--quiet", "run").strip(), timeout=60)
+    assert "of this configuration has finished" in cluster.compose("logs", "--no-log-prefix", "run")
+    container = cluster.compose("run", "--detach", "--no-deps", "run", "--new").split()[-1]
     give_up_at = time.monotonic() + 400
     run, restarted, metrics = "", False, {}
     while metrics.get("status") != "finished":
-        logs = cluster.compose("logs", "--no-log-prefix", "run")
+        logs = docker("logs", container)
         assert time.monotonic() < give_up_at, logs
         time.sleep(1)
         run = run or ("submitted as" in logs and run_name(logs)) or ""

@@ -229,7 +229,8 @@ def test_superlink_is_told_in_the_network_of_the_containers(
     monkeypatch.setattr(subprocess, "run", run)
     assert tell_superlink(certs, "site-a", None, revoke=True) == "site-a is shut out"
     (command,) = seen
-    assert command[:7] == ["docker", "compose", "run", "--rm", "--no-deps", "-T", "run"]
+    assert command[:6] == ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
+    assert command[6:10] == ["--entrypoint", "python", "run", "-m"]  # not the service's own program
     assert "--revoke" in command
     assert command[command.index("--key") + 1].startswith("ecdsa-sha2-nistp384 ")
     assert not any("PRIVATE" in part for part in command)

@@ -59,7 +59,7 @@ class SuperLink:
             end, "finished:failed"
         )
         if end != "nothing":
-            record = RunRecord(self.outputs, config.run.name, config)
+            record = RunRecord(self.outputs, config.run.name, config, str(len(self.submitted)))
             record._metrics["rounds"] = [{"round": number} for number in range(1, rounds + 1)]
             record._save()
             if end in ("finished", "failed"):
@@ -155,16 +155,96 @@ def test_a_run_that_its_operator_stopped_stays_stopped(
 def test_started_again_it_goes_on_with_the_unfinished_run_of_the_same_configuration(
     arguments: list[str], superlink: SuperLink, tmp_path: Path
 ) -> None:
-    superlink.outcomes = [(1, "stopped"), (4, "finished"), (4, "finished"), (1, "stopped"), (4, "finished")]
+    superlink.outcomes = [(1, "stopped"), (4, "finished")]
     assert submit.main(arguments) == 2
     assert submit.main(arguments) == 0
     stopped, resumed = superlink.submitted
     assert (resumed.run.name, resumed.run.resume) == (stopped.run.name, True)
-    superlink.submitted.clear()
-    named = load_run_config(tmp_path / "tiny.toml", {"run.name": "named"})
-    assert supervisor.unfinished_run(superlink.outputs, named) is None  # it has finished
-    supervisor.see_through(tmp_path, superlink.outputs, named, print)
-    assert not superlink.submitted[0].run.resume
+
+
+def test_a_finished_run_stays_finished_until_somebody_asks_for_another(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(4, "finished")] * 3
+    assert submit.main(arguments) == 0
+    (first,) = superlink.submitted
+    capsys.readouterr()
+    for _ in range(2):
+        assert submit.main([*arguments, "--unattended"]) == 0
+        line = f"run {first.run.name} of this configuration has finished; docker compose run --rm run --new"
+        assert capsys.readouterr().out.startswith(line)
+    assert superlink.submitted == [first]
+    assert superlink.registered == ["site-a", "site-b"] * 3
+
+    other = "[policy]\nsize = 'tiny'\n[run]\nnum_rounds = 5\nname = ''\n"
+    (tmp_path / "other.toml").write_text(other)
+    superlink.submit_run(tmp_path, load_run_config(tmp_path / "other.toml", {"run.name": "other"}))
+    assert submit.main(arguments) == 0  # the newest run is of another configuration, and has finished too
+    assert len(superlink.submitted) == 2
+    submit.main([*arguments, "--new"])
+    assert len(superlink.submitted) == 3
+
+
+@pytest.mark.parametrize("unattended", [False, True])
+def test_an_unfinished_run_of_another_configuration_is_neither_dropped_nor_ignored(
+    arguments: list[str],
+    superlink: SuperLink,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    unattended: bool,
+) -> None:
+    superlink.outcomes = [(1, "failed"), (4, "finished")]
+    superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"}))
+    with (tmp_path / "tiny.toml").open("a") as file:
+        file.write("[training]\nlearning_rate = 5e-5\n")
+    assert submit.main([*arguments, *(["--unattended"] if unattended else [])]) == (0 if unattended else 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in (
+        "run tiny-1 has not finished and has other training.learning_rate than",
+        "docker compose run --rm run --resume tiny-1 goes on with those of",
+        "docker compose run --rm run --new begins another",
+    ):
+        assert part in line
+    assert len(superlink.submitted) == 1
+    assert submit.main([*arguments, "--resume=tiny-1"]) == 0
+
+
+def test_started_by_itself_it_starts_again_only_where_that_may_help(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.outcomes = [(1, "stopped")]
+    assert submit.main([*arguments, "--unattended"]) == 0
+
+    def away(home: Path) -> str | None:
+        raise ControlError("SuperLink cannot be reached")
+
+    monkeypatch.setattr(submit, "active_run", away)
+    assert submit.main([*arguments, "--unattended"]) == 2
+
+
+def test_an_active_run_is_paired_with_its_own_record(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Another run that was written later, and has not finished either, is not the one to follow."""
+    superlink.outcomes = [(1, "killed"), (2, "killed")]
+    for name in ("mine", "other"):
+        superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": name}))
+    (tmp_path / "outputs" / "damaged").mkdir()
+    (tmp_path / "outputs" / "damaged" / "federated_metrics.json").write_text("{")
+    superlink.active = "1"
+    found = supervisor._active_run(tmp_path, superlink.outputs)
+    assert found is not None
+    assert (found[0], found[1].run.name) == ("1", "mine")
+
+
+def test_a_finished_run_that_is_resumed_is_waited_for(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path
+) -> None:
+    superlink.outcomes = [(4, "finished")]
+    superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"}))
+    folder = superlink.outputs / "tiny-1"
+    assert supervisor.is_finished(folder)
+    assert not supervisor.is_finished(folder, "2")  # which has not begun yet
 
 
 @pytest.mark.parametrize("option", ["--new", "--resume=tiny-1"])
@@ -195,7 +275,9 @@ def test_an_active_run_is_followed(
     monkeypatch.setattr(supervisor, "run_status", give_up)
     assert submit.main(arguments) == 0
     assert [config.run.name for config in superlink.submitted] == ["other", "other"]
-    assert "run other is active as 1 and is followed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run other is active and goes on as it began, with other run.seed than" in printed
+    assert "run other is active as 1 and is followed" in printed
 
 
 def test_an_active_run_without_a_record_is_not_meddled_with(
@@ -217,7 +299,7 @@ def test_a_run_that_is_just_ending_is_not_in_the_way_of_the_next(
     for module in (submit, supervisor):
         monkeypatch.setattr(module, "active_run", lambda home: next(active, None))
     monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 60.0)
-    assert submit.main(arguments) == 0
+    assert submit.main([*arguments, "--new"]) == 0
     assert len(superlink.submitted) == 2
     assert superlink.submitted[1].run.name != "first"
 
@@ -272,10 +354,6 @@ def test_detached_it_submits_one_run_and_ends(
         ("configuration", "tiny.toml: unknown key 'training.local_step': did you mean training.local_steps?"),
         ("certificate", "ca.crt is missing; run make certs"),
         ("key", "site-b.pub is missing; run make certs"),
-        (
-            "offline",
-            "1 of 2 sites are online after 0 s; docker compose logs supernode-a supernode-b says why",
-        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -286,7 +364,6 @@ def test_what_is_wrong_is_said_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    superlink.online = [1]
     if fault == "configuration":
         (tmp_path / "tiny.toml").write_text("[training]\nlocal_step = 3\n")
     elif fault == "certificate":
@@ -298,6 +375,14 @@ def test_what_is_wrong_is_said_in_one_line(
     assert line.startswith("error: ")
     assert message in line
     assert superlink.submitted == []
+
+
+def test_sites_that_are_off_do_not_keep_the_run_from_waiting_for_them(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.online = [1]
+    assert submit.main([*arguments, "--wait-seconds=0"]) == 0
+    assert "1 of 2 sites are online after 0 s, the run waits" in capsys.readouterr().out
 
 
 def test_a_site_without_a_key_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
