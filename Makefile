@@ -11,6 +11,22 @@ PORT ?= 8443
 CONFIG ?= configs/demo.toml
 DATA ?= data/sample
 
+# $(call needs,target,VARIABLE or VARIABLE|VARIABLE,how to call it): ends make with one line and code 2, before
+# anything is made, if `target` is asked for and no such variable is set.
+needs = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(strip $(foreach name,$(subst |, ,$(2)),$($(name)))),,$(error \
+	$(1) needs $(subst |, or ,$(2)): make $(1) $(3))))
+$(call needs,resume,RUN,RUN=demo-20261123-184002)
+$(call needs,rollback,RUN,RUN=demo-20261123-184002 ROUND=7)
+$(call needs,rollback,ROUND,RUN=demo-20261123-184002 ROUND=7)
+$(call needs,report,RUN,RUN=demo-20261123-184002)
+$(call needs,simulate,RUN|POLICY,RUN=demo-20261123-184002 or POLICY=folder)
+$(call needs,serve,RUN|POLICY,RUN=demo-20261123-184002 or POLICY=folder)
+$(call needs,compare,A,A=policy folder B=policy folder)
+$(call needs,compare,B,A=policy folder B=policy folder)
+$(call needs,site,NAME,NAME=lab-b SUPERLINK=fed.example.org:443)
+$(call needs,site,SUPERLINK,NAME=lab-b SUPERLINK=fed.example.org:443)
+$(call needs,site-revoke,NAME,NAME=lab-b)
+
 .PHONY: help
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
