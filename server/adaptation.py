@@ -1,7 +1,8 @@
 """What a round learns from the one before it: FedProx's mu, the weight of hard sites, an average, a way back.
 
 Each is a function of the configuration and of what the record holds, so a resumed run adapts as one that was
-never interrupted. All of it but the way back is off by default.
+never interrupted. All of it but the way back is off by default. Mu and the weights follow the sites' losses,
+which have no noise: with `privacy.mode` the configuration refuses both.
 """
 
 import math

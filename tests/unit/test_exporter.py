@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from certs.issue import issue_all
 from client.exporter import SiteExporter
 from client.exporter import main as site_main
+from client.privacy_rules import PrivacyRules
 from client.progress import ProgressFile
-from federation.config import RunConfig, parse_run_config
-from federation.errors import WireError
+from federation.config import PrivacyConfig, RunConfig, parse_run_config
+from federation.errors import FederationError, WireError
 from federation.metrics import CATALOGUE, Samples
 from federation.privacy_budget import epsilon
-from federation.release_ledger import LEDGER_FILE, Release, append_release
+from federation.release_ledger import LEDGER_FILE, Ledger, Release, append_release
 from federation.wire import Header, open_payload, pack_tensors
 from server import exporter as exporter_module
 from server import superlink_state
@@ -400,6 +401,12 @@ def _refusal(header: Header | None = None, **changes: object) -> str:
     return str(error.value)
 
 
+def _forbidden() -> str:
+    with pytest.raises(FederationError) as error:
+        PrivacyRules(max_epsilon=1.0).check(PrivacyConfig(mode="local"), Ledger())
+    return str(error.value)
+
+
 def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
     assert refusal_reason(_refusal(round=2)) == "not_current"
     assert refusal_reason(_refusal(run="other")) == "not_current"
@@ -424,6 +431,7 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("<class 'client.consent.ConsentError'>:<'this site refuses the app: it differs", "app_refused"),
         ("data set site-a: 100 frames in a row cannot be decoded", "dataset"),
         ("RuntimeError; the log of this SuperNode says more", "node_failed"),
+        (_forbidden(), "privacy"),
     ):
         assert refusal_reason(text) == reason, text
 
