@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from client.fedprox import add_proximal_gradient
+from client.fedprox import _pull_at_once, _pull_one_by_one, add_proximal_gradient
 
 
 def _parameters(seed: int) -> list[torch.nn.Parameter]:
@@ -46,3 +46,17 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     parameters[0].sum().backward()
     add_proximal_gradient(parameters, received, 0.5)
     assert parameters[1].grad is None
+
+
+def test_all_parameters_at_once_get_the_same_gradients_as_one_by_one() -> None:
+    received = _parameters(seed=1)
+    gradients, norms = [], []
+    for pull in (_pull_at_once, _pull_one_by_one):
+        parameters = _parameters(seed=2)
+        sum(p.sin().sum() for p in parameters).backward()
+        with torch.no_grad():
+            moved = [(p, w, p.grad) for p, w in zip(parameters, received, strict=True)]
+            norms.append(torch.stack(pull(moved, 0.1)))
+        gradients.append([p.grad for p in parameters])
+    assert all(torch.equal(p, q) for p, q in zip(*gradients, strict=True))
+    torch.testing.assert_close(*norms)
