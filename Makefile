@@ -130,7 +130,7 @@ bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and 
 	$(PY) -m tests.benchmarks.codec_accuracy
 	$(PY) -m tests.benchmarks.data_loading
 	$(PY) -m tests.benchmarks.step_time
-	$(PY) -m tests.benchmarks.step_time --size smolvla --batch-size 1 --pairs 8
+	$(PY) -m tests.benchmarks.step_time --size smolvla --batch-sizes 1 --pairs 8 --round-steps 2
 	$(PY) -m tests.benchmarks.process_start
 	$(PY) -m tests.benchmarks.inference
 	$(PY) -m tests.benchmarks.inference_modes
