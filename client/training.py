@@ -17,7 +17,6 @@ from torch import Tensor
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
-from client.schedule import global_step, learning_rate
 from federation.config import RunConfig, TrainingConfig
 from federation.errors import FederationError
 from federation.policy import (
@@ -27,6 +26,7 @@ from federation.policy import (
     trainable_parameters,
 )
 from federation.sample_cache import SampleCache
+from federation.schedule import global_step, learning_rate
 from federation.statistics import Statistics
 
 __all__ = [

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.schedule import global_step, learning_rate
 from federation.config import TrainingConfig
+from federation.schedule import global_step, highest_rate, learning_rate
 
 ROUNDS = 5
 
@@ -42,6 +42,14 @@ def test_constant_stays_after_the_warm_up() -> None:
 
 def test_a_run_that_is_all_warm_up_has_no_division_by_zero() -> None:
     assert learning_rate(50, TrainingConfig(local_steps=10, warmup_steps=50), ROUNDS) > 0
+
+
+def test_the_highest_rate_is_that_of_the_round_and_the_one_before() -> None:
+    config = TrainingConfig(local_steps=10, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=15)
+    highest = [highest_rate(round_, config, ROUNDS) for round_ in range(1, ROUNDS + 1)]
+    assert highest[:2] == pytest.approx([10 / 16, 1.0])
+    assert highest[2:4] == [1.0, learning_rate(20, config, ROUNDS)]
+    assert highest[4] == learning_rate(30, config, ROUNDS)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warm_restarts", "constant"])

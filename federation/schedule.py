@@ -3,14 +3,15 @@
 A schedule that began anew in each round would never leave its warm-up. So the step counted here is the
 global one: `(round - 1) * local_steps + step in the round`. With `local_epochs` each site takes steps of its
 own number, and they count as their share of `local_steps`: at the same point of a round all sites are at the
-same learning rate.
+same learning rate. A site trains by it, and the server knows from it how far training can go in a round.
 """
 
 import math
+from functools import lru_cache
 
 from federation.config import TrainingConfig
 
-__all__ = ["global_step", "learning_rate"]
+__all__ = ["global_step", "highest_rate", "learning_rate"]
 
 
 def global_step(round_: int, step: int, own_steps: int, local_steps: int) -> float:
@@ -37,3 +38,10 @@ def learning_rate(step: float, config: TrainingConfig, num_rounds: int) -> float
         length = num_rounds * config.local_steps - config.warmup_steps
         position = min(1.0, (step - config.warmup_steps) / max(1, length - 1))
     return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * position))
+
+
+@lru_cache(maxsize=2)
+def highest_rate(round_: int, config: TrainingConfig, num_rounds: int) -> float:
+    """The highest learning rate in `round_` (from 1) and the one before, whose residuals are sent with it."""
+    steps = range(max(0, round_ - 2) * config.local_steps, round_ * config.local_steps)
+    return max(learning_rate(step, config, num_rounds) for step in steps)
