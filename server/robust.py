@@ -15,6 +15,7 @@ from federation.wire import Payload
 
 __all__ = ["krum_choice", "median", "multi_krum", "trimmed_mean"]
 
+_MIN_TO_TRIM = 3
 _log = get_logger("server.robust")
 
 
@@ -30,10 +31,22 @@ def median(updates: Sequence[Payload]) -> Iterator[tuple[str, Tensor]]:
 def trimmed_mean(updates: Sequence[Payload], trim_fraction: float) -> Iterator[tuple[str, Tensor]]:
     """Coordinate-wise mean without the `trim_fraction` largest and smallest values (Yin et al., ICML 2018).
 
+    From three updates on at least one is cut at either end, else it would be the plain mean where it matters
+    most. Of one or two nothing can be cut: such a round gets the coordinate-wise median, and the log says so.
+
     Args:
-        trim_fraction: below 0.5; of N updates, `floor(trim_fraction * N)` are cut at either end.
+        trim_fraction: below 0.5; of N updates, `floor(trim_fraction * N)` are cut at either end, or one.
     """
-    cut = int(trim_fraction * len(updates))
+    if len(updates) < _MIN_TO_TRIM:
+        _log.warning(
+            "%d updates, and trimmed_mean needs %d: this round takes the median, which of so few is their "
+            "mean; raise federation.min_updates",
+            len(updates),
+            _MIN_TO_TRIM,
+        )
+        yield from median(updates)
+        return
+    cut = max(1, int(trim_fraction * len(updates)))
     for name, stacked in _by_parameter(updates):
         yield name, stacked.sort(dim=0).values[cut : len(updates) - cut].mean(dim=0)
 

@@ -77,6 +77,35 @@ def test_the_trimmed_mean_leaves_out_the_extremes() -> None:
         np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("trim_fraction", [0.0, 0.2])
+def test_the_trimmed_mean_leaves_out_one_at_least_of_three_and_four(count: int, trim_fraction: float) -> None:
+    updates = _updates(count)
+    result = _aggregate(AggregationConfig(method="trimmed_mean", trim_fraction=trim_fraction), updates)
+    for name in SHAPES:
+        expected = np.sort(_stacked(updates, name), axis=0)[1:-1].mean(axis=0)
+        np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_fewer_than_three_updates_the_trimmed_mean_takes_the_median_and_logs_it(
+    count: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("so100"), "propagate", True)
+    updates = _updates(count)
+    result = _aggregate(AggregationConfig(method="trimmed_mean"), updates)
+    median = _aggregate(AggregationConfig(method="median"), updates)
+    assert all(torch.equal(result[name], median[name]) for name in SHAPES)
+    assert f"{count} updates, and trimmed_mean needs 3: this round takes the median" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["median", "trimmed_mean"])
+def test_one_bad_node_of_three_moves_a_rule_for_three_little(method: str) -> None:
+    bad = {name: torch.full(shape, 1000.0) for name, shape in SHAPES.items()}
+    result = _aggregate(AggregationConfig(method=method), [*_nearly_the_same(2), bad])
+    assert all((tensor - 1).abs().max() < 0.1 for tensor in result.values())
+
+
 def _nearly_the_same(count: int) -> list[dict[str, torch.Tensor]]:
     return [{name: 1 + 0.01 * tensor for name, tensor in update.items()} for update in _updates(count)]
 
