@@ -64,6 +64,17 @@ def test_a_quantile_is_that_of_the_mixture_not_the_mean_of_quantiles() -> None:
     assert merged["q99"].tolist() == [50.0] * 6
 
 
+@pytest.mark.parametrize("others", [1, 2, 4])
+def test_a_site_that_claims_any_number_of_frames_does_not_own_the_normalisation(others: int) -> None:
+    honest, liar = [_site(np.zeros((100, 6)))] * others, _site(np.full((50, 6), 80.0))
+    for named in liar.values():
+        named["count"] = np.full(1, 1e9)
+    merged = choose_normalisation(PolicyConfig(), [*honest, liar])["action"]
+    np.testing.assert_allclose(merged["mean"], 80.0 * 4 / (4 + others))
+    assert merged["count"].tolist() == [100.0 * (others + 4)]
+    assert liar["action"]["count"].tolist() == [1e9]
+
+
 def test_the_statistics_of_recordings_are_those_of_their_frames(data: Path) -> None:
     roots = [data / "site-a", data / "site-b"]
     merged = merge_statistics([describe_dataset(root).statistics for root in roots])
