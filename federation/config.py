@@ -145,11 +145,13 @@ class AggregationConfig:
     # proximal term; "fedavgm" and "fedadam" give the mean, trained as for "fedprox", to a server optimizer.
     strategy: str = _setting("fedprox", one_of=("fedprox", "fedavg", "fedavgm", "fedadam"))
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
-    # An update with a norm, with local_epochs that of a step, beyond this many times the median is refused;
-    # 0, or privacy.mode "central", which clips it: none is. See `server/verification.py`.
+    # From three updates on, one with a norm beyond this many times the median is refused; with any number,
+    # one that no training at this learning rate makes. 0, or privacy.mode "central", which clips it: none is.
+    # See `server/verification.py`.
     max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
-    trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)  # "trimmed_mean": cut at either end
+    # "trimmed_mean": cut at either end, one update at least; of fewer than three updates it takes the median.
+    trim_fraction: float = _setting(0.2, at_least=0, at_most=0.49)
     # "krum": how many bad nodes to withstand; of fewer than 2 * byzantine + 3 updates it takes the median.
     byzantine: int = _setting(1, at_least=0)
     server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm"; "fedadam" wants 0.1 at the very most
@@ -359,6 +361,13 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: training.adapt_proximal_mu = true: steers by the sites' losses, which privacy.mode = "
             f"{config.privacy.mode!r} adds no noise to; set it to false"
+        )
+    steps = config.run.num_rounds * config.training.local_steps
+    if config.training.warmup_steps >= steps:
+        raise ConfigError(
+            f"{source}: training.warmup_steps = {config.training.warmup_steps}: the run has run.num_rounds * "
+            f"training.local_steps = {steps} steps only and would be all warm-up; set it below, e.g. to "
+            f"{steps // 10}"
         )
     rate = config.aggregation.server_learning_rate
     if config.aggregation.strategy == "fedadam" and rate > _MOST_ADAM_RATE:

@@ -68,6 +68,10 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
             "aggregation.server_learning_rate = 1.0: must be at most 0.1 with aggregation.strategy = 'feda",
         ),
         (
+            {"training.warmup_steps": 600, "training.local_steps": 30, "run.num_rounds": 20},
+            "training.warmup_steps = 600: the run has run.num_rounds * training.local_steps = 600 steps only",
+        ),
+        (
             {"federation.min_updates": 2, "federation.min_nodes": 3, "federation.fraction_fit": 0.3},
             "federation.min_updates = 2: with fraction_fit = 0.3 a round may have 1 participants only",
         ),
