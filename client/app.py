@@ -79,7 +79,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
     reason = str(message.content.config_records[REASON]["text"])
-    _log.error("the server takes nothing from this site until its SuperNode restarts: %s", reason)
+    _log.error("the server takes nothing from this site %s", reason)
     return RecordDict({})
 
 

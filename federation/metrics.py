@@ -83,7 +83,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _gauge("missing_nodes", "Nodes without a reply in the newest complete round"),
         _gauge("refused_nodes", "Nodes whose reply was refused in the newest complete round"),
         _counter("joins_refused", "Nodes refused when they joined"),
-        _gauge("shut_out_nodes", "Nodes refused or left out that have not joined again"),
+        _gauge("shut_out_nodes", "Nodes refused or suspended that have not joined again"),
     ),
     "One node, from its newest update": (
         _gauge("node_round", "Newest round with an update of the node", "node"),
@@ -111,7 +111,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         _counter("node_missed_rounds", "Rounds without a reply before the deadline", "node"),
         _counter("node_refused_updates", "Refused replies by reason", "node", "reason"),
         _gauge("node_absent_rounds", "Newest rounds in a row that the node should have answered", "node"),
-        _gauge("node_left_out", "1 after three refusals in a row, until it joins again", "node"),
+        _gauge("node_left_out", "1 while suspended after three refusals in a row", "node"),
+        _gauge("node_suspended_until_round", "Round a suspended node is tried again in; 0: is not", "node"),
         _gauge("node_privacy_epsilon", _EPSILON, "node"),
         _gauge("node_last_seen_timestamp_seconds", "Newest heartbeat or reply", "node"),
     ),

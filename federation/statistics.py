@@ -11,7 +11,7 @@ import numpy as np
 
 from federation.errors import WireError
 
-__all__ = ["FEATURES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
+__all__ = ["FEATURES", "MAX_FRAMES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
 
 Statistics = dict[str, dict[str, np.ndarray]]
 """Feature -> name -> float64: "mean", "std", "min", "max" (6,), "count" (1,), and of a site
@@ -23,7 +23,7 @@ SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/25
 _MOMENTS = ("mean", "std", "min", "max")
 # Far beyond any arm and any site, and such that what is merged from them stays finite.
 _LARGEST_VALUE = 1e6
-_MOST_FRAMES = 10**9  # a year at 30 frames a second
+MAX_FRAMES = 10**9  # a year at 30 frames a second
 
 
 def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[int] = ()) -> Statistics:
@@ -48,10 +48,10 @@ def check_statistics(statistics: Statistics, dim: int, frames: int) -> None:
         if not all(np.isfinite(values).all() for values in named.values()):
             raise WireError(f"statistics of {feature} hold NaN or infinity")
         count = named["count"][0]
-        if count != frames or not 1 <= count <= _MOST_FRAMES:
+        if count != frames or not 1 <= count <= MAX_FRAMES:
             raise WireError(
                 f"statistics of {feature} are of {count:.10g} frames: must be as many as the node reports, "
-                f"1 to {_MOST_FRAMES}; install this version"
+                f"1 to {MAX_FRAMES}; install this version"
             )
         mean, std, low, high = (named[name] for name in _MOMENTS)
         if max(np.abs(low).max(), np.abs(high).max()) > _LARGEST_VALUE:

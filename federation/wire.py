@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from federation.errors import WireError
+from federation.errors import WireError, one_line
 from federation.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ __all__ = [
 # Flower sends an array as chunks of 5 MiB, each a request of its own, and spends as long on a small one as on
 # a whole one: the 155 tensors of the full-size policy in an array each took a third longer and more.
 _ARRAY_BYTES = 20 * 2**20
+_MAX_STATISTICS = 64  # a site sends 12, the server 20
+_MAX_STATISTIC_BYTES = 64 * 2**10  # a sketch has 13 kB
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,17 @@ def record_to_statistics(record: ArrayRecord) -> Statistics:
     """Decode what `statistics_to_record` encoded.
 
     Raises:
-        WireError: a name has no feature, or an array is not finite float64.
+        WireError: there are too many, a name has no feature, or an array is not finite float64.
     """
+    if len(record) > _MAX_STATISTICS:
+        raise WireError(f"{len(record)} arrays of statistics: there are {_MAX_STATISTICS} at most")
     statistics: Statistics = {}
     for key, array in record.items():
         feature, slash, name = key.rpartition("/")
         if not slash or not feature:
             raise WireError(f"statistics name {key!r} must be feature/name")
+        if len(array.data) > _MAX_STATISTIC_BYTES:
+            raise WireError(f"statistics {one_line(key)!r} are of more than {_MAX_STATISTIC_BYTES} bytes")
         values = _unwrap(key, array, np.dtype(np.float64), most_dimensions=2)  # a sketch has two
         if not np.isfinite(values).all():
             raise WireError(f"statistics {key!r} hold NaN or infinity")

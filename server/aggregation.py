@@ -30,8 +30,10 @@ _FEDADAM_EPS = 1e-3  # Reddi et al., ICLR 2021, section 5: tau
 class Aggregator(Protocol):
     """Collects the verified updates of one round."""
 
+    weighs: bool  # whether an update of more examples counts for more
+
     def add(self, update: Payload, num_examples: float) -> None:
-        """Take one update, trained on `num_examples` frames, or one that is to count like so many."""
+        """Take one update, trained on `num_examples` frames, or one that counts like so many."""
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the aggregated update of every parameter, fp32; nothing if none was added. Call it once."""
@@ -44,6 +46,8 @@ class WeightedMean:
         shapes: parameter name -> shape.
         clip_norm: an update with a larger L2 norm is scaled down to it; 0 for never.
     """
+
+    weighs = True
 
     def __init__(self, shapes: Mapping[str, torch.Size], clip_norm: float = 0.0) -> None:
         self._sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -74,6 +78,8 @@ class PrivateMean:
     Examples do not weigh: a site that claims many would count for more than the noise hides.
     """
 
+    weighs = False
+
     def __init__(self, shapes: Mapping[str, torch.Size], config: PrivacyConfig) -> None:
         self._mean = WeightedMean(shapes, config.clip_norm)
         self._deviation, self._count = config.noise_multiplier * config.clip_norm, 0
@@ -91,6 +97,8 @@ class PrivateMean:
 
 class Robust:
     """Holds the updates of a round, encoded, for a rule that must see all of them."""
+
+    weighs = False
 
     def __init__(self, config: AggregationConfig) -> None:
         self._config = config

@@ -189,7 +189,9 @@ def _show(
                 progress.update(rounds, completed=event["after_round"])
             elif kind == "node_left_out":
                 console.print(
-                    f"[red]{event['node']} is left out: {escape(event['reason'])}[/]", soft_wrap=True
+                    f"[red]{event['node']} is suspended until round {event['until_round']}: "
+                    f"{escape(event['reason'])}[/]",
+                    soft_wrap=True,
                 )
             elif kind == "round_started":
                 if event["round"] == 1:

@@ -133,7 +133,7 @@ def receive(pending: Pending) -> Iterator[Reply]:
 def look(pending: Pending) -> Iterator[Reply | None]:
     """Like `receive`, but yield None where there is nothing yet: the caller waits, or does something else."""
     for node_id in pending.not_sent:
-        yield Reply(node_id, None, "the message could not be sent to this node", False, 0.0)
+        yield Reply(node_id, None, "the message could not be sent to this node", True, 0.0)
     waiting = set(pending.asked_at) - set(pending.not_sent)
     quorum = math.ceil(pending.patience.quorum * (len(waiting) + len(pending.not_sent)))
     offline_since: dict[int, float] = {}

@@ -201,6 +201,7 @@ def _add_participants(samples: Samples, run: RunTotals) -> None:
 def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> None:
     _add_facts(samples, name, node.facts)
     samples.add("node_left_out", node.left_out, node=name)
+    samples.add("node_suspended_until_round", node.until_round, node=name)
     samples.add("node_updates", node.updates, node=name)
     samples.add("node_examples", node.examples, node=name)
     samples.add("node_skipped_frames", node.skipped_frames, node=name)

@@ -8,20 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from federation.config import FederationConfig, RunConfig
 from federation.dataset_description import ARM_DIM
-from federation.errors import FederationError
+from federation.errors import FederationError, one_line
 from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.simulated import check_one_kind
-from federation.statistics import Statistics, check_statistics
+from federation.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
 from server.exchange import LateReplies, Patience, Reply, look, send
 from server.records import RunRecord
+from server.run_totals import refusal_reason
 from server.waiting import WaitReport
 
 __all__ = ["Node", "NodeTable", "sample_nodes"]
@@ -29,8 +30,13 @@ __all__ = ["Node", "NodeTable", "sample_nodes"]
 _JOIN_DEADLINE_SECONDS = 120.0
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MOST_REFUSALS_IN_ROW = 3
+_MIN_SUSPENDED_ROUNDS, _MAX_SUSPENDED_ROUNDS = 3, 48  # the first time, and at most
+_NO_STRIKES = ("norm",)  # keys of `REFUSALS`
 _SECONDS_BETWEEN_LOOKS = 1.0
 _MOST_CHARACTERS = 100
+_MAX_CAMERAS, _MAX_VERSIONS = 16, 32
+_MAX_FPS = 1000
+_MAX_EPISODES = 10**7
 _NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
 _log = get_logger("server.nodes")
 
@@ -71,6 +77,8 @@ class NodeTable:
         self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._refused_in_row: dict[int, int] = {}
+        self._suspensions: dict[int, int] = {}  # node id -> how many since its last good update
+        self._suspended_until: dict[int, int] = {}  # node id -> round in which it is tried again
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
         self._denied: dict[int, str] = {}  # node id -> why, of those that were ever refused at the join
         self._registered: dict[int, str] = {}  # node id -> the name that its key was let in under
@@ -104,34 +112,65 @@ class NodeTable:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def count_refusals(self, refused: Mapping[str, str], accepted: Iterable[str]) -> None:
-        """Leave a node out whose updates were refused three rounds in a row, until it restarts and rejoins.
+    def count_refusals(self, round_: int, refused: Mapping[str, str], accepted: Iterable[str]) -> None:
+        """Suspend a node whose updates were refused three rounds in a row, or lift its suspension.
+
+        After some rounds, or a restart of its SuperNode, it is tried again; refused at once, it is suspended
+        for twice as long. A refusal for its norm is no sign of a fault at the node, and is not counted. Nor
+        is a node suspended that the others are too few without: then there would be no more rounds.
 
         Args:
-            refused: node name -> reason, of one round.
+            round_: that has just been completed.
+            refused: node name -> reason.
             accepted: names of the nodes with a good update; a missing node is neither.
         """
+        for node_id in [id_ for id_, until in self._suspended_until.items() if until <= round_ + 1]:
+            self._lift_suspension(node_id)
         since = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
         accepted = set(accepted)
         for node in list(self._known.values()):
             if node.name in accepted:
                 self._refused_in_row.pop(node.node_id, None)
-            if node.name not in refused:
+                self._suspensions.pop(node.node_id, None)
+            reason = refused.get(node.name)
+            if reason is None or refusal_reason(reason) in _NO_STRIKES:
                 continue
             count = self._refused_in_row.get(node.node_id, 0) + 1
             self._refused_in_row[node.node_id] = count
-            if count >= _MOST_REFUSALS_IN_ROW:
-                del self._known[node.node_id], self._refused_in_row[node.node_id]
-                self._shut_out[node.node_id] = since.get(node.node_id, "")
-                reason = f"{count} updates in a row refused, the last because {refused[node.name]}"
-                _log.warning("%s is left out until its SuperNode restarts: %s", node.name, reason)
-                self._record.event("node_left_out", node=node.name, reason=reason)
-                self._tell(node.node_id, reason)
+            if count < _MOST_REFUSALS_IN_ROW and node.node_id not in self._suspensions:
+                continue
+            others = sum(id_ in since for id_ in self._known if id_ != node.node_id)
+            if others < self._config.federation.min_nodes:
+                _log.warning("%s is not suspended: too few nodes would be left (%s)", node.name, reason)
+                continue
+            self._suspend(node, round_, f"{count} updates in a row refused, the last because {reason}")
+            self._shut_out[node.node_id] = since.get(node.node_id, "")
+
+    def _suspend(self, node: Node, round_: int, reason: str) -> None:
+        earlier = self._suspensions.get(node.node_id, 0)
+        rounds = min(_MIN_SUSPENDED_ROUNDS * 2**earlier, _MAX_SUSPENDED_ROUNDS)
+        until = round_ + rounds + 1
+        self._suspensions[node.node_id] = earlier + 1
+        self._suspended_until[node.node_id] = until
+        del self._known[node.node_id]
+        _log.warning("%s is suspended until round %d or until it restarts: %s", node.name, until, reason)
+        self._record.event("node_left_out", node=node.name, until_round=until, reason=reason)
+        self._tell(node.node_id, f"until round {until}, or until its SuperNode restarts: {reason}")
+
+    def _lift_suspension(self, node_id: int) -> None:
+        """Have the node asked to join again, as if it had just come."""
+        self._suspended_until.pop(node_id, None)
+        self._shut_out.pop(node_id, None)
 
     def _ask_to_join(self, online: Mapping[int, str]) -> None:
         for node_id, since in list(self._shut_out.items()):
             if online.get(node_id, since) != since:  # restarted, so perhaps put right
-                del self._shut_out[node_id]
+                self._lift_suspension(node_id)
+                self._refused_in_row.pop(node_id, None)
+                self._suspensions.pop(node_id, None)
+        if sum(id_ in self._known for id_ in online) < self._config.federation.min_nodes:
+            for node_id in list(self._suspended_until.keys() & online.keys()):  # better it than no round
+                self._lift_suspension(node_id)
         current = {id_ for id_ in self._known if self._asked_since.get(id_) == online.get(id_)}
         strangers = sorted(online.keys() - current - self._shut_out.keys() - self._asked.keys())
         if strangers:
@@ -162,12 +201,13 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
-            self._denied[reply.node_id] = str(error)
+            reason = one_line(str(error))
+            self._denied[reply.node_id] = reason
             name = self._registered.get(reply.node_id, "")
-            _log.warning("node %s refused: %s", name or reply.node_id, error)
-            self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=str(error))
+            _log.warning("node %s refused: %s", name or reply.node_id, reason)
+            self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=reason)
             if reply.content is not None:  # else it was the node that said so
-                self._tell(reply.node_id, str(error))
+                self._tell(reply.node_id, f"until its SuperNode restarts: {reason}")
             return
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
@@ -222,34 +262,60 @@ def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int,
 
 
 def _read_answer(node_id: int, content: RecordDict) -> Node:
+    """The node that describes itself in `content`.
+
+    Raises:
+        FederationError: it cannot take part, or what it says is not what this version says.
+    """
     try:
-        answer: Any = content[ANSWER]
-        cameras, device = list(answer["cameras"]), answer["device"]
-        texts = [answer["name"], *cameras, *answer["versions"], device]
-        if not all(isinstance(t, str) and t.isprintable() and 0 < len(t) <= _MOST_CHARACTERS for t in texts):
-            raise ValueError("a text")
-        if not _NAME.fullmatch(answer["name"]):
+        answer, arrays = content[ANSWER], content[STATISTICS]
+        if not isinstance(answer, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+            raise TypeError("records of the right type")
+        cameras = _read_list(answer, "cameras", _MAX_CAMERAS)
+        installed = dict(part.split(" ", 1) for part in _read_list(answer, "versions", _MAX_VERSIONS))
+        name = _read_text("name", answer["name"])
+        if not _NAME.fullmatch(name):
             raise FederationError("the node's name must be of letters, digits, '.', '_' and '-'")
-        installed = dict(part.split(" ", 1) for part in answer["versions"])
         check_versions(installed, versions())
-        statistics = record_to_statistics(content.array_records[STATISTICS])
-        frames = int(answer["frames"])
+        frames = _read_count(answer, "frames", 1, MAX_FRAMES)
+        statistics = record_to_statistics(arrays)
         check_statistics(statistics, ARM_DIM, frames)
         return Node(
             node_id=node_id,
-            name=answer["name"],
-            fps=int(answer["fps"]),
-            episodes=int(answer["episodes"]),
+            name=name,
+            fps=_read_count(answer, "fps", 1, _MAX_FPS),
+            episodes=_read_count(answer, "episodes", 1, min(frames, _MAX_EPISODES)),
             frames=frames,
             cameras=tuple(cameras),
             statistics=statistics,
-            left_out=int(answer["left_out"]),
+            left_out=_read_count(answer, "left_out", 0, _MAX_EPISODES),
             versions=installed,
-            device=device,
+            device=_read_text("device", answer["device"]),
             simulated=_as_bool(answer["simulated"]),
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FederationError(f"the node's answer lacks or garbles {error}; install this version") from None
+    except (KeyError, TypeError, ValueError) as error:
+        reason = one_line(error)
+        raise FederationError(f"the node's answer lacks or garbles {reason}; install this version") from None
+
+
+def _read_count(answer: ConfigRecord, name: str, least: int, most: int) -> int:
+    value = answer[name]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name}: must be a whole number from {least} to {most}")
+    return value
+
+
+def _read_list(answer: ConfigRecord, name: str, most: int) -> list[str]:
+    values = answer[name]
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError(f"{name}: must be a list of {most} at most")
+    return [_read_text(name, value) for value in values]
+
+
+def _read_text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= _MOST_CHARACTERS:
+        raise ValueError(f"{name}: must be text of {_MOST_CHARACTERS} characters at most")
+    return value
 
 
 def _as_bool(value: Any) -> bool:

@@ -84,7 +84,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
-    """Node, what and why of those turned away when they joined or left out later; only the events hold it."""
+    """Node, what and why of those turned away at their join or suspended later; only the events hold it."""
     try:
         text = (folder / EVENTS_FILE).read_text(encoding="utf-8")
     except OSError:
@@ -92,8 +92,14 @@ def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
     lines = text[: text.rfind("\n") + 1].splitlines()  # a killed server leaves half a line
     # Only these lines are parsed: those of rounds are long, and there may be thousands.
     events = [json.loads(line) for line in lines if '"event": "node_' in line]
-    what = {"node_refused": "refused to join", "node_left_out": "left out"}
-    return [(e.get("node", ""), what[e["event"]], e["reason"]) for e in events if e["event"] in what]
+    shut_out = []
+    for event in events:
+        if event["event"] == "node_refused":
+            shut_out.append((event.get("node", ""), "refused to join", event["reason"]))
+        elif event["event"] == "node_left_out":
+            until = f" until round {event['until_round']}" if "until_round" in event else ""
+            shut_out.append((event["node"], f"suspended{until}", event["reason"]))
+    return shut_out
 
 
 def _page(
@@ -294,6 +300,10 @@ def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> st
     for entry in metrics["rounds"]:
         faults = [(name, "missing", "no reply in time") for name in entry["missing"]]
         faults += [(name, "refused", why) for name, why in entry["refused"].items()]
+        faults += [
+            (name, "capped", f"it counted as {weight:.10g} frames; it claimed more than the others allow")
+            for name, weight in entry.get("capped", {}).items()
+        ]
         for fault in faults:
             rounds.setdefault(fault, []).append(entry["round"])
     rows = [[*map(_Text, fault), _Text("")] for fault in dict.fromkeys(shut_out)]

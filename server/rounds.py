@@ -2,10 +2,13 @@
 
 The proximal term itself is the nodes' business (`client/fedprox.py`). An update is used only after its
 names, shapes, values, norm and example count have been verified (`verification.py`); a bad one is refused
-by name and never ends the round. If fewer than `min_updates` good ones come, the weights stay as they are
+by name and never ends the round. With `local_epochs` a site weighs by the frames it trained on, of which it
+alone knows the number: it counts up to the bound of `federation/claims.py`, and the round's entry names the
+sites that were cut to it. If fewer than `min_updates` good ones come, the weights stay as they are
 and the round is marked so (`"aggregated": false`).
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from federation.claims import MAX_WEIGHT_RATIO, max_weight
 from federation.codec import encoded_bytes
 from federation.config import RunConfig
 from federation.errors import WireError, one_line
@@ -32,7 +36,7 @@ from server.nodes import Node
 from server.privacy import count_requests
 from server.records import RunRecord
 from server.replies import limits_of_update
-from server.verification import NORMS_KEPT, NormJudge, verify_reply
+from server.verification import NORMS_KEPT, NormJudge, largest_norm, typical_norm, verify_reply
 
 __all__ = ["GlobalModel", "run_round"]
 
@@ -48,7 +52,7 @@ class GlobalModel:
     statistics: Statistics
     fingerprint: str  # of the frozen weights
     optimizer: torch.optim.Optimizer | None = None  # over `weights`; None adds each update as it is
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS_KEPT))  # of accepted updates
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS_KEPT))  # one of each round
     average: dict[str, Tensor] | None = None  # of the weights over the rounds, with evaluation.ema_decay
 
     @property
@@ -78,8 +82,9 @@ def run_round(
         previous: the entry of the round before; None: there was none.
         late: told of the nodes that may still be at work when the round ends.
 
-    The entry holds, by node name, the metrics of every good update, the reasons of the refused ones and the
-    missing nodes; means and standard deviations over the nodes; sums; and the seconds spent.
+    The entry holds, by node name, the metrics of every good update, the reasons of the refused ones, the
+    missing nodes and, under `capped`, what those weigh that claimed more; means and standard deviations over
+    the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
@@ -127,8 +132,9 @@ def run_round(
     if aggregated:
         if model.average is not None:
             average_weights(model.average, model.weights, config.evaluation.ema_decay, round_)
-        norms = (intake.norms[name] for name in sorted(clients))
-        model.norms.extend(norm / steps for norm, steps in norms)
+        norm = typical_norm([norm / scale for norm, scale in map(intake.norms.__getitem__, clients)])
+        if norm is not None:
+            model.norms.append(norm)
     else:
         _log.warning("%d good updates of %d needed: the weights stay", len(clients), settings.min_updates)
     return {
@@ -138,6 +144,7 @@ def run_round(
         "clients": dict(sorted(clients.items())),
         "refused": intake.refused,
         "missing": intake.missing,
+        "capped": intake.capped,
         **{name: _spread([metrics[name] for metrics in clients.values()]) for name in _SPREAD_METRICS},
         "update_norm": step_norm,
         "num_examples": int(sum(metrics["num_examples"] for metrics in clients.values())),
@@ -168,17 +175,19 @@ class _Intake:
     ) -> None:
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
-        self.norms: dict[str, tuple[float, int]] = {}  # with the steps that it is divided by
+        self.norms: dict[str, tuple[float, float]] = {}  # with what it is divided by to be compared
+        self.capped: dict[str, float] = {}  # name -> weight, of a site that claimed more
         self.refused: dict[str, str] = {}
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         # Central noise covers what a site adds to the sum, not whom it gets refused by moving the median; an
         # update is clipped there anyway.
         max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
-        self._judge = NormJudge(model.norms, max_ratio)
+        self._judge = NormJudge(model.norms, max_ratio, asked=len(most_examples))
         self._shapes, self._expected, self._record = model.shapes, expected, record
         self._boosts, self._most_examples = boosts, most_examples
-        self._training = config.training
+        self._max_weight = max_weight(most_examples.values())
+        self._config = config
 
     def take(self, name: str, reply: Reply) -> bool:
         """Take what came of asking node `name`; False if it brought no update that can be used."""
@@ -190,10 +199,8 @@ class _Intake:
         try:
             update, metrics = verify_reply(reply, self._shapes, self._expected, self._most_examples[name])
             norm = update.norm()
-            steps = 1  # where all sites take the same number
-            if self._training.local_epochs:
-                steps = self._training.steps_taken(int(metrics["num_examples"]))
-            passes = self._judge.passes_at_once(norm, steps)
+            scale, largest = self._norm_bounds(int(metrics["num_examples"]))
+            passes = self._judge.passes_at_once(norm, scale, largest)
         except WireError as error:
             self._refuse(name, str(error))
             return False
@@ -202,7 +209,7 @@ class _Intake:
             "update_bytes": update.size_bytes,
             "reply_seconds": reply.seconds,
         }
-        self.norms[name] = norm, steps
+        self.norms[name] = norm, scale
         if passes:
             self._accept(name, update, metrics)
         else:
@@ -221,12 +228,41 @@ class _Intake:
         self._held.clear()
         return len(self.clients)
 
+    def _norm_bounds(self, num_examples: int) -> tuple[float, float]:
+        """What the norm of an update of so many frames is divided by, and the most that it can be.
+
+        A site that claims many steps gets no more room for it than the square of what its weight is bounded
+        by: the root of its steps, which is what counts, is then bounded as the weight is.
+        """
+        training, num_weights = self._config.training, sum(shape.numel() for shape in self._shapes.values())
+        steps, scale = float(training.local_steps), 1.0
+        if training.local_epochs:
+            most = MAX_WEIGHT_RATIO * self._max_weight / training.frames_in_step
+            steps = min(training.steps_taken(num_examples), most)
+            scale = math.sqrt(steps / training.local_steps)
+        return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
+
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
-        self.aggregator.add(update, int(metrics["num_examples"]) * self._boosts.get(name, 1.0))
+        self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
         self.clients[name] = metrics
         self._record.event(
             "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]
         )
+
+    def _weight(self, name: str, num_examples: float) -> float:
+        weight = num_examples * self._boosts.get(name, 1.0)
+        if weight <= self._max_weight:
+            return weight
+        if self.aggregator.weighs:
+            self.capped[name] = self._max_weight
+            _log.warning(
+                "%s counts as %.10g frames, not %.10g: no site weighs more than %g times the round's median",
+                name,
+                self._max_weight,
+                weight,
+                MAX_WEIGHT_RATIO,
+            )
+        return self._max_weight
 
     def _refuse(self, name: str, reason: str) -> None:
         reason = one_line(reason)
@@ -273,8 +309,10 @@ def _transfer_seconds(reply_seconds: float, received_at: float, answered_at: flo
         reply_seconds: from sending to now.
         received_at, answered_at: Unix time by the node's clock.
 
-    Their sum does not depend on the node's clock; how it is split does, so neither is let below zero.
+    Their sum does not depend on what the node's clock shows, only on how long it ran; how it is split does.
+    Neither is below zero or above `reply_seconds`, whatever the node claims.
     """
-    on_the_way = max(0.0, reply_seconds - (answered_at - received_at))
+    at_work = min(max(0.0, answered_at - received_at), reply_seconds)
+    on_the_way = reply_seconds - at_work
     download = min(max(0.0, received_at - (time.time() - reply_seconds)), on_the_way)
     return {"download_seconds": download, "upload_seconds": on_the_way - download}

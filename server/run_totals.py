@@ -18,8 +18,8 @@ from server.round_phases import PHASES, round_phases
 
 __all__ = ["REFUSALS", "NodeTotals", "RunFollower", "RunTotals", "refusal_reason"]
 
-# Reason -> what it means, and how the texts of such refusals look (federation/wire.py, server/rounds.py,
-# client/). The first that fits counts.
+# Reason -> what it means, and how the texts of such refusals look (federation/wire.py,
+# server/verification.py, client/). The first that fits counts.
 REFUSALS: dict[str, tuple[str, str]] = {
     "non_finite": (
         "NaN or infinity in the loss or the update",
@@ -67,6 +67,7 @@ class NodeTotals:
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSALS, 0))
     absent_rounds: int = 0
     left_out: bool = False
+    until_round: int = 0  # in which it is tried again, if it is left out
     last_seen: float = 0.0
 
     @property
@@ -123,7 +124,7 @@ class RunTotals:
         self.round = event["after_round"]
         self.refused_ids.clear()  # the new ServerApp asks every node anew
         for node in self.nodes.values():
-            node.left_out = False
+            node.left_out, node.until_round = False, 0
 
     def _on_waiting_for_nodes(self, event: dict[str, Any]) -> None:
         self.waiting_for = event["min_nodes"] - event["joined"]
@@ -143,7 +144,8 @@ class RunTotals:
     def _on_node_joined(self, event: dict[str, Any]) -> None:
         _ = event["episodes"], event["frames"]  # a line without them is none: it raises KeyError
         node = self.nodes.setdefault(event["node"], NodeTotals(event))
-        node.facts, node.last_seen, node.absent_rounds, node.left_out = event, event["time"], 0, False
+        node.facts, node.last_seen, node.absent_rounds = event, event["time"], 0
+        node.left_out, node.until_round = False, 0
         self.refused_ids.discard(node.id)
 
     def _on_node_refused(self, event: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class RunTotals:
 
     def _on_node_left_out(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
-            node.left_out = True
+            node.left_out, node.until_round = True, event.get("until_round", 0)
 
     def _on_round_started(self, event: dict[str, Any]) -> None:
         self.round_started, self.round_in_progress = event["time"], event["round"]

@@ -329,13 +329,16 @@ def test_nodes_that_are_shut_out_count_until_they_join_again(record: RunRecord, 
         values = _scrape(tmp_path)
         return values["federation_shut_out_nodes"], values['federation_node_left_out{node="site-a"}']
 
-    assert shut_out() == (0, 0)
+    def until() -> float:
+        return _scrape(tmp_path)['federation_node_suspended_until_round{node="site-a"}']
+
+    assert (*shut_out(), until()) == (0, 0, 0)
     for _ in range(2):  # asked again after its restart, refused again
         record.event("node_refused", node_id="5", reason="other versions")
-    record.event("node_left_out", node="site-a", reason="3 updates in a row refused")
-    assert shut_out() == (2, 1)
+    record.event("node_left_out", node="site-a", until_round=9, reason="3 updates in a row refused")
+    assert (*shut_out(), until()) == (2, 1, 9)
     record.node_joined("site-a", FACTS)
-    assert shut_out() == (1, 0)
+    assert (*shut_out(), until()) == (1, 0, 0)
     record.node_joined("site-c", FACTS | {"node_id": "5"})
     assert shut_out() == (0, 0)
     record.event("node_refused", node_id="6", reason="other versions")
@@ -437,12 +440,15 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
 
 
 def test_a_refusal_for_the_norm_is_told_by_its_own_words() -> None:
-    judge = NormJudge([], max_ratio=10.0)
+    judge = NormJudge([], max_ratio=10.0, asked=3)
     for norm in (1.0, 1.0, 50.0):
-        judge.passes_at_once(norm)
-    with pytest.raises(WireError) as error:
-        judge.check(50.0)
-    assert refusal_reason(str(error.value)) == "norm"
+        judge.passes_at_once(norm, scale=1.0, largest=60.0)
+    with pytest.raises(WireError) as of_others:
+        judge.check(50.0, scale=1.0)
+    with pytest.raises(WireError) as of_training:
+        judge.passes_at_once(70.0, scale=1.0, largest=60.0)
+    for error in (of_others, of_training):
+        assert refusal_reason(str(error.value)) == "norm"
 
 
 def test_a_resumed_run_is_running_again(record: RunRecord, tmp_path: Path) -> None:

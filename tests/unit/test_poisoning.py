@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from federation.config import AggregationConfig, FederationConfig, RunConfig
+from federation.config import AggregationConfig, FederationConfig, RunConfig, TrainingConfig
 from federation.errors import WireError
 from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
 from federation.statistics import Statistics
@@ -51,7 +51,11 @@ def _held_out_loss(
         return x, x @ truth + 0.5 * torch.randn(count)
 
     sites, (test_x, test_y) = [draw(1000) for _ in range(SITES)], draw(2000)
-    config = RunConfig(federation=FederationConfig(min_nodes=SITES), aggregation=rule)
+    config = RunConfig(
+        federation=FederationConfig(min_nodes=SITES),
+        aggregation=rule,
+        training=TrainingConfig(learning_rate=0.1),  # of AdamW, which may go this far; these steps do not
+    )
     model = GlobalModel({"w": torch.zeros(FEATURES)}, statistics, "f")
     shapes = dict(model.shapes)
     record = RunRecord(folder, "run", config)

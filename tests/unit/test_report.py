@@ -83,10 +83,17 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
 def test_a_node_that_was_left_out_stands_among_the_faults_also_if_the_last_line_is_torn(
     record: RunRecord,
 ) -> None:
-    record.event("node_left_out", node="site-b", reason="3 updates in a row refused")
+    record.event("node_left_out", node="site-b", until_round=9, reason="3 updates in a row refused")
     with (record.folder / "events.jsonl").open("a") as file:
         file.write('{"time": 1.0, "event": "node_joi')
-    assert "site-b left out 3 updates in a row refused" in _Page(write_report(record.folder).read_text()).text
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "site-b suspended until round 9 3 updates in a row refused" in text
+
+
+def test_a_site_whose_weight_was_capped_stands_among_the_faults(record: RunRecord) -> None:
+    record.round_finished(_entry(4, evaluation=_evaluation(0.4), capped={"site-b": 400.0}))
+    text = _Page(write_report(record.folder).read_text()).text
+    assert "site-b capped it counted as 400 frames; it claimed more than the others allow 4" in text
 
 
 def test_what_each_node_has_spent_of_its_privacy_is_shown_with_what_it_does_not_cover(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -29,13 +31,15 @@ from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
-from server import exchange, nodes, waiting
-from server.exchange import Patience, receive, send
+from server import exchange, nodes, rounds, waiting
+from server.exchange import Patience, Reply, receive, send
 from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
+from server.verification import largest_norm, verify_reply
 from tests.fake_grid import FakeGrid
 
+FAST = TrainingConfig(learning_rate=1e3)  # the updates here are made up, and far from what 1e-4 can train
 METRIC_VALUES = {
     "num_examples": 10,
     "skipped_frames": 1,
@@ -88,6 +92,7 @@ def _run(
     settings = RunConfig(
         federation=FederationConfig(round_deadline_seconds=1.0, min_updates=min_updates),
         wire=WireConfig(download="fp32", upload="fp32"),
+        training=FAST,
     )
     return run_round(grid, model, _nodes(*names), 1, settings, record), model.weights["w"]  # type: ignore
 
@@ -135,6 +140,14 @@ BAD_REPLIES = [
     (_replayed(), "run is 'another', expected 'run'"),
     (_reply(num_examples=0), "nothing was trained on"),
     (_reply(num_examples=-5), "not negative"),
+    (_reply(skipped_frames=2**62), "whole number from 0 to 1000000000000000"),
+    (_reply(download_bytes=-1), "not negative"),
+    (_reply(train_seconds=-1.0), "train_seconds = -1.0 must not be negative"),
+    (_reply(setup_seconds=1e9), "setup_seconds = 1000000000.0 must be a finite number, not beyond 1e+07"),
+    (_reply(device_memory_bytes=-1), "must not be negative"),
+    (_reply(answered_at=-1e9), "must not be negative"),
+    (_reply(learning_rate=-1e-3), "must not be negative"),
+    (_reply(policy_loss=[1.0, 2.0]), "policy_loss = [1.0, 2.0]"),
     (_reply(num_examples=2.5), "whole number"),
     (_reply(num_examples=10**9), "the round's steps are of 3200 at most"),
     (_reply(3e38), "no training"),
@@ -163,7 +176,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistic
 
 
 def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics) -> None:
-    grid = FakeGrid({10: _reply(policy_loss=1e18, learning_rate=-1e18), 11: _reply()})
+    grid = FakeGrid({10: _reply(policy_loss=1e18, learning_rate=1e18), 11: _reply()})
     entry, _ = _run(grid, record, statistics, "a", "b")
     assert entry["refused"] == {}
     record.round_finished(entry)
@@ -210,30 +223,157 @@ def test_an_update_a_thousand_times_as_large_is_refused(record, statistics, norm
     assert weights.tolist() == [1.5, 1.5]
 
 
-@pytest.mark.parametrize(("value", "is_refused"), [(100.0, False), (1000.0, True)])
-def test_with_local_epochs_norms_are_judged_by_the_step(
-    record, statistics, value: float, is_refused: bool
-) -> None:
+LOCAL_EPOCHS = dataclasses.replace(FAST, local_epochs=1.0, batch_size=10, gradient_accumulation_steps=2)
+
+
+def _epoch(
+    record, statistics, sites: dict[str, tuple[int, float]], training: TrainingConfig = LOCAL_EPOCHS
+) -> tuple[dict, GlobalModel]:
+    """A round with `local_epochs`: name -> frames that the site claims, and the value of its update."""
     settings = RunConfig(
         federation=FederationConfig(round_deadline_seconds=1.0),
         wire=WireConfig(download="fp32", upload="fp32"),
-        training=TrainingConfig(local_epochs=1.0, batch_size=10, gradient_accumulation_steps=2),
+        training=training,
     )
-    grid = FakeGrid({10: _reply(1.0, num_examples=15), 11: _reply(value, num_examples=1000)})
+    joined = [Node(i, n, 30, 3, frames, ("top",), {}) for i, (n, (frames, _)) in enumerate(sites.items(), 10)]
+    grid = FakeGrid({node.node_id: _reply(sites[node.name][1], num_examples=node.frames) for node in joined})
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
-    sites = [Node(10, "a", 30, 3, 15, ("top",), {}), Node(11, "b", 30, 3, 1000, ("top",), {})]
-    entry = run_round(grid, model, sites, 1, settings, record)  # type: ignore[arg-type]
-    assert list(entry["refused"]) == (["b"] if is_refused else [])
+    return run_round(grid, model, joined, 1, settings, record), model  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value", "is_refused"), [(39.0, False), (200.0, True)])
+def test_with_local_epochs_norms_are_judged_by_the_root_of_the_steps(
+    record, statistics, value: float, is_refused: bool
+) -> None:
+    entry, model = _epoch(record, statistics, {"a": (20, 1.0), "b": (20, 1.0), "c": (1000, value)})
+    assert list(entry["refused"]) == (["c"] if is_refused else [])
     if is_refused:
-        assert "its norm is 1414 in 50 steps, per step 20 times the median" in entry["refused"]["b"]
+        assert "its norm is 282.8, by the root of its steps 50 times the median" in entry["refused"]["c"]
+        assert list(model.norms) == []
+    else:  # as of the 200 steps of training.local_steps
+        assert list(model.norms) == pytest.approx([NORM_OF_1 * math.sqrt(200)])
+
+
+def test_an_honest_small_site_beside_large_ones_is_not_refused(record, statistics) -> None:
+    small, large = 2.41, 10.9  # tests/benchmarks/update_norms.json: 10 and 1000 steps
+    for sites in (
+        {"a": (200, small), "b": (20000, large), "c": (20000, large)},
+        {"a": (200, small), "b": (200, small), "c": (20000, large)},
+    ):
+        entry, _ = _epoch(record, statistics, sites)
+        assert entry["refused"] == {}
+
+
+@pytest.mark.parametrize("others", [1, 2, 4])
+def test_a_site_that_claims_any_number_of_frames_weighs_and_may_move_a_few_times_as_much_as_the_others(
+    record, statistics, others: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("so100"), "propagate", True)
+    honest = {f"site-{i}": (100, 0.0) for i in range(others)}
+    entry, model = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)})
+    assert entry["capped"] == {"liar": 400.0}
+    assert model.weights["w"].tolist() == pytest.approx([4 / (4 + others)] * 2)
+    assert "liar counts as 400 frames, not 1000000000" in caplog.text
+    record.round_finished(entry)
+    slow = dataclasses.replace(LOCAL_EPOCHS, learning_rate=1e-4)
+    entry, _ = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)}, slow)
+    assert "steps of this learning rate make" in entry["refused"]["liar"]
+
+
+def test_without_local_epochs_nobody_is_capped(record, statistics) -> None:
+    entry, _ = _run(
+        FakeGrid({10: _reply(num_examples=3200), 11: _reply(num_examples=1)}), record, statistics, "a", "b"
+    )
+    assert entry["capped"] == {}
+
+
+@pytest.mark.parametrize("value", [1e-6, 0.0, 1000.0])
+@pytest.mark.parametrize("norms", [(), (NORM_OF_1,) * 4], ids=["first round", "later round"])
+def test_of_two_nobody_is_judged_by_the_other(record, statistics, value: float, norms) -> None:
+    entry, weights = _run(
+        FakeGrid({10: _reply(1.0), 11: _reply(value)}), record, statistics, "a", "b", norms=norms
+    )
+    assert entry["refused"] == {}
+    assert weights.tolist() == pytest.approx([(1 + value) / 2] * 2)
+
+
+def test_of_two_updates_that_came_of_three_nobody_is_judged_by_the_other(record, statistics) -> None:
+    grid = FakeGrid({10: _reply(1.0), 11: _reply(1000.0), 12: None})
+    entry, _ = _run(grid, record, statistics, "a", "b", "c")
+    assert (list(entry["clients"]), entry["refused"]) == (["a", "b"], {})
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+def test_an_update_that_no_training_makes_is_refused_however_few_sites_there_are(
+    record, statistics, names: str
+) -> None:
+    grid = FakeGrid({10: _reply(1e6)} | {10 + i: _reply(1.0) for i in range(1, len(names))})
+    entry, weights = _run(grid, record, statistics, *names)
+    assert "its norm is 1.414e+06; steps of this learning rate make 5.6" in entry["refused"]["a"]
+    assert weights.tolist() == ([1.0, 1.0] if len(names) > 1 else [0.0, 0.0])
+
+
+def test_the_history_of_norms_is_one_figure_a_round_that_no_site_alone_can_move(record, statistics) -> None:
+    settings = RunConfig(wire=WireConfig(download="fp32", upload="fp32"), training=FAST)
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+
+    def norms_after(*values: float) -> list[float]:
+        names = "abcd"[: len(values)]
+        grid = FakeGrid({10 + i: _reply(value) for i, value in enumerate(values)})
+        run_round(grid, model, _nodes(*names), 1, settings, record)  # type: ignore[arg-type]
+        model.weights["w"].zero_()  # the made-up replies are to the weights of the start
+        return [norm / NORM_OF_1 for norm in model.norms]
+
+    assert norms_after(1e-6, 1.0) == []
+    assert norms_after(1e-6, 1.0, 2.0) == pytest.approx([1.0])
+    assert norms_after(9.0, 1.0, 2.0) == pytest.approx([1.0, 2.0])
+    assert norms_after(1e-6, 3.0, 4.0, 5.0) == pytest.approx([1.0, 2.0, 3.0])
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.integers(0, 40))
+def test_no_training_moves_weights_beyond_what_the_learning_rate_allows(
+    values: list[float], rest: int
+) -> None:
+    gradients = torch.tensor(values).double().pow(5)  # from next to nothing to hundreds
+    config = RunConfig(training=TrainingConfig(local_steps=len(values) + rest, warmup_steps=0))
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr=config.training.learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    for gradient in [*([0.0] * rest), *gradients.tolist()]:
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    most = largest_norm(config, 1, 1, config.training.local_steps)
+    assert abs(weight.item()) <= 0.6 * most  # the rest is for what encoding left over from the round before
+
+
+def test_under_local_privacy_the_noise_is_no_reason_to_refuse_an_update() -> None:
+    config = RunConfig(privacy=PrivacyConfig(mode="local", clip_norm=2.0, noise_multiplier=3.0))
+    noise = 2.0 * 3.0 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert 2.0 + noise.norm() < largest_norm(config, 1, 1000, 200) < 3 * noise.norm()
+
+
+METRICS_OF_STRANGERS = st.dictionaries(
+    st.sampled_from(list(METRIC_VALUES)),
+    st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.lists(st.floats(), max_size=3)
+    | st.lists(st.integers(0, 9)),
+)
+
+
+@given(METRICS_OF_STRANGERS)
+def test_whatever_a_node_reports_of_its_training_it_is_usable_or_refused_with_one_line(changes: dict) -> None:
+    content = _reply(**changes)
+    expected = Header("fp32", "run", 1, str(content[HEADER]["base"]))
+    try:
+        _, metrics = verify_reply(
+            Reply(1, content, "", False, 2.0), {"w": torch.Size([2])}, expected, most_examples=10**9
+        )
+    except FederationError as error:
+        assert "\n" not in str(error)
     else:
-        assert list(model.norms) == pytest.approx([NORM_OF_1, 2 * NORM_OF_1])
-
-
-def test_of_two_the_larger_by_far_is_refused(record, statistics) -> None:
-    entry, weights = _run(FakeGrid({10: _reply(1.0), 11: _reply(1000.0)}), record, statistics, "a", "b")
-    assert list(entry["refused"]) == ["b"]
-    assert weights.tolist() == [1.0, 1.0]
+        assert all(math.isfinite(value) and value >= 0 for value in metrics.values())
+        spent = rounds._transfer_seconds(2.0, metrics["received_at"], metrics["answered_at"])
+        assert all(0 <= seconds <= 2.0 for seconds in spent.values())
 
 
 def test_a_jump_that_all_nodes_share_is_no_reason_to_refuse_them(record, statistics) -> None:
@@ -286,6 +426,7 @@ def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again_and_co
         federation=FederationConfig(round_deadline_seconds=20.0),
         wire=WireConfig(download="fp32", upload="fp32"),
         privacy=PrivacyConfig(mode=mode),
+        training=FAST,
     )
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     entry = run_round(grid, model, _nodes("a"), 1, settings, record)  # type: ignore[arg-type]
@@ -330,7 +471,7 @@ def test_a_hard_site_counts_more_and_the_order_names_mu(record, statistics) -> N
         federation=FederationConfig(round_deadline_seconds=1.0),
         wire=WireConfig(download="fp32", upload="fp32"),
         aggregation=AggregationConfig(hard_site_boost=1.0),
-        training=TrainingConfig(proximal_mu=0.01, adapt_proximal_mu=True),
+        training=dataclasses.replace(FAST, proximal_mu=0.01, adapt_proximal_mu=True),
         evaluation=EvaluationConfig(ema_decay=0.5),
     )
     previous = {
@@ -455,6 +596,16 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         lambda reported: _answer("x", reported, versions=_installed(lerobot="0.4.4")),
         lambda reported: _answer("x", reported, versions=_installed(app="0123456789abcdef")),
         lambda reported: _answer("x", reported, versions=["lerobot"]),
+        lambda reported: _answer("x", reported, versions=_installed() * 9),
+        lambda reported: _answer("x", reported, cameras=["top"] * 99),
+        lambda reported: _answer("x", reported, cameras="top"),
+        lambda reported: _answer("x", reported, fps=30.5),
+        lambda reported: _answer("x", reported, fps=0),
+        lambda reported: _answer("x", reported, episodes=121),
+        lambda reported: _answer("x", reported, left_out=-1),
+        lambda reported: _answer("x", reported | {f"f{i}": reported["action"] for i in range(20)}),
+        lambda reported: _answer("x", {f: n | {"mean": np.zeros(10**5)} for f, n in reported.items()}),
+        lambda reported: _answer("x", {10**5 * "x": reported["action"]}),
         lambda reported: _answer("x", {"action": reported["action"]}),
         lambda reported: _answer("x", reported | {"action": reported["action"] | {"std": np.full(6, 1e9)}}),
     ],
@@ -471,6 +622,16 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
         "other versions",
         "other code",
         "a version without a number",
+        "endless versions",
+        "endless cameras",
+        "cameras are no list",
+        "half a frame a second",
+        "no frame a second",
+        "more episodes than frames",
+        "fewer than no episodes left out",
+        "endless statistics",
+        "statistics of endless joints",
+        "statistics with an endless name",
         "no state",
         "impossible deviation",
     ],
@@ -480,21 +641,21 @@ def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, re
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert "node_refused" in (record.folder / "events.jsonl").read_text()
+    assert len((record.folder / "events.jsonl").read_text()) < 5000
     told = [m for m in grid.sent.values() if m.metadata.message_type == QUERY_SHUT_OUT]
     # A node that could not take part knows; one that the server does not want is told, for its own log.
     assert [m.metadata.dst_node_id for m in told] == ([] if isinstance(grid.answers[10], Error) else [10])
     assert all("\n" not in m.content[REASON]["text"] for m in told)
 
 
+KEYS = ["name", "fps", "episodes", "frames", "left_out", "cameras", "versions", "device"]
 SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
 SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3) | st.lists(st.integers(0, 9))
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float64, np.float32]), hnp.array_shapes(max_side=7), elements=st.just(1)
 )
 RECORDS = (
-    st.dictionaries(st.sampled_from(["name", "fps", "episodes", "frames", "cameras"]), SCALARS).map(
-        ConfigRecord
-    )
+    st.dictionaries(st.sampled_from(KEYS), SCALARS).map(ConfigRecord)
     | st.dictionaries(st.text(max_size=8), st.integers(0, 9)).map(MetricRecord)
     | st.dictionaries(
         st.sampled_from(["action/mean", "action/std", "observation.state/sketch", "x"]), ARRAYS.map(Array)
@@ -509,7 +670,7 @@ def test_whatever_a_stranger_answers_it_is_refused_with_one_line(reported, conte
     assert "\n" not in str(refusal.value)
 
 
-@given(st.dictionaries(st.sampled_from(["name", "fps", "frames", "cameras", "versions", "device"]), SCALARS))
+@given(st.dictionaries(st.sampled_from(KEYS), SCALARS))
 def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, changes: dict) -> None:
     try:
         node = nodes._read_answer(1, _answer(**{"name": "x", "reported": reported, **changes}))
@@ -517,6 +678,9 @@ def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, chang
         assert "\n" not in str(error)
     else:
         assert node.name.isprintable()
+        assert 1 <= node.fps <= 1000
+        assert 1 <= node.episodes <= node.frames <= 10**9
+        assert len(node.cameras) <= 16
 
 
 def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
@@ -564,20 +728,98 @@ def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
     assert [node.frames for node in table.wait_for_nodes().values()] == [400]
 
 
-def test_three_refusals_in_a_row_leave_a_node_out_until_it_restarts(record, reported) -> None:
+def _suspended(record: RunRecord) -> list[dict]:
+    lines = (record.folder / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == "node_left_out"]
+
+
+def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, reported) -> None:
     grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
-    for refused in ({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}):
-        table.count_refusals(refused, {"a", "b"} - refused.keys())
+    for round_, refused in enumerate(({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}), 1):
+        table.count_refusals(round_, refused, {"a", "b"} - refused.keys())
     assert len(table.wait_for_nodes()) == 2
-    table.count_refusals({"a": "NaN"}, {"b"})
+    table.count_refusals(6, {"a": "NaN"}, {"b"})
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
-    assert "3 updates in a row refused, the last because NaN" in (record.folder / "events.jsonl").read_text()
+    (event,) = _suspended(record)
+    assert (event["node"], event["until_round"]) == ("a", 10)
+    assert event["reason"] == "3 updates in a row refused, the last because NaN"
+    told = [m for m in grid.sent.values() if m.metadata.message_type == QUERY_SHUT_OUT]
+    assert "until round 10, or until its SuperNode restarts" in told[0].content[REASON]["text"]
     grid.online_since = {11: "t0"}  # away
     assert len(table.wait_for_nodes()) == 1
     grid.online_since = {10: "later", 11: "t0"}
     assert len(table.wait_for_nodes()) == 2
+    table.count_refusals(7, {"a": "NaN"}, {"b"})
+    assert len(table.wait_for_nodes()) == 2  # it begins anew
+
+
+def test_a_suspended_node_is_tried_again_by_itself_after_ever_longer(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
+    table = _table(grid, record, min_nodes=1)
+    asked = []
+    for round_ in range(1, 140):
+        is_there = "a" in {node.name for node in table.wait_for_nodes().values()}
+        asked += [round_] * is_there
+        table.count_refusals(round_, {"a": "out of memory"} if is_there else {}, {"b"})
+    assert asked == [1, 2, 3, 7, 14, 27, 52, 101]  # 3, 6, 12, 24, 48, 48 rounds between
+    assert [event["until_round"] for event in _suspended(record)] == [7, 14, 27, 52, 101, 150]
+
+
+def test_a_node_that_is_tried_again_and_succeeds_begins_anew(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
+    table = _table(grid, record, min_nodes=1)
+    for round_ in range(1, 20):
+        names = {node.name for node in table.wait_for_nodes().values()}
+        refused = {"a": "out of memory"} if "a" in names and round_ not in (7, 8) else {}
+        table.count_refusals(round_, refused, names - refused.keys())
+    assert [event["until_round"] for event in _suspended(record)] == [7, 15, 22]
+
+
+def test_a_node_that_the_others_are_too_few_without_is_not_suspended(record, reported) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
+    table = _table(grid, record, min_nodes=2)
+    for round_ in range(1, 10):
+        assert len(table.wait_for_nodes()) == 2
+        table.count_refusals(round_, {"a": "out of memory"}, {"b"})
+    assert _suspended(record) == []
+
+
+def test_a_suspended_node_is_called_back_when_the_others_become_too_few(record, reported) -> None:
+    grid = FakeGrid({i: _answer(name, reported) for i, name in enumerate("abc", start=10)})
+    table = _table(grid, record, min_nodes=2)
+    for round_ in range(1, 4):
+        assert len(table.wait_for_nodes()) == 3
+        table.count_refusals(round_, {"a": "out of memory"}, {"b", "c"})
+    assert len(table.wait_for_nodes()) == 2
+    grid.online_since = {10: "t0", 11: "t0"}
+    assert len(table.wait_for_nodes()) == 2
+
+
+def test_a_refusal_for_the_norm_is_no_strike_and_an_error_of_the_exchange_is_no_refusal(
+    record, statistics, reported
+) -> None:
+    grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    updates = FakeGrid({10: _reply(1e6), 11: _reply(1.0), 12: _reply(1.0)}, not_sent=(12,))
+    for round_ in range(1, 9):
+        entry, _ = _run(updates, record, statistics, "a", "b", "c")
+        assert (list(entry["refused"]), entry["missing"]) == (["a"], ["c"])
+        table.count_refusals(round_, entry["refused"], entry["clients"])
+    assert len(table.wait_for_nodes()) == 2
+
+
+def test_a_node_that_could_not_be_asked_to_join_is_asked_again(record, reported) -> None:
+    class Unlucky(FakeGrid):
+        def push_messages(self, messages):
+            pushed = super().push_messages(messages)
+            self.not_sent = ()
+            return pushed
+
+    table = _table(Unlucky({10: _answer("a", reported)}, not_sent=(10,)), record, min_nodes=1)
+    assert [node.name for node in table.wait_for_nodes().values()] == ["a"]
 
 
 def test_two_nodes_of_the_same_name_are_not_both_taken(record, reported) -> None:
