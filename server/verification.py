@@ -106,7 +106,7 @@ def _verify_metrics(metrics: MetricRecord, most_examples: int) -> dict[str, int 
     return checked
 
 
-def largest_norm(config: RunConfig, round_: int, num_weights: int, steps: int) -> float:
+def largest_norm(config: RunConfig, round_: int, num_weights: int, steps: float) -> float:
     """The norm that an update of so many optimizer steps of `round_` cannot have exceeded in training."""
     if config.privacy.mode == "local":  # clipped, then noise on every weight
         noise = config.privacy.noise_multiplier * math.sqrt(num_weights)

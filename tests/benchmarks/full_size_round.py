@@ -31,6 +31,7 @@ SETTINGS = {
     "policy.size": "smolvla",
     "training.local_steps": 2,
     "training.batch_size": 1,
+    "training.warmup_steps": 0,
     "training.num_workers": 0,
     "evaluation.quick_episodes": 1,
     "evaluation.frame_stride": 60,

@@ -32,6 +32,7 @@ _SETTINGS = {
     "federation.min_nodes": 1,
     "training.local_steps": 1,
     "training.batch_size": 1,
+    "training.warmup_steps": 0,
     "training.num_workers": 0,
     "evaluation.eval_frequency": 2,
     "evaluation.quick_episodes": 1,
