@@ -1,4 +1,4 @@
-"""A whole run of the ServerApp in one process, without nodes: rounds that change the weights by a stand-in."""
+"""A whole run of the ServerApp in one process, without nodes; a stand-in changes the weights."""
 
 import json
 from pathlib import Path
