@@ -17,7 +17,7 @@ from pathlib import Path
 from federation.config import RunConfig, load_run_config
 from federation.errors import FederationError
 from server.control import ControlError, RefusedError, active_run, run_status, stop_run, submit_run
-from server.records import METRICS_FILE, is_being_written, read_metrics, recorded_config
+from server.records import EVENTS_FILE, METRICS_FILE, is_being_written, read_metrics, recorded_config
 
 __all__ = [
     "RunGivenUpError",
@@ -59,7 +59,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         run_id, config = active
         say(f"run {config.run.name} is active as {run_id} and is followed")
     folder = outputs / config.run.name
-    failures, newest = 0, _complete_rounds(folder)
+    failures, newest, reported_waits = 0, _complete_rounds(folder), 0
     while True:
         status = _wait_for_end(flwr_home, folder, run_id, say)
         if is_finished(folder, run_id):
@@ -70,7 +70,11 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
             raise RunGivenUpError(
                 f"run {config.run.name} was stopped after round {rounds}; it can be resumed"
             )
-        failures, newest = (0, rounds) if rounds > newest else (failures + 1, newest)
+        if rounds > newest:
+            failures, newest = 0, rounds
+        elif not any(_waits(folder)[reported_waits:]):  # sites may be away for days
+            failures += 1
+        reported_waits = len(_waits(folder))
         if failures == _MOST_ATTEMPTS_WITHOUT_PROGRESS:
             raise RunGivenUpError(
                 f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
@@ -173,6 +177,18 @@ def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
                 say(f"waiting for SuperLink: {error}")
             told = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _waits(folder: Path) -> list[bool]:
+    """For each time that the run reported too few nodes, whether it still waited when it was last written."""
+    waits: list[bool] = []
+    if (folder / EVENTS_FILE).exists():
+        for line in (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines():
+            if '"event": "waiting_for_nodes"' in line:
+                waits.append(True)
+            elif '"event": "waiting_ended"' in line:
+                waits = [False] * len(waits)
+    return waits
 
 
 def _has_record(folder: Path) -> bool:

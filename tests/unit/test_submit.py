@@ -28,7 +28,8 @@ class SuperLink:
     """Stands in for SuperLink and the ServerApp: each submission does the next of `outcomes`.
 
     An outcome is the number of rounds that are complete when the run ends, and the end: `finished`,
-    `failed`, `killed` (nothing more is recorded), `stopped`, or `nothing` (no record was even begun).
+    `failed`, `killed` (nothing more is recorded), `waiting` (killed while it waits for nodes), `stopped`, or
+    `nothing` (no record was even begun).
     """
 
     def __init__(self, outputs: Path) -> None:
@@ -62,6 +63,8 @@ class SuperLink:
             record = RunRecord(self.outputs, config.run.name, config, str(len(self.submitted)))
             record._metrics["rounds"] = [{"round": number} for number in range(1, rounds + 1)]
             record._save()
+            if end == "waiting":
+                record.event("waiting_for_nodes", joined=0, min_nodes=2, denied={})
             if end in ("finished", "failed"):
                 record.close(end, "" if end == "finished" else "disk full")
             record._events.close()
@@ -142,6 +145,15 @@ def test_a_run_that_makes_no_progress_is_given_up(
     assert submit.main(arguments) == 2
     assert "5 attempts brought no round after 2: disk full" in capsys.readouterr().err
     assert len(superlink.submitted) == 7
+
+
+def test_a_run_that_waits_for_its_sites_is_not_given_up_however_often_it_has_to_begin_again(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [*[(2, "waiting")] * 9, *[(2, "failed")] * 20]
+    assert submit.main(arguments) == 2
+    assert "5 attempts brought no round after 2: disk full" in capsys.readouterr().err
+    assert len(superlink.submitted) == 9 + 5
 
 
 def test_a_run_that_its_operator_stopped_stays_stopped(
