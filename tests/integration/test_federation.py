@@ -181,7 +181,7 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
         stranger = (cluster.logs / "site-c.log").read_text()
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
     reason = next(e["reason"] for e in events if e["event"] == "node_refused")
-    assert "data set site-b: lacks the camera wrist (it has top)" in reason
+    assert "data set <dataset>: lacks the camera wrist (it has top)" in reason
     assert str(tmp_path) not in reason
     assert events[-1]["event"] == "run_finished"
     assert "SuperNode ID" not in stranger
