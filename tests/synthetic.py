@@ -25,8 +25,13 @@ def record_dataset(
     seed: int = 0,
     dim: int = 6,
     fps: int = FPS,
+    reach: float = 60.0,
 ) -> Path:
-    """Record a data set of `episodes` x `frames` frames in `root` and return `root`."""
+    """Record a data set of `episodes` x `frames` frames in `root` and return `root`.
+
+    Args:
+        reach: degrees to either side that the joints go.
+    """
     names = [f"{joint}.pos" for joint in JOINTS][:dim]
     vector = {"dtype": "float32", "shape": (dim,), "names": names}
     image = {
@@ -52,14 +57,14 @@ def record_dataset(
         phases = random.uniform(0, 2 * np.pi, dim)
         colour = random.integers(60, 255, 3)
         for t in range(frames):
-            pose = _pose(t, frames, phases)
+            pose = _pose(t, frames, phases, reach)
             picture = np.full((EDGE_PIXELS, EDGE_PIXELS, 3), 90, np.uint8)
-            centre = EDGE_PIXELS / 2 * (1 + 0.6 * pose[:2] / 60)
+            centre = EDGE_PIXELS / 2 * (1 + 0.6 * pose[:2] / reach)
             picture[(abs(rows - centre[0]) < 8) & (abs(columns - centre[1]) < 8)] = colour
             dataset.add_frame(
                 {
                     "observation.state": pose,
-                    "action": _pose(t + 1, frames, phases),
+                    "action": _pose(t + 1, frames, phases, reach),
                     **{f"observation.images.{camera}": picture for camera in cameras},
                     "task": "follow the square",
                 }
@@ -79,5 +84,5 @@ def blank_frames(video: Path, frames: Container[int]) -> None:
     video.write_bytes(content)
 
 
-def _pose(t: int, frames: int, phases: np.ndarray) -> np.ndarray:
-    return (60 * np.sin(2 * np.pi * t / frames + phases)).astype(np.float32)
+def _pose(t: int, frames: int, phases: np.ndarray, reach: float) -> np.ndarray:
+    return (reach * np.sin(2 * np.pi * t / frames + phases)).astype(np.float32)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import psutil
 
 from federation.config import RunConfig
 from server.cluster import LocalCluster
+from server.control import PROJECT
 from server.records import EVENTS_FILE
 from server.supervisor import see_through
 from tests.integration.faults.network import Network
@@ -42,6 +44,18 @@ class FaultyCluster(LocalCluster):
     def database(self) -> Path:
         """SuperLink's."""
         return self._state / "superlink.db"
+
+    def start_rogue(self, name: str, dataset: Path, plan: Mapping[str, str]) -> None:
+        """Start a site that answers by its plan, see `rogue.py`, under a registered key."""
+        self._register(name)
+        scratch = self._scratch / name
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        node_config = {"name": name, "dataset": str(dataset.resolve()), "scratch": str(scratch)}
+        command = [sys.executable, "-m", "tests.integration.faults.rogue"]
+        command += ["--port", str(self._port + len(self._processes)), "--superlink", str(self._port)]
+        command += ["--keys", str(self._certs / "sites" / name)]
+        command += ["--node-config", json.dumps(node_config), "--plan", json.dumps(plan)]
+        self._start(name, command, {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"})
 
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":
@@ -179,6 +193,8 @@ def _outcome(
     kinds = {
         "update_missing": "{node} is missing: {reason}",
         "update_refused": "{node} is refused: {reason}",
+        "node_refused": "a node is refused: {reason}",
+        "node_left_out": "{node} is left out until round {until_round}: {reason}",
         "run_failed": "the run failed: {reason}",
         "run_resumed": "the run goes on after round {after_round}",
     }

@@ -13,6 +13,8 @@ import psutil
 from tests.conftest import TINY
 from tests.integration.faults.cluster import Fault, FaultyCluster, events, wait_for
 
+_TOO_FEW_BYTES = 2 * 10**9  # of addresses: enough to join, too few to load torch
+
 
 def _begins(event: dict) -> bool:
     return bool(event["event"] == "run_started")
@@ -132,6 +134,52 @@ def _slow_network(cluster: FaultyCluster, folder: Path) -> None:
     cluster.network.delay_seconds, cluster.network.loss = 0.2, 0.1
 
 
+def _cut_network_in_training(cluster: FaultyCluster, folder: Path) -> None:
+    """Cut both sites off for longer than SuperLink waits for their heartbeats, while they train."""
+    round_ = events(folder)[-1]["round"]
+    give_up_at = time.monotonic() + 240
+    for site in ("site-a", "site-b"):
+        while not _works_on(cluster, site, round_):
+            assert time.monotonic() < give_up_at, site
+            time.sleep(0.02)
+    _cut_network(cluster, folder, 95)
+
+
+def _works_on(cluster: FaultyCluster, site: str, round_: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return bool(json.loads(cluster.progress_file(site).read_text())["round"] == round_)
+    return False
+
+
+def _take_both_sites_away(cluster: FaultyCluster, folder: Path, seconds: float) -> None:
+    """Take them away between two rounds, so that the next one finds nobody."""
+    _wait_for_evaluation(cluster, folder)
+    for site in ("site-a", "site-b"):
+        cluster.kill(site, signal.SIGTERM)
+    time.sleep(seconds)
+    for site in ("site-a", "site-b"):
+        cluster.start_again(site)
+
+
+def _starve(cluster: FaultyCluster, folder: Path) -> None:
+    """Let the ClientApps of site-a have too little memory to train, until the site is left out for it."""
+    supernode = psutil.Process(cluster.process_id("site-a"))
+    (starter,) = (child for child in supernode.children() if "flower-superexec" in " ".join(child.cmdline()))
+    _, most = starter.rlimit(psutil.RLIMIT_AS)
+    starter.rlimit(psutil.RLIMIT_AS, (_TOO_FEW_BYTES, most))
+    wait_for(folder, lambda seen: seen[-1]["event"] == "node_left_out")
+    starter.rlimit(psutil.RLIMIT_AS, (most, most))
+
+
+def _wait_for_spoilt_reply(cluster: FaultyCluster, folder: Path) -> None:
+    """Return when the rogue site has begun with its reply of this round."""
+    round_ = events(folder)[-1]["round"]
+    give_up_at = time.monotonic() + 240
+    while f"train {round_}: " not in (cluster.logs / "site-c.log").read_text():
+        assert time.monotonic() < give_up_at, round_
+        time.sleep(0.1)
+
+
 def _full_disk(cluster: FaultyCluster, folder: Path) -> None:
     """Fill what holds the outputs, a small file system of its own; make room again after the run failed."""
     server_app = cluster.app("serverapp", "superexec")
@@ -238,6 +286,23 @@ SUPERLINK = (
         partial(_superlink, away=5, after=_wait_for_evaluation),
     ),
 )
+GAP = Fault(
+    "network: cut for 95 s, longer than the lease", "in training", _round_sent, _cut_network_in_training
+)
+AWAY = Fault(
+    "both SuperNodes: SIGTERM, away for 60 s of 15 s that are waited for",
+    "between rounds",
+    _first_update,
+    partial(_take_both_sites_away, seconds=60),
+)
+STARVED = Fault(
+    "ClientApp: out of memory three rounds in a row", "in training", _round_sent, _starve, "site-a"
+)
+# What a rogue site does, round by round; see `rogue.py`. It hides behind a registered key.
+ROGUE = {
+    "withheld": Fault("reply: a part is withheld", "in upload", _round_sent, _wait_for_spoilt_reply),
+    "huge": Fault("reply: 300 MB in honest parts", "in upload", _round_sent, _wait_for_spoilt_reply),
+}
 SURROUNDINGS = (
     Fault("network: cut for 15 s", "in training", _round_sent, partial(_cut_network, seconds=15)),
     Fault("network: cut for 95 s", "in upload", _first_update, partial(_cut_network, seconds=95)),

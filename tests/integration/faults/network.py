@@ -1,4 +1,4 @@
-"""A network between the sites and SuperLink that can be slow, lossy or cut: a TCP proxy in user space.
+"""A network between sites and SuperLink that can be slow, narrow, lossy or cut: a TCP proxy in user space.
 
 While it is cut nothing comes through, and nobody is told: connections stay open, as when a router dies. TCP
 hides a lost packet behind a retransmission, which costs about one more round trip and holds up what
@@ -23,12 +23,13 @@ class Network:
     Attributes:
         delay_seconds: from one end to the other.
         loss: share of the reads that come a round trip late.
+        upload_bytes_per_second: of each connection, towards the target; 0: as fast as it goes.
     """
 
     def __init__(
         self, port: int, target: int, host: str = "127.0.0.1", target_host: str = "127.0.0.1"
     ) -> None:
-        self.port, self.delay_seconds, self.loss = port, 0.0, 0.0
+        self.port, self.delay_seconds, self.loss, self.upload_bytes_per_second = port, 0.0, 0.0, 0.0
         self._host, self._target, self._is_cut = host, (target_host, target), False
         self._random = random.Random(0)
         self._loop = asyncio.new_event_loop()
@@ -59,9 +60,13 @@ class Network:
                 break
             except OSError:  # SuperLink is away; a packet to it would be sent again and again
                 await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        await asyncio.gather(
+            self._pump(reader, far_writer, is_upload=True), self._pump(far_reader, writer, is_upload=False)
+        )
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_upload: bool
+    ) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
         delivery = asyncio.create_task(self._deliver(under_way, writer))
         with contextlib.suppress(OSError):
@@ -69,6 +74,8 @@ class Network:
                 round_trip = 2 * self.delay_seconds
                 late = round_trip if self._random.random() < self.loss else 0.0
                 await under_way.put((time.monotonic() + self.delay_seconds + late, data))
+                if is_upload and self.upload_bytes_per_second:
+                    await asyncio.sleep(len(data) / self.upload_bytes_per_second)
         await under_way.put((0.0, b""))
         await delivery
 

@@ -6,23 +6,39 @@ Needs root, for a small file system, and Debian's faketime, for a wrong clock.
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from federation.config import parse_run_config
+from federation.config import RunConfig, parse_run_config
 from server.control import run_status, submit_run
 from server.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import Fault, FaultyCluster, Outcome, events, run_with_faults
-from tests.integration.faults.faults import AT_JOIN, SERVER, SITES, SUPERLINK, SURROUNDINGS
+from tests.integration.faults.faults import (
+    AT_JOIN,
+    AWAY,
+    GAP,
+    ROGUE,
+    SERVER,
+    SITES,
+    STARVED,
+    SUPERLINK,
+    SURROUNDINGS,
+)
 from tests.integration.faults.network import Network
 from tests.integration.faults.table import write_table
+from tests.synthetic import record_dataset
 
 pytestmark = pytest.mark.integration
+_SPARE_BYTES = 100e6  # by which the ServerApp may grow while somebody sends it 300 MB
 
 
 @pytest.fixture
@@ -50,9 +66,11 @@ def cluster(certs: Path, data: Path, tmp_path: Path, small_disk: Path) -> Iterat
         yield cluster
 
 
-def _survive(cluster: FaultyCluster, name: str, faults: Mapping[int, Fault], num_rounds: int) -> None:
+def _survive(
+    cluster: FaultyCluster, name: str, faults: Mapping[int, Fault], num_rounds: int, **changes: object
+) -> None:
     """Have a run of `num_rounds` go through `faults`, and put them into the table."""
-    config = parse_run_config(TINY | {"run.name": name, "run.num_rounds": num_rounds}, "tests")
+    config = parse_run_config(TINY | {"run.name": name, "run.num_rounds": num_rounds} | changes, "tests")
     outcomes = run_with_faults(cluster, cluster.outputs, config, faults)
     write_table(outcomes)
     metrics = read_metrics(cluster.outputs / name)
@@ -94,11 +112,7 @@ def test_a_site_whose_clock_is_wrong_is_kept_out_and_the_others_train(
             for name, value in wrong.items():
                 environment.setenv(name, value)
             cluster.start_supernode("site-b", data / "site-b")
-        run_id = submit_run(cluster.flwr_home, config)
-        give_up_at = time.monotonic() + 180
-        while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):
-            assert time.monotonic() < give_up_at
-            time.sleep(2)
+        status = _finish(cluster, config)
         log = (cluster.logs / "site-b.log").read_text(errors="replace")
         assert status == "finished:completed", events(tmp_path / "skewed")
     joined = [event["node"] for event in events(tmp_path / "skewed") if event["event"] == "node_joined"]
@@ -112,6 +126,103 @@ def test_a_site_whose_clock_is_wrong_is_kept_out_and_the_others_train(
     sees = f"the site does not join, the others train; its own log: {reason}"
     fault = Fault(f"clock of a site: wrong by {offset}", "at join", lambda _: True, lambda *_: None)
     write_table([Outcome(fault, 0, None, sees)])
+
+
+def test_a_site_trains_a_round_once_though_it_is_cut_off_for_longer_than_its_lease(
+    cluster: FaultyCluster,
+) -> None:
+    _survive(cluster, "gap", {1: GAP}, num_rounds=1)
+    for site in ("site-a", "site-b"):
+        log = (cluster.logs / f"{site}.log").read_text(errors="replace")
+        assert len(re.findall(r"round 1 \| trained \d+ steps", log)) == 1, log[-3000:]
+
+
+def test_a_run_waits_for_sites_that_stay_away_longer_than_it_means_to(cluster: FaultyCluster) -> None:
+    _survive(cluster, "away", {1: AWAY}, num_rounds=2, **{"federation.join_timeout_seconds": 15})
+    metrics = read_metrics(cluster.outputs / "away")
+    assert not metrics.get("resumed")
+    assert not [event for event in events(cluster.outputs / "away") if event["event"] == "run_failed"]
+
+
+def test_a_site_that_was_out_of_memory_three_times_is_tried_again(cluster: FaultyCluster) -> None:
+    _survive(cluster, "starved", {1: STARVED}, num_rounds=8, **{"federation.min_nodes": 1})
+    rounds = read_metrics(cluster.outputs / "starved")["rounds"]
+    assert [sorted(entry["refused"]) for entry in rounds[:3]] == [["site-a"]] * 3
+    assert [sorted(entry["clients"]) for entry in rounds] == [["site-b"]] * 6 + [["site-a", "site-b"]] * 2
+
+
+def test_a_rogue_site_ends_no_round_and_fills_no_memory(cluster: FaultyCluster, data: Path) -> None:
+    faults = dict(enumerate(ROGUE.values(), start=1))
+    plan = {str(round_): way for round_, way in enumerate(ROGUE, start=1)}
+    cluster.start_rogue("site-c", data / "site-b", plan)
+    changes = {"federation.min_nodes": 3, "federation.quorum": 0.5, "federation.straggler_factor": 1}
+    with _memory_of_server_app(cluster) as bytes_at:
+        _survive(cluster, "rogue", faults, len(faults) + 1, **changes)
+    rounds = read_metrics(cluster.outputs / "rogue")["rounds"]
+    assert rounds[0]["missing"] == ["site-c"]
+    assert [sorted(entry["refused"]) for entry in rounds] == [[], ["site-c"], []]
+    assert "site-c" in rounds[-1]["clients"]
+    assert all({"site-a", "site-b"} <= entry["clients"].keys() for entry in rounds)
+    seen = events(cluster.outputs / "rogue")
+    began = {e["round"]: e["time"] for e in seen if e["event"] == "round_started"}
+    ended = {e["round"]: e["time"] for e in seen if e["event"] == "round_finished"}
+    assert all(ended[round_] - began[round_] < 75 for round_ in began)
+    before = max(size for when, size in bytes_at if when < began[2])
+    assert max(size for _, size in bytes_at) - before < _SPARE_BYTES
+
+
+def test_a_run_that_is_resumed_with_another_hold_out_undoes_nothing(
+    certs: Path, data: Path, tmp_path: Path
+) -> None:
+    holdout = Path(shutil.copytree(data / "holdout", tmp_path / "holdout"))
+    sites = {name: data / name for name in ("site-a", "site-b")}
+    config = parse_run_config(TINY | {"run.name": "resumed", "run.num_rounds": 1}, "tests")
+    folder = tmp_path / "resumed"
+    with FaultyCluster(sites, holdout, tmp_path, certs, free_port(), tmp_path / "scratch") as cluster:
+        assert _finish(cluster, config) == "finished:completed"
+        before = read_metrics(folder)["rounds"][0]["evaluation"]["policy_loss"]
+        shutil.rmtree(holdout)
+        record_dataset(holdout, seed=2, reach=150)
+        began = time.time()
+        config = replace(config, run=replace(config.run, num_rounds=2, resume=True))
+        assert _finish(cluster, config) == "finished:completed", events(folder)[-3:]
+    rounds = read_metrics(folder)["rounds"]
+    assert [entry["round"] for entry in rounds] == [1, 2]
+    assert not any("rolled_back_to" in entry for entry in rounds)
+    assert rounds[1]["evaluation"]["policy_loss"] > config.evaluation.rollback_ratio * before
+    recovered = next(
+        e["time"] for e in events(folder) if e["event"] == "update_received" and e["time"] > began
+    )
+    fault = Fault("hold-out: another one when resumed", "between runs", lambda _: True, lambda *_: None)
+    write_table([Outcome(fault, 0, recovered - began, "the best checkpoint is evaluated anew, and counts")])
+
+
+def _finish(cluster: FaultyCluster, config: RunConfig) -> str:
+    """Submit a run; return how it ended."""
+    run_id = submit_run(cluster.flwr_home, config)
+    give_up_at = time.monotonic() + 240
+    while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):
+        assert time.monotonic() < give_up_at
+        time.sleep(2)
+    return status
+
+
+@contextmanager
+def _memory_of_server_app(cluster: FaultyCluster) -> Iterator[list[tuple[float, int]]]:
+    """Unix time and resident bytes of the ServerApp, five times a second while this is entered."""
+    seen: list[tuple[float, int]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            with suppress(AssertionError, psutil.Error):
+                seen.append((time.time(), cluster.app("serverapp", "superexec").memory_info().rss))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield seen
+    finally:
+        ended.set()
 
 
 def _library(faketime: str) -> str:

@@ -1,0 +1,95 @@
+"""Sites with a registered key that answer as none should: each costs its own part in a round, no more."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from federation.config import RunConfig, parse_run_config
+from server.control import run_status, submit_run
+from tests.conftest import TINY
+from tests.integration.conftest import free_port
+from tests.integration.faults.cluster import FaultyCluster, events
+from tests.integration.faults.rogue import UNREADABLE
+
+pytestmark = pytest.mark.integration
+_RUN_SECONDS = 300.0
+# Each of these sites answers two rounds with what cannot be read; the last one's line is slow in round 2.
+_UNREADABLE_SITES = ("site-d", "site-e", "site-f", "site-g")
+_WAYS = list(UNREADABLE)
+_PLANS = {
+    "site-c": {"join": "not json"},
+    **{
+        site: {"1": _WAYS[number], "2": _WAYS[number + len(_UNREADABLE_SITES)]}
+        for number, site in enumerate(_UNREADABLE_SITES)
+    },
+    "site-h": {"2": "slow"},
+}
+
+
+def _config() -> RunConfig:
+    changes = {
+        "run.name": "hostile",
+        "federation.min_nodes": 6,  # all but the one that spoils its answer to the join
+        "federation.quorum": 0.15,  # of six: one good update
+        "federation.straggler_factor": 1,
+    }
+    return parse_run_config(TINY | changes, "tests")
+
+
+@pytest.fixture(scope="module")
+def happened(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
+    """The record and the events of a run of one honest site among six that are not."""
+    outputs = tmp_path_factory.mktemp("hostile")
+    sites = {"site-a": data / "site-a"}
+    scratch = outputs / "scratch"
+    with FaultyCluster(sites, data / "holdout", outputs, certs, free_port(), scratch) as cluster:
+        for name, plan in _PLANS.items():
+            cluster.start_rogue(name, data / "site-b", plan)
+        run_id = submit_run(cluster.flwr_home, _config())
+        give_up_at = time.monotonic() + _RUN_SECONDS
+        while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):
+            assert time.monotonic() < give_up_at, events(outputs / "hostile")[-5:]
+            time.sleep(1)
+        log = (cluster.logs / "superexec.log").read_text(errors="replace")
+    assert status == "finished:completed", (events(outputs / "hostile"), log[-3000:])
+    return json.loads((outputs / "hostile" / "federated_metrics.json").read_text()), events(
+        outputs / "hostile"
+    )
+
+
+def test_a_site_whose_answer_to_the_join_cannot_be_read_is_the_only_one_denied(
+    happened: tuple[dict, list[dict]],
+) -> None:
+    _, seen = happened
+    joined = sorted(event["node"] for event in seen if event["event"] == "node_joined")
+    assert joined == ["site-a", *_UNREADABLE_SITES, "site-h"]
+    (denied,) = [event for event in seen if event["event"] == "node_refused"]
+    assert denied["reason"].startswith("its reply cannot be read")
+
+
+def test_an_update_that_cannot_be_read_is_refused_by_name_and_the_others_count(
+    happened: tuple[dict, list[dict]],
+) -> None:
+    metrics, seen = happened
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2]
+    for entry in metrics["rounds"]:
+        assert entry["aggregated"]
+        assert "site-a" in entry["clients"]
+        assert sorted(entry["refused"]) == list(_UNREADABLE_SITES)
+    refusals = [event for event in seen if event["event"] == "update_refused"]
+    assert len(refusals) == len(UNREADABLE)
+    unreadable = [event for event in refusals if event["reason"].startswith("its reply cannot be read")]
+    assert len(unreadable) == len(UNREADABLE), refusals
+
+
+def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> None:
+    metrics, seen = happened
+    assert "site-h" in metrics["rounds"][0]["clients"]
+    assert metrics["rounds"][1]["missing"] == ["site-h"]
+    started, finished = (
+        next(event["time"] for event in seen if event["event"] == kind and event["round"] == 2)
+        for kind in ("round_started", "round_finished")
+    )
+    assert finished - started < 75
