@@ -119,7 +119,8 @@ test: $(VENV)/.installed ## the whole test suite with coverage
 .PHONY: faults
 faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
 	FAULT_MATRIX=tests/integration/faults/MATRIX.md $(PY) -m pytest -q \
-		tests/integration/faults/test_faults.py tests/integration/faults/slow_faults.py
+		tests/integration/test_hostile_sites.py tests/integration/faults/test_faults.py \
+		tests/integration/faults/slow_faults.py
 
 .PHONY: bench
 bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and a half on two cores; ratios as JSON in tests/benchmarks

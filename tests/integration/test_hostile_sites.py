@@ -1,6 +1,5 @@
 """Sites with a registered key that answer as none should: each costs its own part in a round, no more."""
 
-import json
 import time
 from pathlib import Path
 
@@ -8,10 +7,12 @@ import pytest
 
 from federation.config import RunConfig, parse_run_config
 from server.control import run_status, submit_run
+from server.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
-from tests.integration.faults.cluster import FaultyCluster, events
+from tests.integration.faults.cluster import Fault, FaultyCluster, Outcome, events
 from tests.integration.faults.rogue import UNREADABLE
+from tests.integration.faults.table import write_table
 
 pytestmark = pytest.mark.integration
 _RUN_SECONDS = 300.0
@@ -33,7 +34,7 @@ def _config() -> RunConfig:
         "run.name": "hostile",
         "federation.min_nodes": 6,  # all but the one that spoils its answer to the join
         "federation.quorum": 0.15,  # of six: one good update
-        "federation.straggler_factor": 1,
+        "federation.straggler_factor": 2,
     }
     return parse_run_config(TINY | changes, "tests")
 
@@ -54,9 +55,7 @@ def happened(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
             time.sleep(1)
         log = (cluster.logs / "superexec.log").read_text(errors="replace")
     assert status == "finished:completed", (events(outputs / "hostile"), log[-3000:])
-    return json.loads((outputs / "hostile" / "federated_metrics.json").read_text()), events(
-        outputs / "hostile"
-    )
+    return read_metrics(outputs / "hostile"), events(outputs / "hostile")
 
 
 def test_a_site_whose_answer_to_the_join_cannot_be_read_is_the_only_one_denied(
@@ -67,6 +66,7 @@ def test_a_site_whose_answer_to_the_join_cannot_be_read_is_the_only_one_denied(
     assert joined == ["site-a", *_UNREADABLE_SITES, "site-h"]
     (denied,) = [event for event in seen if event["event"] == "node_refused"]
     assert denied["reason"].startswith("its reply cannot be read")
+    _write_row("reply: cannot be read", "at join", seen, denied, f"the site is refused: {denied['reason']}")
 
 
 def test_an_update_that_cannot_be_read_is_refused_by_name_and_the_others_count(
@@ -80,8 +80,11 @@ def test_an_update_that_cannot_be_read_is_refused_by_name_and_the_others_count(
         assert sorted(entry["refused"]) == list(_UNREADABLE_SITES)
     refusals = [event for event in seen if event["event"] == "update_refused"]
     assert len(refusals) == len(UNREADABLE)
-    unreadable = [event for event in refusals if event["reason"].startswith("its reply cannot be read")]
-    assert len(unreadable) == len(UNREADABLE), refusals
+    assert all(event["reason"].startswith("its reply ") for event in refusals), refusals
+    last = refusals[-1]
+    _write_row(
+        "reply: cannot be read", "in upload", seen, last, f"{last['node']} is refused: {last['reason']}"
+    )
 
 
 def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> None:
@@ -93,3 +96,14 @@ def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> Non
         for kind in ("round_started", "round_finished")
     )
     assert finished - started < 75
+    (missing,) = [event for event in seen if event["event"] == "update_missing"]
+    sees = f"site-h is missing: {missing['reason']}"
+    _write_row("line: upload of 1 kB/s", "in upload", seen, missing, sees)
+
+
+def _write_row(name: str, moment: str, seen: list[dict], struck: dict, sees: str) -> None:
+    """A row of the matrix: how long after the reply was dropped the others' next step comes."""
+    progress = {"node_joined", "update_received", "round_finished"}
+    next_step = next(e["time"] for e in seen if e["event"] in progress and e["time"] > struck["time"])
+    fault = Fault(name, moment, lambda _: True, lambda *_: None)
+    write_table([Outcome(fault, 0, next_step - struck["time"], sees)])

@@ -52,7 +52,7 @@ class FaultyCluster(LocalCluster):
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         node_config = {"name": name, "dataset": str(dataset.resolve()), "scratch": str(scratch)}
         command = [sys.executable, "-m", "tests.integration.faults.rogue"]
-        command += ["--port", str(self._port + len(self._processes)), "--superlink", str(self._port)]
+        command += ["--port", str(self._port + len(self._processes)), "--target", str(self._port)]
         command += ["--keys", str(self._certs / "sites" / name)]
         command += ["--node-config", json.dumps(node_config), "--plan", json.dumps(plan)]
         self._start(name, command, {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"})

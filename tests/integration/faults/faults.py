@@ -167,7 +167,7 @@ def _starve(cluster: FaultyCluster, folder: Path) -> None:
     (starter,) = (child for child in supernode.children() if "flower-superexec" in " ".join(child.cmdline()))
     _, most = starter.rlimit(psutil.RLIMIT_AS)
     starter.rlimit(psutil.RLIMIT_AS, (_TOO_FEW_BYTES, most))
-    wait_for(folder, lambda seen: seen[-1]["event"] == "node_left_out")
+    wait_for(folder, lambda seen: any(event["event"] == "node_left_out" for event in seen))
     starter.rlimit(psutil.RLIMIT_AS, (most, most))
 
 
@@ -290,7 +290,7 @@ GAP = Fault(
     "network: cut for 95 s, longer than the lease", "in training", _round_sent, _cut_network_in_training
 )
 AWAY = Fault(
-    "both SuperNodes: SIGTERM, away for 60 s of 15 s that are waited for",
+    "both SuperNodes: SIGTERM, away 60 s, four times the join timeout",
     "between rounds",
     _first_update,
     partial(_take_both_sites_away, seconds=60),

@@ -58,7 +58,7 @@ from tests.integration.faults.network import Network
 
 _REQUEST_SECONDS = 600.0
 _SECONDS_BETWEEN_PULLS = 0.5
-SLOW_BYTES_PER_SECOND = 2000.0  # the tiny policy's update takes minutes, as the full one's takes at 100 kB/s
+SLOW_BYTES_PER_SECOND = 1000.0  # the tiny policy's update takes minutes, as the full one's does at 1 MB/s
 _MANY_OBJECTS = 10_000
 _CHUNK_BYTES = 5 * 2**20  # Flower's
 _HUGE_BYTES = 300 * 2**20
@@ -322,12 +322,12 @@ def _to_another_message(reply: Message) -> Answer:
 def main() -> None:
     """Answer until somebody ends this process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--superlink", type=int, required=True, help="port")
+    parser.add_argument("--target", type=int, required=True, help="SuperLink's port")
     parser.add_argument("--port", type=int, required=True, help="of the line to it that can be slowed down")
     for name in ("keys", "node-config", "plan"):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
-    with Network(arguments.port, target=arguments.superlink) as line:
+    with Network(arguments.port, target=arguments.target) as line:
         fleet = Fleet(line.port, Path(arguments.keys))
         print("SuperNode ID:", fleet.node.node_id, flush=True)
         Rogue(fleet, json.loads(arguments.node_config), json.loads(arguments.plan), line).work()

@@ -10,6 +10,7 @@ from tests.integration.faults.cluster import Outcome
 _HEADER = """# Faults and what became of them
 
 Written by `make faults`: local processes over TLS, two sites, on two cores; one run for each kind of fault.
+Where a reply or a line is at fault, it is that of one more site.
 
 | fault | when | completed rounds lost | seconds to recover, from its return | what the operator sees |
 |---|---|---|---|---|
