@@ -46,8 +46,7 @@ def happened(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     sites = {"site-a": data / "site-a"}
     scratch = outputs / "scratch"
     with FaultyCluster(sites, data / "holdout", outputs, certs, free_port(), scratch) as cluster:
-        for name, plan in _PLANS.items():
-            cluster.start_rogue(name, data / "site-b", plan)
+        cluster.start_rogues(data / "site-b", _PLANS)
         run_id = submit_run(cluster.flwr_home, _config())
         give_up_at = time.monotonic() + _RUN_SECONDS
         while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):

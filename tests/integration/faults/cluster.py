@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,19 @@ class FaultyCluster(LocalCluster):
         """SuperLink's."""
         return self._state / "superlink.db"
 
-    def start_rogue(self, name: str, dataset: Path, plan: Mapping[str, str]) -> None:
-        """Start a site that answers by its plan, see `rogue.py`, under a registered key."""
-        self._register(name)
-        scratch = self._scratch / name
-        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        node_config = {"name": name, "dataset": str(dataset.resolve()), "scratch": str(scratch)}
-        command = [sys.executable, "-m", "tests.integration.faults.rogue"]
-        command += ["--port", str(self._port + len(self._processes)), "--target", str(self._port)]
-        command += ["--keys", str(self._certs / "sites" / name)]
-        command += ["--node-config", json.dumps(node_config), "--plan", json.dumps(plan)]
-        self._start(name, command, {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"})
+    def start_rogues(self, dataset: Path, plans: Mapping[str, Mapping[str, str]]) -> None:
+        """Start sites that answer by their plans, see `rogue.py`, under registered keys: name -> plan."""
+        with ThreadPoolExecutor(len(plans)) as pool:
+            list(pool.map(self._register, plans))
+        for name, plan in plans.items():
+            scratch = self._scratch / name
+            scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            node_config = {"name": name, "dataset": str(dataset.resolve()), "scratch": str(scratch)}
+            command = [sys.executable, "-m", "tests.integration.faults.rogue"]
+            command += ["--port", str(self._port + len(self._processes)), "--target", str(self._port)]
+            command += ["--keys", str(self._certs / "sites" / name)]
+            command += ["--node-config", json.dumps(node_config), "--plan", json.dumps(plan)]
+            self._start(name, command, {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"})
 
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":

@@ -3,7 +3,7 @@
 It is no SuperNode but speaks to SuperLink through Flower's own Fleet client: its requests are signed, its
 objects bear the right SHA-256 and length, and SuperLink takes them. What it does to a request stands in its
 plan: `{"join": "not json", "2": "withheld"}` spoils its answer to the join and to round 2, and everything
-else it answers as our client does. `FaultyCluster.start_rogue` runs it as a process.
+else it answers as our client does. `FaultyCluster.start_rogues` runs it as a process.
 """
 
 import argparse
