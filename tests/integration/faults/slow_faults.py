@@ -190,11 +190,12 @@ def test_a_run_that_is_resumed_with_another_hold_out_undoes_nothing(
     assert [entry["round"] for entry in rounds] == [1, 2]
     assert not any("rolled_back_to" in entry for entry in rounds)
     assert rounds[1]["evaluation"]["policy_loss"] > config.evaluation.rollback_ratio * before
-    recovered = next(
-        e["time"] for e in events(folder) if e["event"] == "update_received" and e["time"] > began
-    )
+    seen = events(folder)
+    (dropped,) = [event for event in seen if event["event"] == "evaluations_dropped"]
+    recovered = next(e["time"] for e in seen if e["event"] == "update_received" and e["time"] > began)
     fault = Fault("hold-out: another one when resumed", "between runs", lambda _: True, lambda *_: None)
-    write_table([Outcome(fault, 0, recovered - began, "the best checkpoint is evaluated anew, and counts")])
+    sees = f"{dropped['reason']}: the best checkpoint is evaluated anew"
+    write_table([Outcome(fault, 0, recovered - began, sees)])
 
 
 def _finish(cluster: FaultyCluster, config: RunConfig) -> str:
