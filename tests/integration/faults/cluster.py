@@ -196,8 +196,9 @@ def _outcome(
     kinds = {
         "update_missing": "{node} is missing: {reason}",
         "update_refused": "{node} is refused: {reason}",
-        "node_refused": "a node is refused: {reason}",
+        "node_refused": "{node} is refused: {reason}",
         "node_left_out": "{node} is left out until round {until_round}: {reason}",
+        "waiting_for_nodes": "the run waits: {joined} of {min_nodes} nodes have joined",
         "run_failed": "the run failed: {reason}",
         "run_resumed": "the run goes on after round {after_round}",
     }
