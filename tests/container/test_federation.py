@@ -144,13 +144,16 @@ def test_superlink_itself_is_out_of_a_sites_reach(cluster: Cluster, finished_run
     assert status not in ("closed", "404")
 
 
-def test_a_request_larger_than_a_chunk_is_refused(cluster: Cluster) -> None:
-    script = """
+@pytest.mark.parametrize(("path", "size"), [("push-object", 64 * 2**20), ("push-messages", 2**18)])
+def test_a_request_larger_than_a_chunk_or_a_tree_of_objects_is_refused(
+    cluster: Cluster, path: str, size: int
+) -> None:
+    script = f"""
 import http.client, ssl
 context = ssl.create_default_context(cafile="/run/secrets/ca.crt")
 connection = http.client.HTTPSConnection("gateway", 8443, context=context, timeout=5)
-connection.putrequest("POST", "/v1/fleet/push-object")
-connection.putheader("Content-Length", str(64 * 1024 * 1024))
+connection.putrequest("POST", "/v1/fleet/{path}")
+connection.putheader("Content-Length", "{size}")
 connection.endheaders()
 print(connection.getresponse().status)
 """

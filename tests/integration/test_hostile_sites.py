@@ -1,12 +1,10 @@
 """Sites with a registered key that answer as none should: each costs its own part in a round, no more."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from federation.config import RunConfig, parse_run_config
-from server.control import run_status, submit_run
 from server.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
@@ -15,7 +13,6 @@ from tests.integration.faults.rogue import UNREADABLE
 from tests.integration.faults.table import write_table
 
 pytestmark = pytest.mark.integration
-_RUN_SECONDS = 300.0
 # Each of these sites answers two rounds with what cannot be read; the last one's line is slow in round 2.
 _UNREADABLE_SITES = ("site-d", "site-e", "site-f", "site-g")
 _WAYS = list(UNREADABLE)
@@ -47,11 +44,7 @@ def happened(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     scratch = outputs / "scratch"
     with FaultyCluster(sites, data / "holdout", outputs, certs, free_port(), scratch) as cluster:
         cluster.start_rogues(data / "site-b", _PLANS)
-        run_id = submit_run(cluster.flwr_home, _config())
-        give_up_at = time.monotonic() + _RUN_SECONDS
-        while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):
-            assert time.monotonic() < give_up_at, events(outputs / "hostile")[-5:]
-            time.sleep(1)
+        status = cluster.finish(_config())
         log = (cluster.logs / "superexec.log").read_text(errors="replace")
     assert status == "finished:completed", (events(outputs / "hostile"), log[-3000:])
     return read_metrics(outputs / "hostile"), events(outputs / "hostile")

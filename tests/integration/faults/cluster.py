@@ -17,7 +17,7 @@ import psutil
 
 from federation.config import RunConfig
 from server.cluster import LocalCluster
-from server.control import PROJECT
+from server.control import PROJECT, ControlError, run_status, submit_run
 from server.records import EVENTS_FILE
 from server.supervisor import see_through
 from tests.integration.faults.network import Network
@@ -59,6 +59,17 @@ class FaultyCluster(LocalCluster):
             command += ["--keys", str(self._certs / "sites" / name)]
             command += ["--node-config", json.dumps(node_config), "--plan", json.dumps(plan)]
             self._start(name, command, {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"})
+
+    def finish(self, config: RunConfig) -> str:
+        """Submit a run that nobody sees through; return how it ended."""
+        run_id, status = submit_run(self.flwr_home, config), ""
+        give_up_at = time.monotonic() + _PATIENCE_SECONDS
+        while not status.startswith("finished"):
+            assert time.monotonic() < give_up_at, events(self._outputs / config.run.name)[-5:]
+            time.sleep(1)
+            with contextlib.suppress(ControlError):  # SuperLink is busy
+                status = run_status(self.flwr_home, run_id)
+        return status
 
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":

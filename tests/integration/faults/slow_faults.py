@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from federation.config import RunConfig, parse_run_config
-from server.control import run_status, submit_run
 from server.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
@@ -112,7 +111,7 @@ def test_a_site_whose_clock_is_wrong_is_kept_out_and_the_others_train(
             for name, value in wrong.items():
                 environment.setenv(name, value)
             cluster.start_supernode("site-b", data / "site-b")
-        status = _finish(cluster, config)
+        status = cluster.finish(config)
         log = (cluster.logs / "site-b.log").read_text(errors="replace")
         assert status == "finished:completed", events(tmp_path / "skewed")
     joined = [event["node"] for event in events(tmp_path / "skewed") if event["event"] == "node_joined"]
@@ -180,13 +179,13 @@ def test_a_run_that_is_resumed_with_another_hold_out_undoes_nothing(
     config = parse_run_config(TINY | {"run.name": "resumed", "run.num_rounds": 1}, "tests")
     folder = tmp_path / "resumed"
     with FaultyCluster(sites, holdout, tmp_path, certs, free_port(), tmp_path / "scratch") as cluster:
-        assert _finish(cluster, config) == "finished:completed"
+        assert cluster.finish(config) == "finished:completed"
         before = read_metrics(folder)["rounds"][0]["evaluation"]["policy_loss"]
         shutil.rmtree(holdout)
         record_dataset(holdout, seed=2, reach=150)
         began = time.time()
         config = replace(config, run=replace(config.run, num_rounds=2, resume=True))
-        assert _finish(cluster, config) == "finished:completed", events(folder)[-3:]
+        assert cluster.finish(config) == "finished:completed", events(folder)[-3:]
     rounds = read_metrics(folder)["rounds"]
     assert [entry["round"] for entry in rounds] == [1, 2]
     assert not any("rolled_back_to" in entry for entry in rounds)
@@ -197,16 +196,6 @@ def test_a_run_that_is_resumed_with_another_hold_out_undoes_nothing(
     fault = Fault("hold-out: another one when resumed", "between runs", lambda _: True, lambda *_: None)
     sees = f"{dropped['reason']}: the best checkpoint is evaluated anew"
     write_table([Outcome(fault, 0, recovered - began, sees)])
-
-
-def _finish(cluster: FaultyCluster, config: RunConfig) -> str:
-    """Submit a run; return how it ended."""
-    run_id = submit_run(cluster.flwr_home, config)
-    give_up_at = time.monotonic() + 240
-    while not (status := run_status(cluster.flwr_home, run_id)).startswith("finished"):
-        assert time.monotonic() < give_up_at
-        time.sleep(2)
-    return status
 
 
 @contextmanager
