@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from federation.config import RunConfig, parse_run_config
+from federation.config import parse_run_config
 from server.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
