@@ -83,12 +83,8 @@ def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> Non
     metrics, seen = happened
     assert "site-h" in metrics["rounds"][0]["clients"]
     assert metrics["rounds"][1]["missing"] == ["site-h"]
-    started, finished = (
-        next(event["time"] for event in seen if event["event"] == kind and event["round"] == 2)
-        for kind in ("round_started", "round_finished")
-    )
-    assert finished - started < 75
     (missing,) = [event for event in seen if event["event"] == "update_missing"]
+    assert "its upload was under way" in missing["reason"]
     sees = f"site-h is missing: {missing['reason']}"
     _write_row("line: upload of 1 kB/s", "in upload", seen, missing, sees)
 
