@@ -236,7 +236,7 @@ SITES = (
         "site-a",
     ),
     Fault("ClientApp: kill -9, as out of memory does", "in training", _round_sent, _client_app, "site-a"),
-    Fault(  # of the other site: one that fails three rounds in a row is left out until it restarts
+    Fault(  # of the other site: one that fails three rounds in a row is left out for some
         "ClientApp: SIGTERM",
         "in training",
         _round_sent,
