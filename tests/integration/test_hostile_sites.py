@@ -86,7 +86,7 @@ def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> Non
     (missing,) = [event for event in seen if event["event"] == "update_missing"]
     assert "its upload was under way" in missing["reason"]
     sees = f"site-h is missing: {missing['reason']}"
-    _write_row("line: upload of 1 kB/s", "in upload", seen, missing, sees)
+    _write_row("line: upload of 200 bytes per second", "in upload", seen, missing, sees)
 
 
 def _write_row(name: str, moment: str, seen: list[dict], struck: dict, sees: str) -> None:
