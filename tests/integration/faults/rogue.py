@@ -202,8 +202,13 @@ class Fleet:
             return False
 
     def pull(self) -> Message | None:
-        """The next message, whole; None if there is none."""
-        answer = self._client.PullMessages(PullMessagesRequest(node=self.node))
+        """The next message, whole; None if there is none, or SuperLink's database is locked."""
+        try:
+            answer = self._client.PullMessages(PullMessagesRequest(node=self.node))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+            return None
         if not answer.messages_list:
             return None
         metadata = message_from_proto(answer.messages_list[0]).metadata
