@@ -1,11 +1,13 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program. It runs
-Flower's own with four weaknesses of Flower 1.42 mended:
+Flower's own with five weaknesses of Flower 1.42 mended:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
 - a SuperNode that had given up did not end: its process stayed, so that nothing restarted it;
+- a SuperLink that failed for a moment (HTTP 500), as while an upload of another site locks its database,
+  ended every SuperNode that asked it something just then;
 - one whose signature is refused, as with a wrong clock, ended without a word;
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
   went stayed in memory until Python's collector looked at all objects, in this process once in thirty
@@ -56,14 +58,17 @@ def main() -> None:
 
 
 def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
-    """`given_up` (None: never), but for handshakes that nobody refused: those are tried again.
+    """`given_up` (None: never), but for handshakes that nobody refused and a SuperLink that fails.
 
     Before Flower ends this process for a refused signature, the log says so, and why.
     """
 
     def gives_up(error: Exception) -> bool:
-        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
-            _log.error("SuperLink refuses this site's signature: %s", _why_refused(error.response))
+        if isinstance(error, httpx.HTTPStatusError):
+            if error.response.status_code >= 500:
+                return False
+            if error.response.status_code == 401:
+                _log.error("SuperLink refuses this site's signature: %s", _why_refused(error.response))
         broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
         return not broken_off and given_up is not None and given_up(error)
 

@@ -17,7 +17,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -34,13 +36,14 @@ from server.replies import (
     claim_reply,
 )
 
-__all__ = ["LateReplies", "Patience", "Pending", "Reply", "look", "receive", "send"]
+__all__ = ["LateReplies", "Patience", "Pending", "Reply", "look", "online_nodes", "receive", "send"]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 _RETURN_SECONDS = 75.0  # how long an offline node may take to come back
 _LEAST_PATIENCE_SECONDS = 30.0  # nobody is a straggler before: Flower itself takes 6 s and more
 _MOST_TIMES_ASKED = 3
+_SERVER_ERROR_SECONDS, _SECONDS_BETWEEN_SERVER_ERRORS = 60.0, 1.0
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _log = get_logger("server.exchange")
 
@@ -261,12 +264,12 @@ def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> 
         for node_id in node_ids
     ]
     try:
-        pushed = pending.grid.push_messages(messages)
+        pushed = _retry(lambda: pending.grid.push_messages(messages))
     except ObjectPushError:
         # SuperLink went away between storing an object and saying so, and refuses the repeated request. It
         # takes what it lacks of the same messages; with new ones the nodes would wait minutes for the old.
         _log.warning("SuperLink went away in the middle of the messages to the nodes: they are sent again")
-        pushed = pending.grid.push_messages(messages)
+        pushed = _retry(lambda: pending.grid.push_messages(messages))
     ids: list[str | None] = list(pushed) or [None] * len(messages)
     for id_, node_id in zip(ids, node_ids, strict=True):
         pending.asked_at[node_id] = time.monotonic()
@@ -279,7 +282,25 @@ def _push(pending: Pending, node_ids: Sequence[int], online: dict[int, str]) -> 
 
 def _online(grid: Grid) -> dict[int, str]:
     """The nodes that are online -> since when, as SuperLink says it."""
-    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+    return {node.node_id: node.last_activated_at for node in online_nodes(grid)}
+
+
+def online_nodes(grid: Grid) -> list[Any]:
+    """The nodes that are online, as Flower's `NodeInfo`."""
+    return _retry(lambda: list(grid.get_nodes()))
+
+
+def _retry[T](ask: Callable[[], T]) -> T:
+    """`ask()`, again for a minute where SuperLink fails: one site's upload can lock its database."""
+    give_up_at = time.monotonic() + _SERVER_ERROR_SECONDS
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < 500 or time.monotonic() >= give_up_at:
+                raise
+            _log.warning("SuperLink fails (HTTP %d) and is asked again", error.response.status_code)
+            time.sleep(_SECONDS_BETWEEN_SERVER_ERRORS)
 
 
 def _reply(message: Message, node_id: int, seconds: float) -> Reply:

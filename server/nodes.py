@@ -20,7 +20,7 @@ from federation.simulated import check_one_kind
 from federation.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
-from server.exchange import LateReplies, Patience, Reply, look, send
+from server.exchange import LateReplies, Patience, Reply, look, online_nodes, send
 from server.records import RunRecord
 from server.run_totals import refusal_reason
 from server.waiting import WaitReport
@@ -96,7 +96,7 @@ class NodeTable:
         settings = self._config.federation
         report = WaitReport(self._record, settings.min_nodes, settings.join_timeout_seconds)
         while True:
-            present = list(self._grid.get_nodes())
+            present = online_nodes(self._grid)
             online = {node.node_id: node.last_activated_at for node in present}
             self._registered = {node.node_id: node.name for node in present}
             self._ask_to_join(online)
@@ -126,7 +126,7 @@ class NodeTable:
         """
         for node_id in [id_ for id_, until in self._suspended_until.items() if until <= round_ + 1]:
             self._lift_suspension(node_id)
-        since = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+        since = {node.node_id: node.last_activated_at for node in online_nodes(self._grid)}
         accepted = set(accepted)
         for node in list(self._known.values()):
             if node.name in accepted:

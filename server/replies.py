@@ -9,7 +9,6 @@ Flower's client, and any other error of the connection passes through.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +41,6 @@ __all__ = [
 ]
 
 _MAX_RECORD_BYTES = 2**20  # only the chunks of arrays may be larger
-_MAX_SERVER_ERRORS = 3
-_SECONDS_BETWEEN_SERVER_ERRORS = 1.0
 _log = get_logger("server.replies")
 
 
@@ -103,6 +100,8 @@ class ReplyDownload:
                     node=_node(self._grid), run_id=_run_id(self._grid), object_id=self._missing[0]
                 ),
             )
+            if answer is None:
+                return None
             if not answer.object_found:
                 raise LostReplyError("its upload broke off")
             if not answer.object_available:
@@ -126,13 +125,13 @@ class ReplyDownload:
 
 
 def claim_reply(grid: Grid, message_id: str, limits: ReplyLimits) -> ReplyDownload | None:
-    """Take the reply to the message `message_id` out of SuperLink's queue; None if nobody has replied yet.
+    """Take the reply to the message `message_id` out of SuperLink's queue; None if there is none yet.
 
     Raises:
-        UnusableReplyError: it has too many objects, or SuperLink cannot hand it over.
+        UnusableReplyError: it has too many objects.
     """
     answer = _call(_client(grid).PullMessages, PullAppMessagesRequest(message_ids=[message_id]))
-    if not answer.messages_list:
+    if answer is None or not answer.messages_list:
         return None
     root_id = answer.messages_list[0].metadata.message_id
     try:
@@ -185,22 +184,21 @@ def _array_bytes(contents: Mapping[str, bytes]) -> int:
     return total
 
 
-def _call(method: Callable[[Any], Any], request: Any) -> Any:
-    """`method(request)`; what SuperLink fails at again and again for this one reply makes it unusable."""
-    for attempt in range(1, _MAX_SERVER_ERRORS + 1):
-        try:
-            return method(request)
-        except httpx.HTTPStatusError as error:
-            code = error.response.status_code
-            if code < 500 and code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-                raise
-            reason = f"SuperLink cannot hand over its reply (HTTP {code})"
-        except ValueError:  # Flower's client: no protobuf message
-            reason = "SuperLink's answer about its reply cannot be read"
-        _log.warning("%s, attempt %d of %d", reason, attempt, _MAX_SERVER_ERRORS)
-        if attempt < _MAX_SERVER_ERRORS:
-            time.sleep(_SECONDS_BETWEEN_SERVER_ERRORS)
-    raise UnusableReplyError(reason)
+def _call(method: Callable[[Any], Any], request: Any) -> Any | None:
+    """`method(request)`, or None where SuperLink fails at it: then it is asked again later.
+
+    It fails for everybody while one site's upload keeps its database locked, so nobody is blamed for it.
+    """
+    try:
+        return method(request)
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code < 500 and code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+            raise
+        _log.debug("SuperLink fails at a reply (HTTP %d)", code)
+    except ValueError as error:  # Flower's client: no protobuf message
+        _log.debug("SuperLink's answer about a reply cannot be read (%s)", error)
+    return None
 
 
 # Flower has no public way to fetch less than a whole reply; tests/unit/test_replies.py checks these names.

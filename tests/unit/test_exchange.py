@@ -1,5 +1,6 @@
 import time
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Error, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
@@ -244,3 +245,33 @@ def test_a_node_is_busy_no_longer_than_to_the_deadline_where_it_stops_by_itself(
 def test_a_node_that_replied_once_to_two_messages_is_not_busy() -> None:
     grid = RestartingGrid({5: [None, RecordDict()], 6: RecordDict()})
     assert _late(grid, Patience(20.0)).busy_nodes({5: "t1", 6: "t0"}) == set()
+
+
+class BrokenGrid(FakeGrid):
+    """SuperLink fails at each kind of request for a while."""
+
+    failures = 2
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            httpx.Response(500, request=httpx.Request("POST", "https://superlink")).raise_for_status()
+
+    def get_nodes(self):
+        self._fail()
+        return super().get_nodes()
+
+    def push_messages(self, messages):
+        self._fail()
+        return super().push_messages(messages)
+
+
+def test_a_superlink_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.01)
+    assert _exchange(BrokenGrid({5: RecordDict()}))[5].content is not None
+
+
+def test_a_superlink_that_goes_on_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_SERVER_ERROR_SECONDS", 0.0)
+    with pytest.raises(httpx.HTTPStatusError):
+        _exchange(BrokenGrid({5: RecordDict()}))

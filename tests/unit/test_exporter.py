@@ -428,7 +428,6 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("policy loss is nan, gradient norm nan: lower training.learning_rate", "non_finite"),
         ("num_examples = 0: nothing was trained on", "malformed"),
         ("its reply cannot be read (JSONDecodeError)", "malformed"),
-        ("SuperLink cannot hand over its reply (HTTP 500)", "malformed"),
         ("its norm is 812, 90 times the median of the round; more than 20 times is refused", "norm"),
         ("frozen weights differ from the server's: install", "frozen_weights"),
         ("<class 'client.consent.ConsentError'>:<'this site refuses the app: it differs", "app_refused"),

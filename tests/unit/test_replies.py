@@ -33,11 +33,6 @@ CONTENT = RecordDict(
 )
 
 
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.0)
-
-
 def _take(reply: RawReply | RecordDict | Error, limits: ReplyLimits = QUERY_LIMITS) -> Message | None:
     grid = FakeGrid({5: reply})
     (message_id,) = grid.push_messages([Message(RecordDict(), 5, "train")])
@@ -180,11 +175,29 @@ def _failing(status: int) -> FakeGrid:
     return Failing({5: RecordDict()})
 
 
-def test_a_reply_that_superlink_fails_at_is_unusable() -> None:
-    grid = _failing(500)
-    with pytest.raises(UnusableReplyError, match="HTTP 500"):
-        claim_reply(grid, "message-0", QUERY_LIMITS)  # type: ignore[arg-type]
-    assert grid.calls == 3
+@pytest.mark.parametrize("status", [413, 500, 503])
+def test_where_superlink_fails_the_reply_is_asked_for_again_later(status: int) -> None:
+    assert claim_reply(_failing(status), "message-0", QUERY_LIMITS) is None  # type: ignore[arg-type]
+
+
+def test_a_download_goes_on_where_superlink_failed() -> None:
+    class Failing(FakeGrid):
+        failures = 3
+
+        def PullObject(self, request):  # noqa: N802
+            if self.failures:
+                self.failures -= 1
+                httpx.Response(500, request=httpx.Request("POST", "https://superlink")).raise_for_status()
+            return super().PullObject(request)
+
+    grid = Failing({5: CONTENT})
+    (message_id,) = grid.push_messages([Message(RecordDict(), 5, "train")])
+    download = claim_reply(grid, message_id, QUERY_LIMITS)  # type: ignore[arg-type]
+    assert download
+    assert [download.advance() for _ in range(3)] == [None] * 3
+    message = download.advance()
+    assert message
+    assert message.content == CONTENT
 
 
 def test_other_errors_of_the_connection_pass_through() -> None:

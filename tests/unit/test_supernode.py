@@ -137,3 +137,10 @@ def test_what_refers_only_to_itself_is_freed_though_python_would_wait() -> None:
 
 def test_a_site_finds_it_under_the_name_of_flowers_program() -> None:
     assert shutil.which("flower-supernode", path=str(BIN)) == str(BIN / "flower-supernode")
+
+
+def test_a_superlink_that_fails_is_asked_again() -> None:
+    error = httpx.HTTPStatusError(
+        "500", request=httpx.Request("POST", "https://superlink"), response=httpx.Response(500)
+    )
+    assert not supernode.gives_up_on(lambda _: True)(error)
