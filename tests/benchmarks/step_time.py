@@ -215,6 +215,7 @@ def main() -> int:
                 "training.batch_size": batch_size,
                 "training.local_steps": options.round_steps,
                 "training.num_workers": options.workers,
+                "training.warmup_steps": 0,
             },
             "benchmark",
         )
