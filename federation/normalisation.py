@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from federation.claims import MAX_WEIGHT_RATIO, max_weight
+from federation.claims import max_weight
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import PolicyError
-from federation.logs import get_logger
 from federation.statistics import FEATURES, SKETCH, Statistics
 
 __all__ = ["choose_normalisation", "merge_statistics"]
 
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}  # LeRobot's names
 _FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
-_log = get_logger("federation.normalisation")
 
 
 def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
@@ -42,15 +40,6 @@ def _bound_counts(reported: Sequence[Statistics]) -> Sequence[Statistics]:
     """`reported`, no site counting for more frames than `claims.py` allows: it could claim any number."""
     counts = [float(site[FEATURES[0]]["count"][0]) for site in reported]
     most = max_weight(counts)
-    for count in sorted(counts):
-        if count > most:
-            _log.warning(
-                "a site's %.10g frames count as %.10g in the normalisation: no site counts for more than %g "
-                "times the median of the sites",
-                count,
-                most,
-                MAX_WEIGHT_RATIO,
-            )
     return [
         {f: named | {"count": np.minimum(named["count"], most)} for f, named in site.items()}
         for site in reported

@@ -301,7 +301,7 @@ def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> st
         faults = [(name, "missing", "no reply in time") for name in entry["missing"]]
         faults += [(name, "refused", why) for name, why in entry["refused"].items()]
         faults += [
-            (name, "capped", f"it counted as {weight:.10g} frames; it claimed more than the others allow")
+            (name, "capped", f"it counted as {weight:.10g} frames, the median of the sites")
             for name, weight in entry.get("capped", {}).items()
         ]
         for fault in faults:

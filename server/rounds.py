@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from federation.claims import MAX_WEIGHT_RATIO, max_weight
+from federation.claims import max_weight
 from federation.codec import encoded_bytes
 from federation.config import RunConfig
 from federation.errors import WireError, one_line
@@ -41,6 +41,7 @@ from server.verification import NORMS_KEPT, NormJudge, largest_norm, typical_nor
 __all__ = ["GlobalModel", "run_round"]
 
 _SPREAD_METRICS = ("policy_loss", "proximal_loss", "grad_norm")
+_MAX_STEPS_RATIO = 16.0  # steps that count for a norm, over those of the median site
 _log = get_logger("server.rounds")
 
 
@@ -231,13 +232,13 @@ class _Intake:
     def _norm_bounds(self, num_examples: int) -> tuple[float, float]:
         """What the norm of an update of so many frames is divided by, and the most that it can be.
 
-        A site that claims many steps gets no more room for it than the square of what its weight is bounded
-        by: the root of its steps, which is what counts, is then bounded as the weight is.
+        A site with more data takes more steps, and the root of them is what counts: a claim gives four times
+        the room of the median site at most.
         """
         training, num_weights = self._config.training, sum(shape.numel() for shape in self._shapes.values())
         steps, scale = float(training.local_steps), 1.0
         if training.local_epochs:
-            most = MAX_WEIGHT_RATIO * self._max_weight / training.frames_in_step
+            most = _MAX_STEPS_RATIO * self._max_weight / training.frames_in_step
             steps = min(training.steps_taken(num_examples), most)
             scale = math.sqrt(steps / training.local_steps)
         return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
@@ -255,13 +256,7 @@ class _Intake:
             return weight
         if self.aggregator.weighs:
             self.capped[name] = self._max_weight
-            _log.warning(
-                "%s counts as %.10g frames, not %.10g: no site weighs more than %g times the round's median",
-                name,
-                self._max_weight,
-                weight,
-                MAX_WEIGHT_RATIO,
-            )
+            _log.debug("%s counts as %.10g frames, not %.10g", name, self._max_weight, weight)
         return self._max_weight
 
     def _refuse(self, name: str, reason: str) -> None:

@@ -70,8 +70,8 @@ def test_a_site_that_claims_any_number_of_frames_does_not_own_the_normalisation(
     for named in liar.values():
         named["count"] = np.full(1, 1e9)
     merged = choose_normalisation(PolicyConfig(), [*honest, liar])["action"]
-    np.testing.assert_allclose(merged["mean"], 80.0 * 4 / (4 + others))
-    assert merged["count"].tolist() == [100.0 * (others + 4)]
+    np.testing.assert_allclose(merged["mean"], 80.0 / (1 + others))
+    assert merged["count"].tolist() == [100.0 * (others + 1)]
     assert liar["action"]["count"].tolist() == [1e9]
 
 
