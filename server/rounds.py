@@ -251,13 +251,11 @@ class _Intake:
         )
 
     def _weight(self, name: str, num_examples: float) -> float:
-        weight = num_examples * self._boosts.get(name, 1.0)
-        if weight <= self._max_weight:
-            return weight
-        if self.aggregator.weighs:
-            self.capped[name] = self._max_weight
-            _log.debug("%s counts as %.10g frames, not %.10g", name, self._max_weight, weight)
-        return self._max_weight
+        counted = min(num_examples, self._max_weight)
+        if counted < num_examples and self.aggregator.weighs:
+            self.capped[name] = counted
+            _log.debug("%s counts as %.10g frames, not %.10g", name, counted, num_examples)
+        return counted * self._boosts.get(name, 1.0)  # bounded by itself, see `site_boosts`
 
     def _refuse(self, name: str, reason: str) -> None:
         reason = one_line(reason)
