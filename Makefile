@@ -175,7 +175,7 @@ site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)
 	@$(PY) -m server.site --name "$(NAME)" --revoke $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: doctor
-doctor: $(VENV)/.installed ## look at data sets and this machine before joining (DATA=folder, SUPERLINK=host:port, FULL=1)
+doctor: $(VENV)/.installed ## look at datasets and this machine before joining (DATA=folder, SUPERLINK=host:port, FULL=1)
 	@$(PY) -m client.doctor --dataset $(DATA) $(if $(FULL),--full) \
 		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
 

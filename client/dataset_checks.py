@@ -1,4 +1,4 @@
-"""The doctor's look at a data set, as training will see it."""
+"""The doctor's look at a dataset, as training will see it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ _SMALLEST_ANGLE_SPAN = 7.0  # 2 pi and a little: a span below it looks like radi
 def check_dataset(
     root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None, full: bool = False
 ) -> list[Check]:
-    """Look at the data set in `root`: its files, cameras, tasks, motion and a few frames of its videos.
+    """Look at the dataset in `root`: its files, cameras, tasks, motion and a few frames of its videos.
 
     Args:
         cameras: those of the run.
@@ -40,21 +40,21 @@ def check_dataset(
     try:
         description = describe_dataset(root)
     except DatasetError as error:
-        return [Check("error", "data set", str(error))]
+        return [Check("error", "dataset", str(error))]
     except OSError as error:
         fix = f"give user {os.getuid()} the right to read it; in a site's bundle see SITE_UID in .env"
-        return [Check("error", "data set", f"{root}: cannot be read ({error.strerror}); {fix}")]
+        return [Check("error", "dataset", f"{root}: cannot be read ({error.strerror}); {fix}")]
     checks = [
         Check(
             "ok",
-            "data set",
+            "dataset",
             f"{root}: {description.episodes} episodes, {description.frames} frames, {description.fps} fps",
         )
     ]
     if description.left_out:
         named = "; ".join(f"{i}: {why}" for i, why in islice(description.left_out.items(), _MOST_NAMED))
         text = f"{root.name}: {len(description.left_out)} of {description.episodes} are left out ({named})"
-        fix = "copy the data set again or delete them with lerobot-edit-dataset"
+        fix = "copy the dataset again or delete them with lerobot-edit-dataset"
         checks.append(Check("warning", "episodes", f"{text}; {fix}"))
     units = possible_joint_units(description.statistics)
     policy = PolicyConfig(

@@ -81,7 +81,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="decode every frame of every video: minutes")
     arguments = parser.parse_args()
     if not arguments.dataset:
-        parser.error("--dataset is missing: name the folder of a LeRobot v3 data set")
+        parser.error("--dataset is missing: name the folder of a LeRobot v3 dataset")
     if arguments.superlink and not arguments.ca:
         parser.error("--superlink needs --ca: the authority's certificate, ca.crt of the site's bundle")
     return arguments
@@ -102,7 +102,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _datasets(folder: Path) -> list[Path]:
-    """The data sets in `folder`, or `folder` itself, for `check_dataset` to say what it lacks."""
+    """The datasets in `folder`, or `folder` itself, for `check_dataset` to say what it lacks."""
     try:
         return list(find_datasets(folder).values())
     except (DatasetError, OSError):

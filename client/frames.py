@@ -19,14 +19,14 @@ _log = get_logger("client.frames")
 
 
 class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
-    """Samples of a data set in a new random order each epoch; a frame that cannot be decoded is left out.
+    """Samples of a dataset in a new random order each epoch; a frame that cannot be decoded is left out.
 
     All data loading workers draw the same order from `seed` and share it out, each taking every n-th frame:
     together they visit each frame once an epoch.
 
     Args:
         dataset: of policy inputs, e.g. a `SampleCache`.
-        name: names the data set in errors.
+        name: names the dataset in errors.
     """
 
     def __init__(self, dataset: Dataset[dict[str, Any]], *, seed: int, name: str) -> None:
@@ -50,7 +50,7 @@ class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
                 _log.warning("frame %d left out: %s", frame, one_line(error))
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
                     yield DatasetError(
-                        f"data set {self.name}: {skipped} frames in a row cannot be decoded, the last is "
+                        f"dataset {self.name}: {skipped} frames in a row cannot be decoded, the last is "
                         f"frame {frame}; check its videos or record it again"
                     )
                     return

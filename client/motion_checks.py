@@ -1,6 +1,6 @@
 """The doctor's look at how the arm moves: jumps, frozen joints, episodes that are short or there twice.
 
-None of it keeps a data set from training, and an unusual task may be recorded just so: all are warnings. The
+None of it keeps a dataset from training, and an unusual task may be recorded just so: all are warnings. The
 limits are set to stay silent on a quick hand: SO-100's servos turn 270 degrees a second at most.
 """
 
@@ -47,7 +47,7 @@ def _check_jumps(episodes: Episodes, joints: Sequence[str], fps: int, command: s
     checks = []
     for feature in FEATURES:
         steps = {index: np.abs(np.diff(own[feature], axis=0)) for index, own in episodes.items()}
-        # The row of zeros is for a data set in which no frame has a next one.
+        # The row of zeros is for a dataset in which no frame has a next one.
         usual = np.percentile(np.concatenate([np.zeros((1, len(joints))), *steps.values()]), 95, axis=0)
         limit = np.maximum(_JUMP_PER_SECOND / fps, _JUMP_FACTOR * usual)
         jumped = {index: step for index, step in steps.items() if (step > limit).any()}

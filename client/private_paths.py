@@ -1,6 +1,6 @@
 """Takes a site's paths out of what leaves it: `client/app.py` calls it for the reason of every error reply.
 
-Libraries put paths into their messages: of the data set, of scratch, of the Hub's caches, of the home folder.
+Libraries put paths into their messages: of the dataset, of scratch, of the Hub's caches, of the home folder.
 Nobody can list where a library looks, so whatever is written as an absolute path goes.
 """
 
@@ -26,7 +26,7 @@ def hide_paths(reason: str, kept: Mapping[str, Path], environment: Mapping[str, 
 
     Args:
         kept: what to call a folder -> the folder. It becomes `<what>`, and the way on from there is kept: it
-            says which file of the data set is at fault. The folder's own name is hidden too.
+            says which file of the dataset is at fault. The folder's own name is hidden too.
         environment: names the caches, which nothing is kept of.
     """
     reason = _SLASHES.sub("/", reason.replace("file://", ""))

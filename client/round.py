@@ -120,7 +120,7 @@ def _keep(reply: RecordDict, request: TrainRequest, config: RunConfig, site: Sit
 
 def _train(message: Message, request: TrainRequest, config: RunConfig, site: Site) -> RecordDict:
     started = time.monotonic()
-    # LeRobot keeps an Arrow copy of the parquet files; the data set itself is mounted read-only.
+    # LeRobot keeps an Arrow copy of the parquet files; the dataset itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
     from client.carried import drop_carried
     from client.device import peak_memory_bytes

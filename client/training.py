@@ -97,7 +97,7 @@ def setup_training_components(
     Args:
         weights: the global trainable weights `w_t`, fp32 on the CPU. Not copied: leave them as they are.
         statistics: the federation's normalisation.
-        samples: this site's data set.
+        samples: this site's dataset.
         seed: draws the order of the frames and, through torch's global generator, noise and time samples.
 
     Raises:
@@ -153,7 +153,7 @@ def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) 
     if not math.isfinite(metrics.policy_loss) or not math.isfinite(metrics.grad_norm):
         raise TrainingError(
             f"policy loss is {metrics.policy_loss}, gradient norm {metrics.grad_norm}: "
-            "lower training.learning_rate or look for extreme values in the data set"
+            "lower training.learning_rate or look for extreme values in the dataset"
         )
     components.optimizer.step()
     components.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The doctor's look at the frames of a data set's videos: a few of each, or all.
+"""The doctor's look at the frames of a dataset's videos: a few of each, or all.
 
 Tables and packets were looked at before (see `federation/episode_faults.py`); here frames are decoded.
 """

@@ -46,7 +46,7 @@ def match_cameras(
         wanted, recorded: camera names without `observation.images.`.
         names: what the site says of its own, as `parse_camera_names` gives it.
         may_lack: how many cameras may be lacking; never all.
-        dataset: names the data set in errors.
+        dataset: names the dataset in errors.
 
     Raises:
         DatasetError: a camera is lacking or cannot be told, or `names` names one that is not there.
@@ -54,8 +54,8 @@ def match_cameras(
     for camera, own in names.items():
         if camera not in wanted or own not in (*recorded, _NONE):
             raise DatasetError(
-                f"data set {dataset}: cameras says {camera}={own}; the policy has {_list(wanted)}, "
-                f"the data set {_list(recorded)}"
+                f"dataset {dataset}: cameras says {camera}={own}; the policy has {_list(wanted)}, "
+                f"the dataset {_list(recorded)}"
             )
     matched = {camera: own for camera, own in names.items() if own != _NONE}
     for camera in wanted:
@@ -69,13 +69,13 @@ def match_cameras(
             matched[camera] = usual[0]
         elif usual:
             raise DatasetError(
-                f"data set {dataset}: {_list(usual)} could each be the camera {camera}; say which in the "
+                f"dataset {dataset}: {_list(usual)} could each be the camera {camera}; say which in the "
                 f'node configuration, e.g. cameras="{camera}={usual[0]}"'
             )
     missing = [camera for camera in wanted if camera not in matched]
     if len(missing) > min(may_lack, len(wanted) - 1):
         raise DatasetError(
-            f"data set {dataset}: lacks the camera {', '.join(missing)} (it has {_list(recorded)}); record "
+            f"dataset {dataset}: lacks the camera {', '.join(missing)} (it has {_list(recorded)}); record "
             "it, or change policy.cameras or policy.empty_cameras in the run configuration, or say which it "
             f'is in the node configuration: cameras="{missing[0]}=NAME"'
         )

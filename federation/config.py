@@ -180,11 +180,11 @@ class WireConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Server-side evaluation on held-out data sets."""
+    """Server-side evaluation on held-out datasets."""
 
     eval_frequency: int = _setting(1, at_least=1)  # every how many rounds; the last round always
     eval_mode: str = _setting("quick", one_of=("quick", "full"))
-    quick_episodes: int = _setting(4, at_least=1)  # first N episodes of each data set in "quick"
+    quick_episodes: int = _setting(4, at_least=1)  # first N episodes of each dataset in "quick"
     frame_stride: int = _setting(15, at_least=1)  # evaluate every n-th frame: neighbours are near copies
     batch_size: int = _setting(16, at_least=1)
     # What is evaluated and exported is the average d * average + (1 - d) * weights over the rounds; 0: off.

@@ -1,4 +1,4 @@
-"""Opening a LeRobot data set for a policy, and the errors its frames can raise."""
+"""Opening a LeRobot dataset for a policy, and the errors its frames can raise."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegErro
 
 
 def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | None = None) -> LeRobotDataset:
-    """Open the data set in `root` so that each item is one training sample of `policy`.
+    """Open the dataset in `root` so that each item is one training sample of `policy`.
 
     An item has `observation.state` (1, 6), `observation.images.<camera>` (3, H, W) in [0, 1],
     `action` (chunk_size, 6), `action_is_pad` (chunk_size,) bool and `task` str; floats are fp32, in the
-    data set's own units. Call `describe_dataset` first: LeRobot would look for missing files on the Hub.
+    dataset's own units. Call `describe_dataset` first: LeRobot would look for missing files on the Hub.
 
     Args:
         episodes: indices of the episodes to open; all of them if None.
@@ -48,17 +48,17 @@ def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | No
         )
     except Exception as error:  # parquet, JSON and version errors of three libraries
         raise DatasetError(
-            f"data set {root}: LeRobot cannot open it ({one_line(error)}); copy it again"
+            f"dataset {root}: LeRobot cannot open it ({one_line(error)}); copy it again"
         ) from error
 
 
 def policy_inputs(
     item: dict[str, Any], policy: SmolVLAConfig, cameras: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The entries of a data set item that `policy` learns from; the rest only costs collation.
+    """The entries of a dataset item that `policy` learns from; the rest only costs collation.
 
     Args:
-        cameras: the policy's camera -> the data set's, without those that it lacks; None if all are there
+        cameras: the policy's camera -> the dataset's, without those that it lacks; None if all are there
             under the policy's names.
     """
     keys = {key: key for key in (OBS_STATE, *policy.image_features, ACTION, "action_is_pad", "task")}

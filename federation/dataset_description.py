@@ -1,4 +1,4 @@
-"""What a LeRobot data set says of itself, read from its files without torch or LeRobot.
+"""What a LeRobot dataset says of itself, read from its files without torch or LeRobot.
 
 Both sides look here first: a SuperNode answers the handshake with it, the server checks its evaluation sets
 with it, and `make demo` and `make doctor` name what is wrong before a single process starts. LeRobot itself
@@ -33,7 +33,7 @@ _IMAGE_PREFIX = "observation.images."
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The facts of one data set that matter to a federation; no frame, no path."""
+    """The facts of one dataset that matter to a federation; no frame, no path."""
 
     fps: int
     episodes: int
@@ -57,24 +57,24 @@ class DatasetDescription:
 
 
 def describe_dataset(root: Path) -> DatasetDescription:
-    """Read the description of the LeRobot v3 data set in the folder `root` and check that its files exist.
+    """Read the description of the LeRobot v3 dataset in the folder `root` and check that its files exist.
 
     Statistics are computed from the frames, not taken from `meta/stats.json`.
 
     Raises:
-        DatasetError: `root` is no data set, is of another format version, a file is missing, damaged or may
+        DatasetError: `root` is no dataset, is of another format version, a file is missing, damaged or may
             not be read, or more than a fifth of the episodes must be left out.
     """
     if not (root / "meta" / "info.json").is_file():
         raise DatasetError(
-            f"data set {root}: no meta/info.json there; give the folder of a LeRobot v3 data set "
+            f"dataset {root}: no meta/info.json there; give the folder of a LeRobot v3 dataset "
             "(it holds data/, meta/ and videos/)"
         )
     info = _read_json(root, "meta/info.json")
     version = str(info.get("codebase_version", "none"))
     if not version.startswith("v3."):
         raise DatasetError(
-            f"data set {root}: format version is {version}, must be v3.x; {_conversion(root, version)}"
+            f"dataset {root}: format version is {version}, must be v3.x; {_conversion(root, version)}"
         )
     try:
         features = info["features"]
@@ -86,9 +86,9 @@ def describe_dataset(root: Path) -> DatasetDescription:
         dims = [int(np.prod(features[key]["shape"])) for key in FEATURES]
         fps, episodes, frames = int(info["fps"]), int(info["total_episodes"]), int(info["total_frames"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"data set {root}: meta/info.json lacks or garbles {error}") from None
+        raise DatasetError(f"dataset {root}: meta/info.json lacks or garbles {error}") from None
     if episodes < 1 or frames < 1:
-        raise DatasetError(f"data set {root}: holds {episodes} episodes and {frames} frames; record some")
+        raise DatasetError(f"dataset {root}: holds {episodes} episodes and {frames} frames; record some")
     rows = read_episodes(root)
     _check_files(root, info, rows)
     _check_totals(root, rows, episodes, frames)
@@ -112,26 +112,26 @@ def describe_dataset(root: Path) -> DatasetDescription:
 def check_fits(
     description: DatasetDescription, policy: PolicyConfig, name: str, names: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Which of the data set's cameras is which of the policy's (see `match_cameras`).
+    """Which of the dataset's cameras is which of the policy's (see `match_cameras`).
 
     Args:
-        name: names the data set in errors.
+        name: names the dataset in errors.
         names: what the site says of its cameras.
 
     Raises:
-        DatasetError: the data set lacks what the policy needs, or is of another arm, in other units or at
+        DatasetError: the dataset lacks what the policy needs, or is of another arm, in other units or at
             another rate.
     """
     for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
         if dim != ARM_DIM:
             raise DatasetError(
-                f"data set {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
-                "use a data set of that arm"
+                f"dataset {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
+                "use a dataset of that arm"
             )
     check_joint_units(description.statistics, policy.joint_units, name)
     if description.fps != policy.fps:
         raise DatasetError(
-            f"data set {name}: recorded at {description.fps} frames/s, and policy.fps is {policy.fps}; use "
+            f"dataset {name}: recorded at {description.fps} frames/s, and policy.fps is {policy.fps}; use "
             f"data recorded with --dataset.fps={policy.fps}, or fps = {description.fps} with such data at "
             "all sites"
         )
@@ -139,7 +139,7 @@ def check_fits(
 
 
 def find_datasets(folder: Path) -> dict[str, Path]:
-    """The data sets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
+    """The datasets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
 
     Raises:
         DatasetError: there is none.
@@ -150,14 +150,14 @@ def find_datasets(folder: Path) -> dict[str, Path]:
         found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / "meta").is_dir()}
         if found:
             return found
-    raise DatasetError(f"no data set in {folder}: make it, or name a folder that holds LeRobot v3 data sets")
+    raise DatasetError(f"no dataset in {folder}: make it, or name a folder that holds LeRobot v3 datasets")
 
 
 def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> DatasetError:
     first, why = next(iter(left_out.items()))
     return DatasetError(
-        f"data set {root}: {len(left_out)} of {episodes} episodes cannot be trained on, the first is {first} "
-        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not left out: copy the data set again or "
+        f"dataset {root}: {len(left_out)} of {episodes} episodes cannot be trained on, the first is {first} "
+        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not left out: copy the dataset again or "
         "delete them with lerobot-edit-dataset"
     )
 
@@ -178,11 +178,11 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((root / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(f"data set {root}: {name} is missing; copy the data set again") from None
+        raise DatasetError(f"dataset {root}: {name} is missing; copy the dataset again") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"data set {root}: {name} cannot be read ({error}); copy it again") from None
+        raise DatasetError(f"dataset {root}: {name} cannot be read ({error}); copy it again") from None
     if not isinstance(content, dict):
-        raise DatasetError(f"data set {root}: {name} must hold a JSON object")
+        raise DatasetError(f"dataset {root}: {name} must hold a JSON object")
     return content
 
 
@@ -191,8 +191,8 @@ def _check_totals(root: Path, rows: Sequence[Mapping[str, Any]], episodes: int, 
     lengths = sum(row["length"] for row in rows)
     if [row["episode_index"] for row in rows] != list(range(episodes)) or lengths != frames:
         raise DatasetError(
-            f"data set {root}: meta/info.json has {episodes} episodes and {frames} frames, meta/episodes has "
-            f"{len(rows)} and {lengths}; copy the data set again"
+            f"dataset {root}: meta/info.json has {episodes} episodes and {frames} frames, meta/episodes has "
+            f"{len(rows)} and {lengths}; copy the dataset again"
         )
 
 
@@ -211,15 +211,15 @@ def _check_files(root: Path, info: dict[str, Any], rows: Sequence[Mapping[str, A
             for key in video_keys:
                 needed.add(video_of_episode(info, row, key))
     except KeyError as error:
-        raise DatasetError(f"data set {root}: meta/episodes lacks {error}; copy the data set again") from None
+        raise DatasetError(f"dataset {root}: meta/episodes lacks {error}; copy the dataset again") from None
     missing = sorted(name for name in needed if not (root / name).is_file())
     if missing:
         raise DatasetError(
-            f"data set {root}: {len(missing)} files are missing, the first is {missing[0]}; copy it again"
+            f"dataset {root}: {len(missing)} files are missing, the first is {missing[0]}; copy it again"
         )
     closed = sorted(name for name in needed if not os.access(root / name, os.R_OK))
     if closed:
         raise DatasetError(
-            f"data set {root}: user {os.getuid()} may not read {len(closed)} files, the first is "
+            f"dataset {root}: user {os.getuid()} may not read {len(closed)} files, the first is "
             f"{closed[0]}; give it the right: chmod -R a+rX {root}"
         )

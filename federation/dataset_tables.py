@@ -1,4 +1,4 @@
-"""The tables of a LeRobot v3 data set as NumPy arrays, read without torch or LeRobot."""
+"""The tables of a LeRobot v3 dataset as NumPy arrays, read without torch or LeRobot."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
 
     tables = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not tables:
-        raise DatasetError(f"data set {root}: no file in meta/episodes; copy the data set again")
+        raise DatasetError(f"dataset {root}: no file in meta/episodes; copy the dataset again")
     rows: list[dict[str, Any]] = []
     for table in tables:
         try:
@@ -74,11 +74,11 @@ def read_frames(root: Path) -> dict[str, np.ndarray]:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise _cannot_read(root, file, error) from None
     if not parts:
-        raise DatasetError(f"data set {root}: no file in data/; copy the data set again")
+        raise DatasetError(f"dataset {root}: no file in data/; copy the dataset again")
     try:
         return {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
     except ValueError:
-        raise DatasetError(f"data set {root}: files in data/ differ in their joints; record again") from None
+        raise DatasetError(f"dataset {root}: files in data/ differ in their joints; record again") from None
 
 
 def _values(table: Any, name: str) -> np.ndarray:
@@ -92,4 +92,4 @@ def _values(table: Any, name: str) -> np.ndarray:
 
 def _cannot_read(root: Path, file: Path, error: Exception) -> DatasetError:
     reason = one_line(error)
-    return DatasetError(f"data set {root}: {file.relative_to(root)} cannot be read ({reason}); copy it again")
+    return DatasetError(f"dataset {root}: {file.relative_to(root)} cannot be read ({reason}); copy it again")

@@ -1,6 +1,6 @@
-"""Which episodes of a data set cannot be trained on, and why.
+"""Which episodes of a dataset cannot be trained on, and why.
 
-Both sides ask this before they open a data set, a site in every round: so only tables and the packets of the
+Both sides ask this before they open a dataset, a site in every round: so only tables and the packets of the
 videos are read (150,000 packets a second), nothing is decoded. What is damaged inside a packet is found by
 training, which leaves single frames out, and by the doctor.
 """

@@ -15,7 +15,7 @@ class ConfigError(FederationError):
 
 
 class DatasetError(FederationError):
-    """A data set is missing, incomplete or does not fit the federation."""
+    """A dataset is missing, incomplete or does not fit the federation."""
 
 
 class PolicyError(FederationError):

@@ -1,8 +1,8 @@
 """What a joint's number means: degrees, or hundredths of its calibrated range to either side.
 
 LeRobot records SO-100 and SO-101 in degrees by default and from -100 to 100 with `--robot.use_degrees=false`,
-and writes into no data set which of the two it was. Mixed, they make a policy that moves an arm wrongly, so
-the run's configuration says what all sites record (`policy.joint_units`) and each data set is held against
+and writes into no dataset which of the two it was. Mixed, they make a policy that moves an arm wrongly, so
+the run's configuration says what all sites record (`policy.joint_units`) and each dataset is held against
 it as far as its numbers tell.
 """
 
@@ -21,7 +21,7 @@ _SURE_ENDS = 2  # one extreme of exactly 100 may be chance in degrees
 
 
 def possible_joint_units(statistics: Statistics) -> tuple[str, ...]:
-    """The units that the five joints of a data set can be in; the gripper is 0 to 100 in both.
+    """The units that the five joints of a dataset can be in; the gripper is 0 to 100 in both.
 
     Nothing lies beyond -100 to 100 if that is the range. LeRobot cuts off there, so that joints which reached
     the ends of their range have exactly these extremes: that is taken for the range.
@@ -37,7 +37,7 @@ def possible_joint_units(statistics: Statistics) -> tuple[str, ...]:
 
 
 def check_joint_units(statistics: Statistics, units: str, dataset: str) -> None:
-    """Raise a `DatasetError` if the data set called `dataset` is clearly in other units than `units`."""
+    """Raise a `DatasetError` if the dataset called `dataset` is clearly in other units than `units`."""
     possible = possible_joint_units(statistics)
     if units in possible:
         return
@@ -46,7 +46,7 @@ def check_joint_units(statistics: Statistics, units: str, dataset: str) -> None:
         RANGE: "joints end at exactly -100 or 100, so it is in hundredths of their range",
     }[possible[0]]
     raise DatasetError(
-        f"data set {dataset}: {reason}, and policy.joint_units is {units!r}; use data recorded with "
+        f"dataset {dataset}: {reason}, and policy.joint_units is {units!r}; use data recorded with "
         f"--robot.use_degrees={str(units == DEGREES).lower()}, or joint_units = {possible[0]!r} with "
         "such data at all sites"
     )

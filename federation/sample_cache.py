@@ -45,8 +45,8 @@ class SampleCache(Dataset[dict[str, Any]]):
 
     Args:
         dataset: opened by `open_dataset`.
-        name: names the data set in errors.
-        folder: where the file lies; files of other data sets and layouts in it are removed.
+        name: names the dataset in errors.
+        folder: where the file lies; files of other datasets and layouts in it are removed.
         source: changes whenever an item may look different.
         max_bytes: how large the file may get; 0 caches nothing.
         cameras: as for `policy_inputs`.
@@ -96,7 +96,7 @@ class SampleCache(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample `index`, as `policy_inputs` gives it, with images no larger than the policy needs.
 
-        A camera that the data set lacks is an empty one.
+        A camera that the dataset lacks is an empty one.
 
         Raises:
             DECODE_ERRORS: its video cannot be decoded.
@@ -166,14 +166,14 @@ def open_samples(
     cameras: Mapping[str, str] | None = None,
     episodes: Sequence[int] | None = None,
 ) -> SampleCache:
-    """The training samples of the data set in `root`, of which `max_bytes` are kept in `folder`.
+    """The training samples of the dataset in `root`, of which `max_bytes` are kept in `folder`.
 
     Args:
         cameras: as for `policy_inputs`.
         episodes: as for `open_dataset`.
 
     Raises:
-        DatasetError: LeRobot cannot open the data set.
+        DatasetError: LeRobot cannot open the dataset.
     """
     return SampleCache(
         open_dataset(root, policy, episodes),
@@ -187,7 +187,7 @@ def open_samples(
 
 
 def _fingerprint(root: Path) -> str:
-    """SHA-256 over the names, sizes and modification times of all files of the data set in `root`."""
+    """SHA-256 over the names, sizes and modification times of all files of the dataset in `root`."""
     digest = hashlib.sha256()
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         facts = file.stat()

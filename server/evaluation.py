@@ -1,7 +1,7 @@
 """Server-side evaluation: how good are the global weights on data no node has seen?
 
 The primary figure is SmolVLA's own flow-matching policy loss; beside it the mean squared error of the
-predicted action chunk, in the data set's own units (degrees, and percent of the gripper). Noise and time
+predicted action chunk, in the dataset's own units (degrees, and percent of the gripper). Noise and time
 samples are drawn from each frame's identity, so the same weights always give the same figures and a
 difference between two rounds is a difference between two models.
 """
@@ -45,7 +45,7 @@ def measure(
 ) -> str:
     """A digest of what policy losses are measured on: figures of different ones say nothing of each other.
 
-    That is the held-out data sets under their names and the settings that choose frames. A video counts by
+    That is the held-out datasets under their names and the settings that choose frames. A video counts by
     its size and its ends: reading all of it would hold up the start of every run.
     """
     quick = config.quick_episodes if config.eval_mode == "quick" else None
@@ -66,7 +66,7 @@ def measure(
 
 
 class Evaluator:
-    """Holds the policy and the held-out data sets open for the whole run.
+    """Holds the policy and the held-out datasets open for the whole run.
 
     Args:
         policy: built once, its trainable weights are overwritten at each evaluation.
@@ -75,7 +75,7 @@ class Evaluator:
         measured_on: the digest that goes into every evaluation (see `measure`).
 
     Raises:
-        DatasetError: a data set cannot be opened.
+        DatasetError: a dataset cannot be opened.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class Evaluator:
             self._cameras[name] = match_cameras(wanted, description.cameras, {}, len(wanted), name)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Evaluate `weights` (the trainable parameters) on every data set.
+        """Evaluate `weights` (the trainable parameters) on every dataset.
 
         Returns:
             `policy_loss` and `action_mse` over all frames, the same for each of `datasets`, `frames`,
             `skipped_frames`, `mode`, `measured_on` and `seconds`.
 
         Raises:
-            DatasetError: not one frame of a data set can be decoded.
+            DatasetError: not one frame of a dataset can be decoded.
             DivergedError: a figure is NaN or infinite.
         """
         started = time.monotonic()
@@ -118,7 +118,7 @@ class Evaluator:
         for name, result in by_dataset.items():
             if not math.isfinite(result["policy_loss"] + result["action_mse"]):
                 raise DivergedError(
-                    f"evaluation data set {name}: policy loss is {result['policy_loss']}, action MSE "
+                    f"evaluation dataset {name}: policy loss is {result['policy_loss']}, action MSE "
                     f"{result['action_mse']}: the weights have diverged; "
                     "lower training.learning_rate"
                 )
@@ -150,7 +150,7 @@ class Evaluator:
             losses.append(loss.float().cpu())
             errors.append(_squared_error(self._postprocessor(predicted.float()), batch))
         if not losses:
-            raise DatasetError(f"evaluation data set {name}: no frame can be decoded; check its videos")
+            raise DatasetError(f"evaluation dataset {name}: no frame can be decoded; check its videos")
         all_losses, all_errors = torch.cat(losses).double(), torch.cat(errors).double()
         return {
             "policy_loss": all_losses.mean().item(),

@@ -68,7 +68,7 @@ class NodeTable:
     def __init__(
         self, grid: Grid, config: RunConfig, record: RunRecord, held_out: Mapping[str, bool] | None = None
     ) -> None:
-        """`held_out`: of each data set that is evaluated on, whether it is simulated, as nodes' must be."""
+        """`held_out`: of each dataset that is evaluated on, whether it is simulated, as nodes' must be."""
         self._grid, self._config, self._record = grid, config, record
         self._held_out = dict(held_out or {})
         self.late = LateReplies(grid)  # of earlier rounds

@@ -41,7 +41,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "the site's own least noise, or what it may spend, forbids it",
         r"^node configuration: (min-noise|max-epsilon)",
     ),
-    "dataset": ("the node's data set cannot be used", r"^data set "),
+    "dataset": ("the node's dataset cannot be used", r"^dataset "),
     "node_failed": ("anything else that went wrong on the node", r""),
 }
 _log = get_logger("server.run_totals")

@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data sets site-a, site-b and holdout. Do not change them: copy."""
+    """A folder with the datasets site-a, site-b and holdout. Do not change them: copy."""
     folder = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("site-a", "site-b", "holdout")):
         record_dataset(folder / name, seed=seed)

@@ -1,4 +1,4 @@
-"""Small LeRobot data sets with the shape of SO-100 recordings, for tests: seconds, not minutes.
+"""Small LeRobot datasets with the shape of SO-100 recordings, for tests: seconds, not minutes.
 
 A coloured square follows a sine; the joints follow it too, so there is something to learn.
 """
@@ -27,7 +27,7 @@ def record_dataset(
     fps: int = FPS,
     reach: float = 60.0,
 ) -> Path:
-    """Record a data set of `episodes` x `frames` frames in `root` and return `root`.
+    """Record a dataset of `episodes` x `frames` frames in `root` and return `root`.
 
     Args:
         reach: degrees to either side that the joints go.

@@ -357,7 +357,7 @@ def federation() -> dict[str, Any]:
                         overrides=[
                             _dashed("best", (2, 6)),
                             _dashed("before training"),
-                            _override("all", {"custom.lineWidth": 4}),  # a single data set lies on it
+                            _override("all", {"custom.lineWidth": 4}),  # a single dataset lies on it
                         ],
                         description="Flow-matching loss on data no node has seen.",
                     ),

@@ -3,7 +3,7 @@
     lerobot-eval --policy.path=. --env.type=so101_pick --env.discover_packages_path=federation.gym_so101
 
 registers and drives it; `server.simulation` evaluates the global policy with the same code. Observations and
-actions are those of the recorded data sets. An episode ends when the cube has been held 5 cm up for 0.3 s,
+actions are those of the recorded datasets. An episode ends when the cube has been held 5 cm up for 0.3 s,
 which is a success, or after 5 s.
 
 The reward of a step is how much further the episode came than ever before: half for closing in on the cube,

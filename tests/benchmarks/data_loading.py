@@ -22,7 +22,7 @@ BATCH_SIZE, WORKERS = 16, 2
 
 
 def record(root: Path) -> None:
-    """Record a data set of moving noise in `root`: harder to compress than a workshop."""
+    """Record a dataset of moving noise in `root`: harder to compress than a workshop."""
     import numpy as np
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 

@@ -1,4 +1,4 @@
-"""What benchmarks that federate without Flower share: pooled data sets, updates as the server gets them."""
+"""What benchmarks that federate without Flower share: pooled datasets, updates as the server gets them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["Pooled", "as_received"]
 
 
 class Pooled(ConcatDataset[dict[str, Any]]):
-    """The samples of several sites as one data set."""
+    """The samples of several sites as one dataset."""
 
     name = "pooled"
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.poisoning [--out tests/benchmarks/poisoning.json]
 
-The tiny policy on small synthetic data sets; training, wire, verification and aggregation are the project's
+The tiny policy on small synthetic datasets; training, wire, verification and aggregation are the project's
 own, `run_round` included. Only Flower's transport is left out. The poisoned site trains as the others do and
 then spoils its update, with a valid hash: it is a member that cheats. "false count" turns its update round
 and claims 1e9 frames under `local_epochs`. `default` is the configuration as it comes; `ratio` is the final

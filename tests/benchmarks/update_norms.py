@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.update_norms [--out tests/benchmarks/update_norms.json]
 
-The tiny policy trains on one sample data set, and the norm of its difference to the weights that it started
+The tiny policy trains on one sample dataset, and the norm of its difference to the weights that it started
 from is taken after 10, 30, 100, 300 and, in the first case, 1000 steps at one learning rate. `exponent` is
 the slope of log(norm) over log(steps): 1 where a site goes straight on, 1/2 where its steps are a random
 walk. Three cases: fresh weights at the demo's learning rate and at the default one, and weights that have

@@ -41,7 +41,7 @@ def _operate(cluster: Cluster, *arguments: str) -> str:
 
 @pytest.fixture
 def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
-    """What the owner of lab-b has after unpacking the archive and filling in the data set."""
+    """What the owner of lab-b has after unpacking the archive and filling in the dataset."""
     assert "lab-b" in _operate(cluster, "--superlink", "gateway:8443")
     with tarfile.open(cluster.certs / "bundles" / "lab-b.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -181,7 +181,7 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
         stranger = (cluster.logs / "site-c.log").read_text()
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
     reason = next(e["reason"] for e in events if e["event"] == "node_refused")
-    assert "data set <dataset>: lacks the camera wrist (it has top)" in reason
+    assert "dataset <dataset>: lacks the camera wrist (it has top)" in reason
     assert str(tmp_path) not in reason
     assert events[-1]["event"] == "run_finished"
     assert "SuperNode ID" not in stranger
@@ -203,9 +203,9 @@ VALID = "[policy]\nsize = 'tiny'\n"
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("data", r"no data set in .*; make sample-data records the demo's"),
-        ("camera", r"data set .*site-a: lacks the camera front \(it has top, wrist\); record it, or change"),
-        ("file", r"data set .*site-b: 1 files are missing, the first is meta/stats.json; copy it again"),
+        ("data", r"no dataset in .*; make sample-data records the demo's"),
+        ("camera", r"dataset .*site-a: lacks the camera front \(it has top, wrist\); record it, or change"),
+        ("file", r"dataset .*site-b: 1 files are missing, the first is meta/stats.json; copy it again"),
         ("key", r"run.toml: unknown key 'training.local_step': did you mean training.local_steps\?"),
         ("value", r"run.toml: training.local_steps = -3: must be at least 1"),
         ("port", r"port \d+ is in use: stop what holds it, or choose another PORT"),

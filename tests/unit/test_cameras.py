@@ -40,11 +40,11 @@ def test_each_camera_of_the_policy_gets_one_of_the_site(
 @pytest.mark.parametrize(
     ("recorded", "names", "may_lack", "message"),
     [
-        (("top",), {}, 0, r"data set x: lacks the camera wrist \(it has top\); .*: cameras=\"wrist=NAME\""),
+        (("top",), {}, 0, r"dataset x: lacks the camera wrist \(it has top\); .*: cameras=\"wrist=NAME\""),
         (("phone",), {}, 2, r"lacks the camera top, wrist \(it has phone\)"),
         ((), {}, 2, r"\(it has none\)"),
         (("up", "overhead", "wrist"), {}, 1, r"up, overhead could each be the camera top; .*\"top=up\""),
-        (("top", "wrist"), {"top": "phone"}, 1, r"cameras says top=phone; .* the data set top, wrist"),
+        (("top", "wrist"), {"top": "phone"}, 1, r"cameras says top=phone; .* the dataset top, wrist"),
         (("top", "wrist"), {"side": "top"}, 1, r"cameras says side=top; the policy has top, wrist"),
         (("top", "wrist"), {"wrist": "none"}, 0, r"lacks the camera wrist"),
     ],
@@ -83,7 +83,7 @@ def test_names_that_cannot_be_read_are_shown_with_an_example(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def renamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose only camera is called phone."""
+    """A dataset whose only camera is called phone."""
     return record_dataset(tmp_path_factory.mktemp("cameras") / "site", cameras=("phone",))
 
 

@@ -14,12 +14,12 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
     data, own = tmp_path / "site-a", tmp_path / scratch
 
     def fail(*_: object) -> RecordDict:
-        raise DatasetError(f"data set {data}: LeRobot cannot open it ([Errno 28] full: '{own}/arrow/x')")
+        raise DatasetError(f"dataset {data}: LeRobot cannot open it ([Errno 28] full: '{own}/arrow/x')")
 
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower stamps a message with them
     settings = {"name": "site-a", "dataset": str(data), "scratch": str(own)}
     context = SimpleNamespace(node_config=settings, run_config={})
     reply = app._answer(Message(RecordDict(), 1, "train"), context, fail)  # type: ignore[arg-type]
     assert reply.error.reason == (
-        "data set <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
+        "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )

@@ -19,7 +19,7 @@ CAMERAS = ("top", "wrist")
 
 @pytest.fixture
 def copy(data: Path, tmp_path: Path) -> Path:
-    """A data set of this test alone, to be damaged."""
+    """A dataset of this test alone, to be damaged."""
     return Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
 
 
@@ -30,7 +30,7 @@ def _one(checks: list[Check], what: str) -> Check:
 
 
 def _rewrite(root: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    """Change columns of the data set's table in place."""
+    """Change columns of the dataset's table in place."""
     (file,) = (root / "data").glob("*/*.parquet")
     table = pq.read_table(file)
     columns = {name: np.array(table[name].to_pylist()) for name in ("timestamp", "action")}
@@ -47,7 +47,7 @@ def test_a_good_data_set_passes_every_check(data: Path) -> None:
     assert {check.level for check in checks} == {"ok"}
     assert [check.what for check in checks] == [
         *(
-            "data set",
+            "dataset",
             "cameras",
             "tasks",
             "state",
@@ -101,7 +101,7 @@ def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    check = _one(check_dataset(copy, CAMERAS), "data set")
+    check = _one(check_dataset(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert "1 of 3 episodes cannot be trained on, the first is 1 (action is NaN or infinite" in check.text
 
@@ -123,7 +123,7 @@ def test_actions_no_arm_can_do_are_told(copy: Path, factor: float, level: str, t
 
 def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
-    check = _one(check_dataset(copy, CAMERAS), "data set")
+    check = _one(check_dataset(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert "the first is 1 (frame 10 is at 9.0000 s, by the fps of meta/info.json at 10/30 s)" in check.text
 
@@ -138,7 +138,7 @@ def test_a_lost_video_is_named(copy: Path, damage: str) -> None:
     content = file.read_bytes()
     noise = np.random.default_rng(0).bytes(len(content))
     file.write_bytes({"cut": content[: len(content) // 2], "noise": noise, "empty": b""}[damage])
-    check = _one(check_dataset(copy, CAMERAS), "data set")
+    check = _one(check_dataset(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert re.search(
         r"of 3 episodes cannot .* \d \(videos/.*wrist/.*lacks \d+ of its 40 frames\)", check.text
@@ -195,13 +195,13 @@ def test_joints_without_names_are_numbered(copy: Path) -> None:
 def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     file.write_bytes(file.read_bytes()[:-40])
-    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "data set").text
+    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "dataset").text
 
 
 def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     pq.write_table(pq.read_table(file).slice(0, 100), file)
-    assert "2 (data/ has 20 of its 40 frames)" in _one(check_dataset(copy, CAMERAS), "data set").text
+    assert "2 (data/ has 20 of its 40 frames)" in _one(check_dataset(copy, CAMERAS), "dataset").text
 
 
 def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:

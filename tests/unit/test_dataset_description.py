@@ -131,7 +131,7 @@ def test_another_robot_is_refused(tmp_path: Path) -> None:
 def test_a_data_set_of_another_rate_is_refused_with_both(data: Path) -> None:
     description = dataclasses.replace(describe_dataset(data / "site-a"), fps=15)
     reason = (
-        r"data set lab: recorded at 15 frames/s, and policy.fps is 30; "
+        r"dataset lab: recorded at 15 frames/s, and policy.fps is 30; "
         r"use data recorded with --dataset.fps=30, or fps = 15 with such data at all sites"
     )
     with pytest.raises(DatasetError, match=reason):
@@ -145,7 +145,7 @@ def test_data_sets_are_found_by_name(data: Path) -> None:
 
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no data set in"):
+    with pytest.raises(DatasetError, match="no dataset in"):
         find_datasets(tmp_path / "nowhere")
 
 
@@ -172,7 +172,7 @@ def test_joint_units_are_told_where_the_numbers_tell_them(
         if units in possible:
             check_joint_units(statistics, units, "arm")
         else:
-            with pytest.raises(DatasetError, match=f"data set arm: joints .* is '{units}'.* joint_units = "):
+            with pytest.raises(DatasetError, match=f"dataset arm: joints .* is '{units}'.* joint_units = "):
                 check_joint_units(statistics, units, "arm")
 
 

@@ -247,7 +247,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
         assert _run(monkeypatch, "--dataset", str(data / "site-a"), *site) == 0
     printed = capsys.readouterr().out
     for what in (
-        "data set",
+        "dataset",
         "cameras",
         "scratch",
         "key",
@@ -261,7 +261,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
         assert re.search(rf"^(ok|warning) +{what} ", printed, re.MULTILINE), what
     assert "this site is ready" in printed
     assert "PRIVATE" not in printed
-    assert _run(monkeypatch, "--dataset", str(tmp_path), *site) == 1  # no data set, and the server is gone
+    assert _run(monkeypatch, "--dataset", str(tmp_path), *site) == 1  # no dataset, and the server is gone
     printed = capsys.readouterr().out
     assert len(re.findall(r"^error ", printed, re.MULTILINE)) == 2
     assert "this site is not ready" in printed
@@ -273,7 +273,7 @@ def test_the_environment_of_a_sites_container_is_enough(
     monkeypatch.setenv("FEDERATION_DATASET", str(data))
     monkeypatch.setenv("FEDERATION_CAMERAS", "top")
     assert _run(monkeypatch) == 0
-    assert capsys.readouterr().out.count("data set") == 3  # every data set of the folder
+    assert capsys.readouterr().out.count("dataset") == 3  # every dataset of the folder
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ FPS, FRAMES, EPISODES = 30, 20, 3
 
 
 def _tables() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Three good episodes of twenty frames, as read from a data set."""
+    """Three good episodes of twenty frames, as read from a dataset."""
     rows = [{"episode_index": i, "length": FRAMES, "dataset_from_index": i * FRAMES} for i in range(EPISODES)]
     number = np.tile(np.arange(FRAMES, dtype=np.float64), EPISODES)
     vectors = np.random.default_rng(0).normal(size=(EPISODES * FRAMES, 6))
@@ -88,7 +88,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def video(recorded: Path, tmp_path: Path) -> Path:
-    """The video of a copy of the data set, to be damaged."""
+    """The video of a copy of the dataset, to be damaged."""
     copy = Path(shutil.copytree(recorded, tmp_path / "site"))
     (video,) = (copy / "videos").rglob("*.mp4")
     return video

@@ -100,7 +100,7 @@ def test_a_data_set_without_a_readable_frame_is_named(policy, weights, statistic
     shutil.copytree(data / "holdout", tmp_path / "holdout")
     for video in (tmp_path / "holdout").rglob("*.mp4"):
         blank_frames(video, range(10**6))
-    with pytest.raises(DatasetError, match="evaluation data set holdout: no frame can be decoded"):
+    with pytest.raises(DatasetError, match="evaluation dataset holdout: no frame can be decoded"):
         _evaluator(policy, statistics, tmp_path).evaluate(weights)
 
 

@@ -431,7 +431,7 @@ def test_refusals_are_told_apart_by_what_the_server_really_says() -> None:
         ("its norm is 812, 90 times the median of the round; more than 20 times is refused", "norm"),
         ("frozen weights differ from the server's: install", "frozen_weights"),
         ("<class 'client.consent.ConsentError'>:<'this site refuses the app: it differs", "app_refused"),
-        ("data set site-a: 100 frames in a row cannot be decoded", "dataset"),
+        ("dataset site-a: 100 frames in a row cannot be decoded", "dataset"),
         ("RuntimeError; the log of this SuperNode says more", "node_failed"),
         (_forbidden(), "privacy"),
     ):

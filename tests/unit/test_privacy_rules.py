@@ -161,7 +161,7 @@ def test_a_weaker_run_is_denied_before_anything_is_read_or_trained(
     order = ConfigRecord({"run": "run", "round": 1, "undone": [], "proximal_mu": 0.0, "fingerprint": ""})
     message = Message(RecordDict({CONFIG: order, HEADER: ConfigRecord({"sha256": ""})}), 1, "train")
     reply = app._answer(message, _context(tmp_path, config, **settings), work)
-    # There is no data set at all: what came first is the rule.
+    # There is no dataset at all: what came first is the rule.
     assert f"node configuration: {why}" in reply.error.reason
     assert why in capsys.readouterr().err
     assert not (tmp_path / "scratch" / LEDGER_FILE).exists()

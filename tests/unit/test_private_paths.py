@@ -16,7 +16,7 @@ CACHES = {"HF_HOME": "/mnt/models/hub", "HF_DATASETS_CACHE": "/mnt/models/arrow"
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (f"data set {DATA}: no meta/info.json there", "data set <dataset>: no meta/info.json there"),
+        (f"dataset {DATA}: no meta/info.json there", "dataset <dataset>: no meta/info.json there"),
         (f"cannot write '{SCRATCH}/arrow/x'", "cannot write '<scratch>/arrow/x'"),
         (f"{DATA}/meta/info.json is missing", "<dataset>/meta/info.json is missing"),
         (f"{DATA}-old is another", "<path> is another"),

@@ -19,7 +19,7 @@ def record(tmp_path: Path) -> RunRecord:
     """Three rounds: a good one, one without site-b, one with a refused update and no evaluation."""
     config = parse_run_config({"training.batch_size": 2}, "tests")
     record = RunRecord(tmp_path, "run-1", config)
-    record.event("node_refused", node_id="7", reason="data set lab: lacks the camera <wrist>")
+    record.event("node_refused", node_id="7", reason="dataset lab: lacks the camera <wrist>")
     record.node_joined("site-a", {**FACTS, "cameras": ["top", "wrist"]})
     record.node_joined("site-b", {**FACTS, "cameras": ["top", "wrist"]})
     record.evaluated(0, _evaluation(2.0))
@@ -76,7 +76,7 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
     text = _Page(page).text
     assert "site-b missing no reply in time 2, 3" in text
     assert "site-a refused policy_loss = nan must be a finite number 3" in text
-    assert "refused to join data set lab: lacks the camera <wrist>" in text
+    assert "refused to join dataset lab: lacks the camera <wrist>" in text
     assert "<wrist>" not in page  # escaped
 
 

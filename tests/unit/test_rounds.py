@@ -581,7 +581,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda reported: Error(1, "data set x: no meta/info.json"),
+        lambda reported: Error(1, "dataset x: no meta/info.json"),
         lambda reported: RecordDict(),
         lambda reported: _answer("x", reported, fps=None),
         lambda reported: _answer("x", reported, frames="many"),
@@ -681,7 +681,7 @@ def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, chang
 
 
 def test_a_refused_node_that_restarts_is_asked_again(record, reported) -> None:
-    grid = FakeGrid({10: [Error(2, "no data set"), _answer("a", reported)], 11: _answer("b", reported)})
+    grid = FakeGrid({10: [Error(2, "no dataset"), _answer("a", reported)], 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
@@ -850,7 +850,7 @@ def test_a_node_cannot_take_the_name_of_another_that_is_away(
 def test_too_few_nodes_are_waited_for_and_reported_ever_more_seldom(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = FakeGrid({10: _answer("a", reported), 11: Error(2, "no data set"), 12: _answer("c", reported)})
+    grid = FakeGrid({10: _answer("a", reported), 11: Error(2, "no dataset"), 12: _answer("c", reported)})
     grid.registered = {10: "a", 11: "b", 12: "c"}
     grid.online_since = {10: "t0", 11: "t0"}
     table = _table(grid, record, min_nodes=2, timeout=60.0)
@@ -868,7 +868,7 @@ def test_too_few_nodes_are_waited_for_and_reported_ever_more_seldom(
     reports = events("waiting_for_nodes")
     assert (reports[0]["joined"], reports[0]["min_nodes"]) == (1, 2)
     assert reports[0]["denied"].keys() == {"b"}
-    assert "no data set" in reports[0]["denied"]["b"]
+    assert "no dataset" in reports[0]["denied"]["b"]
     assert 10 < len(reports) < 20  # after 1, 2, 4, ... minutes, then every hour
     assert events("waiting_ended") == []
 

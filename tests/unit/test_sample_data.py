@@ -1,4 +1,4 @@
-"""The simulated arm, its expert, and the data sets that they record."""
+"""The simulated arm, its expert, and the datasets that they record."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def test_a_machine_that_cannot_draw_says_which_packages_to_install(monkeypatch):
         scene.observe()
 
 
-# The recorded data sets
+# The recorded datasets
 
 
 def test_recorded_data_sets_open_in_lerobot_with_an_so100_followers_features(recorded):
@@ -234,7 +234,7 @@ def test_a_second_run_returns_at_once_without_heavy_imports(recorded):
 
 
 def fake_recording(monkeypatch, record=None):
-    """Stand in for the minutes of simulation: three data sets of one file each."""
+    """Stand in for the minutes of simulation: three datasets of one file each."""
 
     def write_info_files(root, parameters, datasets, workers):
         for name in datasets:

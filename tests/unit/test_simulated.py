@@ -36,9 +36,9 @@ def test_one_kind_of_data_goes_together(sites: dict[str, bool], held_out: dict[s
     ("sites", "held_out", "recorded", "simulated"),
     [
         ({"lab-a": False, "lab-b": True}, {}, "lab-a", "lab-b"),
-        ({"lab-a": False}, {"holdout": True}, "lab-a", "held-out data set holdout"),
-        ({"lab-a": True}, {"holdout": False}, "held-out data set holdout", "lab-a"),
-        ({}, {"one": False, "two": True}, "held-out data set one", "held-out data set two"),
+        ({"lab-a": False}, {"holdout": True}, "lab-a", "held-out dataset holdout"),
+        ({"lab-a": True}, {"holdout": False}, "held-out dataset holdout", "lab-a"),
+        ({}, {"one": False, "two": True}, "held-out dataset one", "held-out dataset two"),
     ],
 )
 def test_two_kinds_are_refused_by_name_with_what_to_set(sites, held_out, recorded, simulated) -> None:
@@ -80,5 +80,5 @@ def test_the_server_refuses_held_out_data_of_both_kinds(
         shutil.copytree(data / name, tmp_path / "evaluation" / name)
     _as_simulated(tmp_path / "evaluation" / "site-a")
     monkeypatch.setenv("FEDERATION_EVALUATION", str(tmp_path / "evaluation"))
-    with pytest.raises(DatasetError, match="on a simulated one: held-out data set site-a"):
+    with pytest.raises(DatasetError, match="on a simulated one: held-out dataset site-a"):
         app._evaluation_datasets(RunConfig())

@@ -141,7 +141,7 @@ def _without_count(batch: dict) -> dict:
 
 
 class _Damaged(torch.utils.data.Dataset):
-    """The data set of a fault that cannot be provoked frame by frame: `bad` frames raise, as LeRobot does."""
+    """The dataset of a fault that cannot be provoked frame by frame: `bad` frames raise, as LeRobot does."""
 
     def __init__(self, dataset, bad: set[int]) -> None:
         self.dataset, self.bad = dataset, bad
@@ -202,7 +202,7 @@ def test_too_many_damaged_frames_in_a_row_are_one_line_that_names_the_data_set_a
     with pytest.raises(DatasetError) as caught:
         next(_load(_Numbers(120, damaged=True), num_workers=num_workers))
     assert re.fullmatch(
-        rf"data set site-a: {MAX_SKIPPED_IN_A_ROW} frames in a row cannot be decoded, the last is frame "
+        rf"dataset site-a: {MAX_SKIPPED_IN_A_ROW} frames in a row cannot be decoded, the last is frame "
         r"\d+; check its videos or record it again",
         str(caught.value),
     )

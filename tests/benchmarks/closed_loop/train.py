@@ -38,7 +38,7 @@ def train(
         learners: the sites whose data each learner pools. Several are a federation and start each round
             anew from their mean; one goes on where it was, as plain training does, with a batch per site.
         rounds: the learning rate's schedule is over them; 0 saves the policy as it is drawn.
-        data: folder with a data set for each site.
+        data: folder with a dataset for each site.
         scratch: folder for decoded samples and the stand-in VLM.
     """
     if len(learners) == 1:

@@ -45,7 +45,7 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
     """Train and return {"arm", "seed", "steps": [...], "policy_loss": [...], "action_mse": [...]}.
 
     Args:
-        data: folder with the data sets of the sites and `holdout`.
+        data: folder with the datasets of the sites and `holdout`.
         cache: folder for decoded samples, shared by all arms.
     """
     torch.set_num_threads(1)
@@ -161,7 +161,7 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
 
 
 def _with_damaged_video(root: Path, folder: Path) -> Path:
-    """A copy of the data set whose wrist video has a hole of a quarter of its bytes."""
+    """A copy of the dataset whose wrist video has a hole of a quarter of its bytes."""
     copy = Path(shutil.copytree(root, folder / f"{root.name}-corrupt"))
     video = next((copy / "videos" / "observation.images.wrist").rglob("*.mp4"))
     content = bytearray(video.read_bytes())
