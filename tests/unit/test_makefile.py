@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 def test_a_missing_name_is_one_line_and_nothing_is_made(target: str, missing: str, tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     names = ("RUN", "ROUND", "POLICY", "A", "B", "NAME", "SUPERLINK")
-    # `make test` runs this: a make that finds the variables of an outer one prints the folders that it enters.
+    # Under `make test` an outer make set variables that let this one print the folders that it enters.
     environment = {
         name: value
         for name, value in os.environ.items()
