@@ -55,6 +55,8 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     cameras = spell_cameras(config.policy.camera_names, matched)
     for episode, why in description.left_out.items():
         _log.warning("episode %d left out: %s", episode, why)
+    for warning in description.warnings:
+        _log.warning("%s", warning)
     _log.info(
         "joins with %d episodes, %d frames, cameras %s",
         len(description.usable_episodes),

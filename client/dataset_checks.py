@@ -56,6 +56,7 @@ def check_dataset(
         text = f"{root.name}: {len(description.left_out)} of {description.episodes} are left out ({named})"
         fix = "copy the dataset again or delete them with lerobot-edit-dataset"
         checks.append(Check("warning", "episodes", f"{text}; {fix}"))
+    checks += [Check("warning", "dataset", warning) for warning in description.warnings]
     units = possible_joint_units(description.statistics)
     policy = PolicyConfig(
         cameras=",".join(cameras),

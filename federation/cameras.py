@@ -6,10 +6,11 @@ lacks, where the run allows that, is an empty one, as SmolVLA pads them: black a
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from federation.errors import ConfigError, DatasetError
 
-__all__ = ["match_cameras", "parse_camera_names", "spell_cameras"]
+__all__ = ["CameraChoice", "match_cameras", "parse_camera_names", "spell_cameras"]
 
 _NONE = "none"
 _PLACES = (
@@ -18,6 +19,15 @@ _PLACES = (
     ("side", "left", "right"),
     ("wrist", "wrist_cam", "gripper", "hand"),
 )
+
+
+@dataclass(frozen=True)
+class CameraChoice:
+    """Which of a dataset's cameras a run uses, as `match_cameras` takes it."""
+
+    wanted: Sequence[str]  # the policy's cameras, without `observation.images.`
+    names: Mapping[str, str] = field(default_factory=dict)  # what the site's configuration calls its own
+    may_lack: int = 0  # how many of them the dataset may lack
 
 
 def parse_camera_names(text: str) -> dict[str, str]:

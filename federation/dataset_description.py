@@ -9,13 +9,13 @@ anything.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from federation.cameras import match_cameras
+from federation.cameras import CameraChoice, match_cameras
 from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults, video_of_episode
@@ -44,6 +44,8 @@ class DatasetDescription:
     statistics: Statistics  # without the episodes that are left out
     left_out: Mapping[int, str]  # index of an episode that cannot be trained on -> why
     simulated: bool = False  # recorded on the simulated arm
+    used_cameras: Mapping[str, str] = field(default_factory=dict)  # the policy's camera -> the dataset's
+    warnings: tuple[str, ...] = ()  # what training survives; each is one line with its subject and a fix
 
     @property
     def usable_episodes(self) -> list[int]:
@@ -56,14 +58,17 @@ class DatasetDescription:
         return int(self.statistics["action"]["count"][0])
 
 
-def describe_dataset(root: Path) -> DatasetDescription:
+def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> DatasetDescription:
     """Read the description of the LeRobot v3 dataset in the folder `root` and check that its files exist.
 
     Statistics are computed from the frames, not taken from `meta/stats.json`.
 
+    Args:
+        cameras: which cameras the run uses; all of them if None.
+
     Raises:
         DatasetError: `root` is no dataset, is of another format version, a file is missing, damaged or may
-            not be read, or more than a fifth of the episodes must be left out.
+            not be read, more than a fifth of the episodes must be left out, or a camera is lacking.
     """
     if not (root / "meta" / "info.json").is_file():
         raise DatasetError(
@@ -78,7 +83,7 @@ def describe_dataset(root: Path) -> DatasetDescription:
         )
     try:
         features = info["features"]
-        cameras = tuple(
+        recorded = tuple(
             key.removeprefix(_IMAGE_PREFIX)
             for key, feature in features.items()
             if key.startswith(_IMAGE_PREFIX) and feature["dtype"] in ("video", "image")
@@ -89,6 +94,9 @@ def describe_dataset(root: Path) -> DatasetDescription:
         raise DatasetError(f"dataset {root}: meta/info.json lacks or garbles {error}") from None
     if episodes < 1 or frames < 1:
         raise DatasetError(f"dataset {root}: holds {episodes} episodes and {frames} frames; record some")
+    used = {camera: camera for camera in recorded}
+    if cameras is not None:
+        used = match_cameras(cameras.wanted, recorded, cameras.names, cameras.may_lack, str(root))
     rows = read_episodes(root)
     _check_files(root, info, rows)
     _check_totals(root, rows, episodes, frames)
@@ -100,12 +108,13 @@ def describe_dataset(root: Path) -> DatasetDescription:
         fps=fps,
         episodes=episodes,
         frames=frames,
-        cameras=cameras,
+        cameras=recorded,
         state_dim=dims[0],
         action_dim=dims[1],
         statistics=statistics_of_frames(values, without=left_out),
         left_out=left_out,
         simulated=is_simulated(info),
+        used_cameras=used,
     )
 
 
