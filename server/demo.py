@@ -1,4 +1,4 @@
-"""`make demo`: a whole federated run on this machine, and a display of it.
+"""`make demo`: a whole federated run on this machine, shown by `server/demo_display.py`.
 
     python -m server.demo --config configs/demo.toml --data data/sample
     python -m server.demo --resume demo-20261123-184002
@@ -15,16 +15,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from certs.issue import CertificateError, add_site
 from federation.config import RunConfig, load_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError, FederationError
@@ -32,6 +31,7 @@ from federation.files import write_json
 from federation.simulated import check_one_kind
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
+from server.demo_display import RunDisplay, print_summary
 from server.records import EVENTS_FILE, new_run_name, read_metrics
 from server.supervisor import config_to_resume
 
@@ -40,7 +40,6 @@ __all__ = ["main", "run_demo"]
 _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
 _DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
-_MOST_ROWS = 30  # of the table at the end
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
 
@@ -87,6 +86,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
         FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
     """
     sites, evaluation = _check_data(config, data)
+    _issue_missing_keys(certs, sites)
     started = time.monotonic()
     folder = outputs / config.run.name
     cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch=outputs / ".scratch")
@@ -110,7 +110,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
             soft_wrap=True,
         )
         return 1
-    _print_summary(folder, console)
+    print_summary(folder, console)
     return 0
 
 
@@ -140,6 +140,20 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     return sites, found["holdout"]
 
 
+def _issue_missing_keys(certs: Path, sites: Iterable[str]) -> None:
+    """Make the keys of sites that have none: here all of them are this machine's own."""
+    for site in sites:
+        if (certs / "sites" / site / "node.key").is_file():
+            continue
+        try:
+            add_site(certs, site)
+        except OSError as error:
+            raise CertificateError(
+                f"{error.filename}: no key for {site} could be made ({error.strerror}); run this as the "
+                f"owner of {certs}"
+            ) from None
+
+
 @contextmanager
 def _logs_kept(cluster: LocalCluster, folder: Path) -> Iterator[None]:
     try:
@@ -158,77 +172,23 @@ def _show(
     started: float,
 ) -> str:
     """Follow the run to its end; return why it failed, or an empty string."""
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        rounds = progress.add_task("round", total=config.run.num_rounds, note="waiting for nodes")
-        # Those of the run so far, if this goes on with one; a torn line at their end is going to be cut off.
-        position = (folder / EVENTS_FILE).read_bytes().rfind(b"\n") + 1 if config.run.resume else 0
-        steps = {site: progress.add_task(site, total=config.training.local_steps, note="") for site in sites}
-        baseline = (read_metrics(folder)["baseline"] or {}).get("policy_loss") if config.run.resume else None
+    position, baseline = 0, None
+    if config.run.resume:
+        # After those of the run so far; a torn line at their end is going to be cut off.
+        position = (folder / EVENTS_FILE).read_bytes().rfind(b"\n") + 1
+        baseline = (read_metrics(folder)["baseline"] or {}).get("policy_loss")
+    rounds, steps = config.run.num_rounds, config.training.local_steps
+    with RunDisplay(console, list(sites), cluster.progress_file, rounds, steps, baseline, started) as display:
         for event in _follow(folder / EVENTS_FILE, position, cluster, run_id):
-            kind = event["event"] if event else "tick"
-            if kind == "tick":
-                for site, task in steps.items():
-                    _show_local_progress(cluster.progress_file(site), progress, task)
-            elif kind == "node_joined":
-                console.print(
-                    f"{event['node']} joined: {event['episodes']} episodes, {event['frames']} frames"
-                )
-            elif kind == "node_refused":
-                console.print(f"[red]a node was refused: {escape(event['reason'])}[/]", soft_wrap=True)
-            elif kind == "waiting_for_nodes":
-                console.print(f"[yellow]{event['joined']} of {event['min_nodes']} nodes have joined[/]")
-            elif kind == "run_resumed":
-                console.print(f"goes on after round {event['after_round']}")
-                progress.update(rounds, completed=event["after_round"])
-            elif kind == "node_left_out":
-                console.print(
-                    f"[red]{event['node']} is suspended until round {event['until_round']}: "
-                    f"{escape(event['reason'])}[/]",
-                    soft_wrap=True,
-                )
-            elif kind == "round_started":
-                if event["round"] == 1:
-                    console.print(f"first round begins after {time.monotonic() - started:.0f} s")
-                progress.update(rounds, note=f"round {event['round']} training")
-            elif kind == "update_received":
-                progress.update(rounds, note=f"update of {event['node']}")
-            elif kind in ("update_refused", "update_missing"):
-                where = f"round {event['round']}: {event['node']}"
-                console.print(f"[yellow]{where}: {escape(event['reason'])}[/]", soft_wrap=True)
-            elif kind == "evaluated":
-                baseline = event["policy_loss"] if event["round"] == 0 or not baseline else baseline
-                change = 100 * (event["policy_loss"] / baseline - 1)
-                console.print(
-                    f"round {event['round']}: held-out policy loss [bold]{event['policy_loss']:.4f}[/] "
-                    f"({change:+.1f} %), action MSE {event['action_mse']:.1f}"
-                )
-            elif kind == "round_finished":
-                progress.update(rounds, completed=event["round"], note="")
-            elif kind == "run_finished":
+            if not event:
+                display.show_progress()
+                continue
+            display.show_event(event)
+            if event["event"] == "run_finished":
                 return ""
-            elif kind == "run_failed":
+            if event["event"] == "run_failed":
                 return str(event["reason"])
     raise AssertionError("the events of a run end with its end")
-
-
-def _show_local_progress(file: Path, progress: Progress, task: Any) -> None:
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    progress.update(
-        task,
-        completed=state["step"],
-        total=state["local_steps"],  # with training.local_epochs the site's own
-        note=f"round {state['round']}, policy loss {state['policy_loss']:.3f}",
-    )
 
 
 def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> Iterator[dict[str, Any]]:
@@ -259,36 +219,6 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
                     continue
                 yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _print_summary(folder: Path, console: Console) -> None:
-    metrics = read_metrics(folder)
-    table = Table(title=f"{metrics['run']}: policy loss by round")
-    nodes = sorted(metrics["nodes"])
-    for column in ("round", "held-out", "action MSE", *(f"{name} (training)" for name in nodes)):
-        table.add_column(column, justify="right")
-    baseline = metrics["baseline"]
-    table.add_row("0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}")
-    rounds = metrics["rounds"]
-    if len(rounds) > _MOST_ROWS:  # the report has them all
-        rounds = [entry for entry in rounds if "evaluation" in entry]
-    for entry in rounds:
-        evaluation, clients = entry.get("evaluation"), entry["clients"]
-        undone = " undone" if "rolled_back_to" in entry else ""
-        table.add_row(
-            str(entry["round"]),
-            f"{evaluation['policy_loss']:.4f}{undone}" if evaluation else undone,
-            f"{evaluation['action_mse']:.1f}" if evaluation else "",
-            *(f"{clients[n]['policy_loss']:.4f}" if n in clients else "missing" for n in nodes),
-        )
-    console.print(table)
-    for simulated in metrics.get("simulated", []):
-        low, high = simulated["interval"]
-        console.print(
-            f"round {simulated['round']}: {simulated['success_rate']:.0%} of {simulated['episodes']} "
-            f"simulated episodes succeed (95 % interval {low:.0%} to {high:.0%})"
-        )
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """What `make demo` decides before and after a run; whole runs: tests/integration."""
 
-import json
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
-from client.progress import PROGRESS_FILE, ProgressFile
+from certs.issue import CertificateError, issue_all
 from federation.config import RunConfig, parse_run_config
 from server import demo
+from server.cluster import LocalCluster
 from server.records import RunRecord
 from tests.conftest import TINY
+from tests.integration.conftest import free_port
 
 
 class Cluster:
@@ -84,16 +85,6 @@ def test_a_run_that_does_not_say_what_data_it_had_gets_the_sample(
     assert followed[1] == Path("data/sample")
 
 
-def test_the_bar_of_a_site_is_as_long_as_the_steps_that_it_takes(tmp_path: Path) -> None:
-    progress = Progress()
-    task = progress.add_task("site-a", total=200, note="")
-    demo._show_local_progress(tmp_path / PROGRESS_FILE, progress, task)
-    assert progress.tasks[0].total == 200
-    ProgressFile(tmp_path, round_=2, local_steps=37).update(12, 0.5)
-    demo._show_local_progress(tmp_path / PROGRESS_FILE, progress, task)
-    assert (progress.tasks[0].completed, progress.tasks[0].total) == (12, 37)
-
-
 def test_a_run_is_resumed_with_a_changed_configuration_if_one_is_named(
     followed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,22 +96,37 @@ def test_a_run_is_resumed_with_a_changed_configuration_if_one_is_named(
     assert [(config.run.name, config.run.resume) for config in resumed] == [("run-1", True)] * 2
 
 
-def test_the_end_shows_every_evaluated_round_and_what_the_arm_did(tmp_path: Path) -> None:
-    entries = [{"round": n, "clients": {"site-a": {"policy_loss": 0.5}}} for n in range(1, 41)]
-    entries[39] |= {"evaluation": {"policy_loss": 0.25, "action_mse": 9.0}}
-    metrics = {
-        "run": "run-1",
-        "status": "finished",
-        "reason": "",
-        "config": {},
-        "nodes": {"site-a": {}},
-        "baseline": {"policy_loss": 2.0, "action_mse": 90.0},
-        "rounds": entries,
-        "simulated": [{"round": 40, "success_rate": 0.95, "interval": [0.76, 0.99], "episodes": 20}],
-    }
-    for shown, rows in ((40, 2), (20, 21)):
-        (tmp_path / "federated_metrics.json").write_text(json.dumps(metrics | {"rounds": entries[-shown:]}))
-        with (console := Console(width=120)).capture() as printed:
-            demo._print_summary(tmp_path, console)
-        assert printed.get().count("│\n") == rows
-        assert "round 40: 95% of 20 simulated episodes succeed (95 % interval 76% to 99%)" in printed.get()
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    out = tmp_path / "certs"
+    issue_all(out, hosts=[], sites=["site-a"])
+    return out
+
+
+def test_sites_beyond_the_two_of_make_certs_get_keys_of_their_own(certs: Path) -> None:
+    first = (certs / "sites" / "site-a" / "node.key").read_bytes()
+    demo._issue_missing_keys(certs, ["site-a", "site-b", "site-c"])
+    keys = [certs / "sites" / f"site-{letter}" / "node.key" for letter in "abc"]
+    assert len({key.read_bytes() for key in keys}) == 3
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+    assert keys[0].read_bytes() == first
+    LocalCluster({f"site-{x}": certs for x in "abc"}, certs, certs, certs, free_port(), certs)
+
+
+@pytest.mark.parametrize("name", ["site-A", "site-given-away"])
+def test_a_site_whose_key_cannot_be_made_is_named(certs: Path, name: str) -> None:
+    (certs / "sites" / "site-given-away").mkdir()
+    (certs / "sites" / "site-given-away" / "node.key.pub").touch()
+    with pytest.raises(CertificateError, match=name):
+        demo._issue_missing_keys(certs, [name])
+
+
+def test_a_folder_of_keys_that_cannot_be_written_is_one_line(
+    certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(certs / "sites"))
+
+    monkeypatch.setattr(demo, "add_site", closed)
+    with pytest.raises(CertificateError, match="no key for site-c could be made"):
+        demo._issue_missing_keys(certs, ["site-c"])
