@@ -13,10 +13,9 @@ from federation.errors import ConfigError, DatasetError
 __all__ = ["CameraChoice", "match_cameras", "parse_camera_names", "spell_cameras"]
 
 _NONE = "none"
-_PLACES = (
+_PLACES = (  # without sides: a view from the left under the name of one from the right is mirrored
     ("top", "up", "above", "overhead", "ceiling", "birdseye"),
     ("front", "base", "laptop", "webcam"),
-    ("side", "left", "right"),
     ("wrist", "wrist_cam", "gripper", "hand"),
 )
 

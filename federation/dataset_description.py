@@ -20,6 +20,7 @@ from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults, video_of_episode
 from federation.errors import DatasetError
+from federation.joint_names import check_joint_names
 from federation.joint_units import check_joint_units
 from federation.simulated import is_simulated
 from federation.statistics import FEATURES, Statistics, statistics_of_frames
@@ -97,6 +98,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     used = {camera: camera for camera in recorded}
     if cameras is not None:
         used = match_cameras(cameras.wanted, recorded, cameras.names, cameras.may_lack, str(root))
+    warnings = check_joint_names(info, root)
     rows = read_episodes(root)
     _check_files(root, info, rows)
     _check_totals(root, rows, episodes, frames)
@@ -115,6 +117,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
         left_out=left_out,
         simulated=is_simulated(info),
         used_cameras=used,
+        warnings=warnings,
     )
 
 

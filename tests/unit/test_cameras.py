@@ -56,6 +56,13 @@ def test_what_cannot_be_told_is_asked_for(
         match_cameras(WANTED, recorded, names, may_lack, dataset="x")
 
 
+@pytest.mark.parametrize(("wanted", "own"), [("left", "right"), ("side", "left"), ("right", "side")])
+def test_no_side_is_taken_for_another_which_would_be_a_mirrored_view(wanted: str, own: str) -> None:
+    with pytest.raises(DatasetError, match=rf"lacks the camera {wanted} \(it has {own}, wrist\)"):
+        match_cameras((wanted, "wrist"), (own, "wrist"), {}, may_lack=0, dataset="x")
+    assert match_cameras((wanted,), (own,), {wanted: own}, may_lack=0, dataset="x") == {wanted: own}
+
+
 NAMES = st.sampled_from(["top", "wrist", "side", "front", "up", "overhead", "left", "gripper", "phone"])
 
 

@@ -15,7 +15,9 @@ import pytest
 from federation.config import PolicyConfig
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError
+from federation.joint_names import JOINTS
 from federation.joint_units import check_joint_units, possible_joint_units
+from federation.statistics import FEATURES
 from tests.synthetic import record_dataset
 
 
@@ -180,3 +182,15 @@ def test_a_single_joint_that_ends_at_exactly_100_may_be_chance() -> None:
     statistics = _joints(-90.0, 90.0)
     statistics["action"]["max"][2] = 100.0
     assert possible_joint_units(statistics) == ("degrees", "range")
+
+
+def test_another_arm_is_refused_and_an_old_calibration_warned_of(copy: Path) -> None:
+    names = [f"main_{joint}" for joint in JOINTS]
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    for feature in FEATURES:
+        info["features"][feature]["names"] = names
+    _change_info(copy, features=info["features"])
+    assert "named main_shoulder_pan and so on" in describe_dataset(copy).warnings[0]
+    _change_info(copy, robot_type="koch")
+    with pytest.raises(DatasetError, match="is 'koch', must be an SO-100 or SO-101 arm"):
+        describe_dataset(copy)
