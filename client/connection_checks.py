@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from client.check import Check, days_check
-from federation.errors import one_line
+from client.proxy import connect_through, find_proxy
+from federation.errors import FederationError, one_line
+from federation.proxies import check_proxies
 
 __all__ = ["check_superlink"]
 
@@ -31,16 +33,24 @@ def check_superlink(host: str, port: int, ca: Path) -> list[Check]:
         context.load_verify_locations(cafile=str(ca))
     except (OSError, ssl.SSLError):
         return [Check("error", "TLS", f"{ca}: no certificate to check the server with; see CA")]
+    way = ""
     try:
-        connection: socket.socket = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
+        check_proxies()
+        if proxy := find_proxy(host, port):
+            way = f" through the proxy {proxy.url}"
+            connection = connect_through(proxy, host, port, _CONNECT_SECONDS)
+        else:
+            connection = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
     except OSError as error:
         return [_connection_failed(host, port, error)]
-    checks = [Check("ok", "connection", f"{host}:{port}: reached at {connection.getpeername()[0]}")]
+    except FederationError as error:
+        return [Check("error", "connection", f"{host}:{port}: {error}")]
+    checks = [Check("ok", "connection", f"{host}:{port}: reached{way or _at(connection)}")]
     with connection:
         try:
             secured = context.wrap_socket(connection, server_hostname=host)
         except OSError as error:
-            return [*checks, _handshake_failed(host, port, ca, error)]
+            return [*checks, _handshake_failed(host, port, ca, error, way)]
         with secured:
             checks.append(_check_certificate(secured))
             return [*checks, *_check_health(secured, host, port)]
@@ -59,7 +69,11 @@ def _connection_failed(host: str, port: int, error: OSError) -> Check:
     return Check("error", "connection", text)
 
 
-def _handshake_failed(host: str, port: int, ca: Path, error: OSError) -> Check:
+def _at(connection: socket.socket) -> str:
+    return f" at {connection.getpeername()[0]}"
+
+
+def _handshake_failed(host: str, port: int, ca: Path, error: OSError, way: str) -> Check:
     where = f"{host}:{port}"
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _EXPIRED:
@@ -73,6 +87,8 @@ def _handshake_failed(host: str, port: int, ca: Path, error: OSError) -> Check:
             )
         else:
             text = f"the certificate is not signed by {ca}; take ca.crt from the operator of this server"
+            if way:  # some open what passes, with certificates of their own
+                text += f", and if it is theirs already, have {host} passed{way} unopened"
     elif isinstance(error, TimeoutError):
         text = f"no TLS answer in {_CONNECT_SECONDS:.0f} s; something else than SuperLink listens there"
     elif isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):

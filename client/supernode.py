@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's program. It runs
-Flower's own with five weaknesses of Flower 1.42 mended:
+Flower's own with six weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -9,12 +9,15 @@ Flower's own with five weaknesses of Flower 1.42 mended:
 - a SuperLink that failed for a moment (HTTP 500), as while an upload of another site locks its database,
   ended every SuperNode that asked it something just then;
 - one whose signature is refused, as with a wrong clock, ended without a word;
+- where the environment names a proxy, the programs at the site spoke to each other through it;
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
   went stayed in memory until Python's collector looked at all objects, in this process once in thirty
   rounds. At full size a round is 300 MB.
 """
 
 import gc
+import os
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,6 +26,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from federation import logs
+from federation.errors import FederationError
+from federation.proxies import bypass_loopback, check_proxies
 
 __all__ = ["collect", "gives_up_on", "main"]
 
@@ -39,6 +44,12 @@ def main() -> None:
     from flwr.supernode.cli import flower_supernode
 
     logs.configure()
+    os.environ.update(bypass_loopback(os.environ))
+    try:
+        check_proxies()
+    except FederationError as error:
+        _log.error("%s", error)
+        sys.exit(2)
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker
 
     def make_patient_invoker() -> RetryInvoker:

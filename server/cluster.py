@@ -24,6 +24,7 @@ from typing import Self
 
 from certs.issue import verify_server_certificate
 from federation.errors import FederationError
+from federation.proxies import bypass_loopback
 from server.control import PROJECT, register_supernode, write_connection
 
 __all__ = ["ClusterError", "LocalCluster", "require_free_port"]
@@ -135,13 +136,15 @@ class LocalCluster:
             ],
         )
         context = ssl.create_default_context(cafile=str(tls / "ca.crt"))
+        # Straight, whatever proxy the environment names.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         give_up_at = time.monotonic() + _START_SECONDS
         while time.monotonic() < give_up_at:
             self.check_processes()
             try:
-                with urllib.request.urlopen(
-                    f"https://{_HOST}:{self._port}/health", context=context, timeout=5
-                ):
+                with opener.open(f"https://{_HOST}:{self._port}/health", timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
@@ -218,6 +221,7 @@ class LocalCluster:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
+            **bypass_loopback(os.environ),
             **(extra or {}),
         }
         program = shutil.which(command[0], path=environment["PATH"])

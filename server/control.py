@@ -19,6 +19,7 @@ from typing import Any
 
 from federation.config import RunConfig
 from federation.errors import FederationError
+from federation.proxies import bypass_loopback
 
 __all__ = [
     "PROJECT",
@@ -176,7 +177,7 @@ def _stage_app(app: Path) -> None:
 
 def _flwr(flwr_home: Path, *arguments: str) -> dict[str, Any]:
     command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
-    environment = os.environ | {"FLWR_HOME": str(flwr_home)}
+    environment = os.environ | {"FLWR_HOME": str(flwr_home)} | bypass_loopback(os.environ)
     try:
         result = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False

@@ -28,6 +28,7 @@ from federation.config import RunConfig, load_run_config
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError, FederationError
 from federation.files import write_json
+from federation.proxies import check_proxies
 from federation.simulated import check_one_kind
 from server.cluster import LocalCluster
 from server.control import run_status, submit_run
@@ -85,6 +86,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
     Raises:
         FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
     """
+    check_proxies()
     sites, evaluation = _check_data(config, data)
     _issue_missing_keys(certs, sites)
     started = time.monotonic()

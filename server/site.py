@@ -12,6 +12,7 @@ SuperLink is told through the `run` container, because its Control API is on the
 import argparse
 import gzip
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from certs.files import locked, replace
 from certs.issue import DEFAULT_OUT, add_site, verify_server_certificate
 from certs.settings import check_site_name
 from federation.errors import FederationError
+from federation.proxies import bypass_loopback
 from server.control import PROJECT, ControlError
 
 __all__ = ["main", "make_bundle", "retire_site", "tell_superlink"]
@@ -139,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--certs", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--control", metavar="HOST:PORT", help="SuperLink, if it is not in docker compose")
     options = parser.parse_args(arguments)
+    os.environ.update(bypass_loopback(os.environ))
     try:
         if options.revoke:
             _revoke(options.certs, options.name, options.control)
