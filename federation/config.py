@@ -156,8 +156,6 @@ class AggregationConfig:
     byzantine: int = _setting(1, at_least=0)
     server_learning_rate: float = _setting(1.0, above=0)  # "fedavgm"; "fedadam" wants 0.1 at the very most
     server_momentum: float = _setting(0.3, at_least=0, at_most=0.999)  # the same; 0.3: tests/benchmarks/study
-    # Sites whose loss was above the mean in the round before count (loss / mean)^boost times as much; 0: off.
-    hard_site_boost: float = _setting(0.0, at_least=0, at_most=4)
 
 
 @dataclass(frozen=True)
@@ -351,11 +349,6 @@ def _check_together(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: privacy.mode = 'central': aggregation.method = {config.aggregation.method!r} is not "
             "covered by its noise; choose 'mean', or privacy.mode = 'local'"
-        )
-    if config.privacy.mode != "none" and config.aggregation.hard_site_boost:
-        raise ConfigError(
-            f"{source}: aggregation.hard_site_boost = {config.aggregation.hard_site_boost}: steers by the "
-            f"sites' losses, which privacy.mode = {config.privacy.mode!r} adds no noise to; set it to 0"
         )
     if config.privacy.mode != "none" and config.training.adapt_proximal_mu:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""What a round learns from the one before it: FedProx's mu, the weight of hard sites, an average, a way back.
+"""What a round learns from the one before it: FedProx's mu, an average, a way back.
 
 Each is a function of the configuration and of what the record holds, so a resumed run adapts as one that was
-never interrupted. All of it but the way back is off by default. Mu and the weights follow the sites' losses,
-which have no noise: with `privacy.mode` the configuration refuses both.
+never interrupted. All of it but the way back is off by default. Mu follows the sites' losses, which have no
+noise: with `privacy.mode` the configuration refuses that.
 """
 
 import math
@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from federation.config import AggregationConfig, RunConfig
+from federation.config import RunConfig
 
-__all__ = ["average_weights", "is_spike", "proximal_mu", "site_boosts"]
+__all__ = ["average_weights", "is_spike", "proximal_mu"]
 
 _WIDE_SPREAD = 0.5  # standard deviation of the sites' policy losses over their mean
 _NARROW_SPREAD = 0.25
 _MOST_TIMES_MU = 64.0
-_MOST_BOOST = 4.0
 _AVERAGE_BEGINS = 10.0
 
 
@@ -42,24 +41,6 @@ def proximal_mu(config: RunConfig, previous: Mapping[str, Any] | None) -> float:
     if spread > _WIDE_SPREAD:
         return min(2 * mu, _MOST_TIMES_MU * settings.proximal_mu)
     return max(mu / 2, settings.proximal_mu) if spread < _NARROW_SPREAD else mu
-
-
-def site_boosts(config: AggregationConfig, previous: Mapping[str, Any] | None) -> dict[str, float]:
-    """Node name -> by how much its examples count more in this round; names not in it: once.
-
-    `(loss / mean loss) ** hard_site_boost` from the losses of the round before, at most 4 and at least 1/4:
-    the idea of q-FedAvg (Li et al., ICLR 2020) for updates that are folded in as they arrive.
-    """
-    if not config.hard_site_boost or previous is None or not previous["clients"]:
-        return {}
-    losses = {name: float(metrics["policy_loss"]) for name, metrics in previous["clients"].items()}
-    mean = sum(losses.values()) / len(losses)
-    if mean <= 0:
-        return {}
-    return {
-        name: min(_MOST_BOOST, max(1 / _MOST_BOOST, (loss / mean) ** config.hard_site_boost))
-        for name, loss in losses.items()
-    }
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.statistics import Statistics
 from federation.wire import Header, Payload, pack_tensors, statistics_to_record
-from server.adaptation import average_weights, proximal_mu, site_boosts
+from server.adaptation import average_weights, proximal_mu
 from server.aggregation import apply_update, make_aggregator
 from server.exchange import LateReplies, Patience, Reply, receive, send
 from server.nodes import Node
@@ -114,8 +114,7 @@ def run_round(
     expected = Header(config.wire.upload, record.name, round_, base)
     training = config.training
     most_examples = {n.name: training.steps_in_round(n.frames) * training.frames_in_step for n in nodes}
-    boosts = site_boosts(config.aggregation, previous)
-    intake = _Intake(model, expected, config, record, boosts, most_examples)
+    intake = _Intake(model, expected, config, record, most_examples)
     aggregate_seconds = 0.0
     for reply in receive(pending):
         arrived = time.monotonic()
@@ -171,7 +170,6 @@ class _Intake:
         expected: Header,
         config: RunConfig,
         record: RunRecord,
-        boosts: Mapping[str, float],
         most_examples: Mapping[str, int],
     ) -> None:
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
@@ -186,7 +184,7 @@ class _Intake:
         max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
         self._judge = NormJudge(model.norms, max_ratio, asked=len(most_examples))
         self._shapes, self._expected, self._record = model.shapes, expected, record
-        self._boosts, self._most_examples = boosts, most_examples
+        self._most_examples = most_examples
         self._max_weight = max_weight(most_examples.values())
         self._config = config
 
@@ -255,7 +253,7 @@ class _Intake:
         if counted < num_examples and self.aggregator.weighs:
             self.capped[name] = counted
             _log.debug("%s counts as %.10g frames, not %.10g", name, counted, num_examples)
-        return counted * self._boosts.get(name, 1.0)  # bounded by itself, see `site_boosts`
+        return counted
 
     def _refuse(self, name: str, reason: str) -> None:
         reason = one_line(reason)

@@ -63,7 +63,6 @@ def test_a_spike_of_the_policy_loss_takes_the_weights_back_to_the_best_round(
         "training.local_epochs": 0.05,
         "training.keep_optimizer": True,
         "training.adapt_proximal_mu": True,
-        "aggregation.hard_site_boost": 1.0,
         "evaluation.ema_decay": 0.1,
         "evaluation.rollback_ratio": 1.1,
     }

@@ -2,11 +2,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from federation.config import AggregationConfig, RunConfig, parse_run_config
-from server.adaptation import average_weights, is_spike, proximal_mu, site_boosts
+from federation.config import RunConfig, parse_run_config
+from server.adaptation import average_weights, is_spike, proximal_mu
 
 
 def _entry(mu: float, mean: float, std: float) -> dict:
@@ -41,23 +39,6 @@ def test_mu_doubles_while_losses_spread_and_comes_back_when_they_agree() -> None
 
 def test_mu_stays_after_a_round_without_updates() -> None:
     assert proximal_mu(_adaptive(), {"proximal_mu": 0.04, "policy_loss": None}) == 0.04
-
-
-def test_a_site_with_a_high_loss_counts_more_the_next_time() -> None:
-    previous = {"clients": {"easy": {"policy_loss": 0.5}, "hard": {"policy_loss": 1.5}}}
-    boosts = site_boosts(AggregationConfig(hard_site_boost=1.0), previous)
-    assert boosts == {"easy": 0.5, "hard": 1.5}
-    assert site_boosts(AggregationConfig(), previous) == {}
-    assert site_boosts(AggregationConfig(hard_site_boost=1.0), None) == {}
-
-
-@given(
-    st.dictionaries(st.text(), st.fixed_dictionaries({"policy_loss": st.floats(0, 1e6)}), max_size=5),
-    st.floats(0.1, 4),
-)
-def test_no_site_counts_more_than_four_times_or_less_than_a_quarter(clients: dict, boost: float) -> None:
-    boosts = site_boosts(AggregationConfig(hard_site_boost=boost), {"clients": clients})
-    assert all(0.25 <= factor <= 4 for factor in boosts.values())
 
 
 def test_the_average_forgets_the_beginning_and_then_follows_slowly() -> None:

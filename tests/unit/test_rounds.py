@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from federation.config import (
-    AggregationConfig,
     EvaluationConfig,
     FederationConfig,
     PrivacyConfig,
@@ -463,11 +462,10 @@ def test_sampling_is_fair_and_does_not_pair_the_same_nodes(count: int, fraction:
     assert len({tuple(sampled) for sampled in rounds}) >= 3
 
 
-def test_a_hard_site_counts_more_and_the_order_names_mu(record, statistics) -> None:
+def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statistics) -> None:
     settings = RunConfig(
         federation=FederationConfig(round_deadline_seconds=1.0),
         wire=WireConfig(download="fp32", upload="fp32"),
-        aggregation=AggregationConfig(hard_site_boost=1.0),
         training=dataclasses.replace(FAST, proximal_mu=0.01, adapt_proximal_mu=True),
         evaluation=EvaluationConfig(ema_decay=0.5),
     )
@@ -480,8 +478,8 @@ def test_a_hard_site_counts_more_and_the_order_names_mu(record, statistics) -> N
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f", average={"w": torch.zeros(2)})
     nodes_ = _nodes("a", "b")
     entry = run_round(grid, model, nodes_, 1, settings, record, previous)  # type: ignore[arg-type]
-    assert model.weights["w"].tolist() == [3.0, 3.0]
-    torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 3.0 * 9 / 11))
+    assert model.weights["w"].tolist() == [2.0, 2.0]
+    torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 2.0 * 9 / 11))
     assert entry["proximal_mu"] == 0.02
     assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
 
