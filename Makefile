@@ -110,9 +110,9 @@ lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
 .PHONY: test
-test: $(VENV)/.installed ## the whole test suite with coverage
+test: $(VENV)/.installed ## the whole test suite with coverage; the tests with real processes on one core, the others beside them
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage $(VENV)/bin/coverage run -m pytest $(PYTEST_ARGS)
+	COVERAGE_FILE=$(CURDIR)/.coverage $(VENV)/bin/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
