@@ -10,7 +10,6 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from client.hardware import describe_device
 from client.privacy_rules import check_privacy
@@ -21,7 +20,7 @@ from federation import logs
 from federation.cameras import spell_cameras
 from federation.config import RunConfig, parse_run_config
 from federation.dataset_description import check_fits, describe_dataset
-from federation.errors import FederationError
+from federation.errors import FederationError, RejectionCode
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.versions import versions
 from federation.wire import statistics_to_record
@@ -100,8 +99,9 @@ def _answer(
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
-        reason = hide_paths(str(error), folders)
+        code, reason = error.code, hide_paths(str(error), folders)
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
+        code = RejectionCode.NODE_FAILED
         reason = f"{type(error).__name__}; the log of this SuperNode says more"
-    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+    return Message(Error(code=int(code), reason=reason), reply_to=message)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from federation.config import PrivacyConfig
-from federation.errors import ConfigError, FederationError
+from federation.errors import ConfigError, FederationError, RejectionCode
 from federation.logs import get_logger
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, append_release, read_ledger
@@ -25,6 +25,12 @@ _MAX_DELTA = 1e-5  # the operator must not make an epsilon small by a large delt
 _log = get_logger("client.privacy_rules")
 
 
+class PrivacyRuleError(FederationError):
+    """What is asked of this site breaks a rule of its owner."""
+
+    code = RejectionCode.PRIVACY
+
+
 @dataclass(frozen=True)
 class PrivacyRules:
     """The owner's rules; None: no such rule."""
@@ -33,15 +39,15 @@ class PrivacyRules:
     max_epsilon: float | None = None
 
     def check(self, privacy: PrivacyConfig, ledger: Ledger) -> None:
-        """Raise a `FederationError` if a run with these settings, or its next release, breaks a rule."""
+        """Raise a `PrivacyRuleError` if a run with these settings, or its next release, breaks a rule."""
         for key, value in zip(_KEYS, (self.min_noise, self.max_epsilon), strict=True):
             if value is not None and privacy.mode != "local":
-                raise FederationError(
+                raise PrivacyRuleError(
                     f"node configuration: {key} = {value:g}: the run has privacy.mode = {privacy.mode!r}, "
                     "and this site takes part under its own noise only; set privacy.mode = 'local'"
                 )
         if self.min_noise is not None and privacy.noise_multiplier < self.min_noise:
-            raise FederationError(
+            raise PrivacyRuleError(
                 f"node configuration: min-noise = {self.min_noise:g}: the run has privacy.noise_multiplier = "
                 f"{privacy.noise_multiplier:g}; raise that to {self.min_noise:g} at least"
             )
@@ -52,7 +58,7 @@ class PrivacyRules:
         delta = min(privacy.delta, _MAX_DELTA)
         spent = epsilon(counted, delta)
         if spent > self.max_epsilon:
-            raise FederationError(
+            raise PrivacyRuleError(
                 f"node configuration: max-epsilon = {self.max_epsilon:g}: one more release with "
                 f"privacy.noise_multiplier = {privacy.noise_multiplier:g} brings this site to {spent:.2f} at "
                 f"delta {delta:g} over {counted.total()} releases; raise the noise, or leave the site out"
@@ -74,7 +80,7 @@ def parse_privacy_rules(settings: Mapping[str, object]) -> PrivacyRules:
 
 
 def check_privacy(rules: PrivacyRules, privacy: PrivacyConfig, scratch: Path) -> None:
-    """Raise a `FederationError` before anything is trained or sent that the owner's rules forbid."""
+    """Raise a `PrivacyRuleError` before anything is trained or sent that the owner's rules forbid."""
     rules.check(privacy, read_ledger(scratch / LEDGER_FILE))
     if rules != PrivacyRules():  # a rule that did not get here is missed in this line
         _log.info("the run keeps this site's rules: %s", rules)

@@ -23,7 +23,7 @@ from client.site import Site
 from federation import logs
 from federation.config import RunConfig, flatten
 from federation.dataset_description import check_fits, describe_dataset
-from federation.errors import FederationError
+from federation.errors import FederationError, RejectionCode
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
 from federation.wire import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
@@ -203,7 +203,8 @@ def _open_weights(
     if frozen_fingerprint(policy) != request.fingerprint:
         raise FederationError(
             "frozen weights differ from the server's: install the same versions of torch, transformers and "
-            "lerobot, and the same policy.pretrained"
+            "lerobot, and the same policy.pretrained",
+            RejectionCode.FROZEN_WEIGHTS,
         )
     return open_payload(
         message.content.array_records[WEIGHTS],

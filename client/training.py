@@ -18,7 +18,7 @@ from torch import Tensor
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
 from federation.config import RunConfig, TrainingConfig
-from federation.errors import FederationError
+from federation.errors import FederationError, RejectionCode
 from federation.policy import (
     autocast,
     build_processors,
@@ -42,6 +42,8 @@ __all__ = [
 
 class TrainingError(FederationError):
     """Local training went wrong in a way that must not reach the global weights."""
+
+    code = RejectionCode.NON_FINITE
 
 
 @dataclass

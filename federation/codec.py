@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from federation.errors import WireError
+from federation.errors import RejectionCode, WireError
 
 __all__ = ["BLOCKED", "Blocked", "check", "decode", "decode_parts", "encode", "encoded_bytes"]
 
@@ -71,7 +71,7 @@ def encode(tensor: Tensor, codec: str) -> np.ndarray:
     if codec in BLOCKED:
         return _encode_blocks(flat, codec)
     if not _is_finite(flat):
-        raise WireError("NaN or infinity cannot be sent")
+        raise WireError("NaN or infinity cannot be sent", RejectionCode.NON_FINITE)
     if codec == "fp32":
         return flat.contiguous().numpy().view(np.uint8)
     halved = flat.to(torch.bfloat16)
@@ -92,7 +92,7 @@ def check(payload: np.ndarray, shape: Sequence[int], codec: str) -> None:
     else:
         fine = _is_finite(_view(payload, codec))
     if not fine:
-        raise WireError("it holds NaN or infinity")
+        raise WireError("it holds NaN or infinity", RejectionCode.NON_FINITE)
 
 
 def decode(payload: np.ndarray, shape: Sequence[int], codec: str) -> Tensor:
@@ -135,7 +135,7 @@ def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
         largest = torch.abs(blocks, out=scaled).amax(dim=1, keepdim=True)
         peak = float(largest.max())  # of a NaN it is NaN
         if not math.isfinite(peak):
-            raise WireError("NaN or infinity cannot be sent")
+            raise WireError("NaN or infinity cannot be sent", RejectionCode.NON_FINITE)
         if peak > _MAX_MAGNITUDE:
             raise WireError(f"a value is larger than {_MAX_MAGNITUDE:g} in magnitude")
         scale = torch.div(largest, blocked.largest_code, out=scales[chunk])

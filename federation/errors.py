@@ -1,13 +1,63 @@
-"""Errors a person can act on: one line that names the thing, the value and the fix."""
+"""Errors a person can act on: one line that names the thing, the value and the fix; for programs, a code."""
 
-__all__ = ["ConfigError", "DatasetError", "FederationError", "PolicyError", "WireError", "one_line"]
+from enum import IntEnum
+
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "FederationError",
+    "PolicyError",
+    "RejectionCode",
+    "WireError",
+    "one_line",
+]
 
 _MOST_CHARACTERS = 500
 _MOST_OF_AN_ERROR = 200  # it becomes part of a message, which is to fit as a whole
 
 
+class RejectionCode(IntEnum):
+    """Why an update is rejected: the error code of a site's reply, and in lower case the label of a metric.
+
+    Flower's own error codes (`flwr.common.constant.ErrorCode`) are small numbers: none is one of these.
+    """
+
+    NON_FINITE = 1001, "NaN or infinity in the loss or the update"
+    NOT_CURRENT = 1002, "an update of another run, round or base"
+    MALFORMED = 1003, "a wrong shape, name, count, hash or size, or bytes that cannot be read"
+    NORM = 1004, "an update far larger than those of the others"
+    FROZEN_WEIGHTS = 1005, "another pretrained policy or other versions"
+    APP_REFUSED = 1006, "the site does not let this app's code in"
+    PRIVACY = 1007, "the site's own least noise, or what it may spend, forbids it"
+    DATASET = 1008, "the node's dataset cannot be used"
+    NODE_FAILED = 1009, "anything else that went wrong on the node"
+
+    meaning: str
+
+    def __new__(cls, number: int, meaning: str) -> "RejectionCode":
+        """Make a member of its number and what it means."""
+        member = int.__new__(cls, number)
+        member._value_, member.meaning = number, meaning
+        return member
+
+    @property
+    def label(self) -> str:
+        """E.g. `non_finite`."""
+        return self.name.lower()
+
+
 class FederationError(Exception):
-    """Base of every error this project raises on purpose. Its message is one line, fit to show as it is."""
+    """Base of every error this project raises on purpose. Its message is one line, fit to show as it is.
+
+    Args:
+        code: of this one error, where it is another than that of its class.
+    """
+
+    code = RejectionCode.NODE_FAILED
+
+    def __init__(self, message: str, code: RejectionCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
 
 
 class ConfigError(FederationError):
@@ -17,6 +67,8 @@ class ConfigError(FederationError):
 class DatasetError(FederationError):
     """A dataset is missing, incomplete or does not fit the federation."""
 
+    code = RejectionCode.DATASET
+
 
 class PolicyError(FederationError):
     """A policy cannot be built, or its weights do not fit the configured model."""
@@ -24,6 +76,8 @@ class PolicyError(FederationError):
 
 class WireError(FederationError):
     """A message from another party is malformed, tampered with or numerically unusable."""
+
+    code = RejectionCode.MALFORMED
 
 
 def one_line(said: str | BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from federation.errors import WireError, one_line
+from federation.errors import RejectionCode, WireError, one_line
 from federation.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def pack_tensors(
         try:
             encoded = encode(tensor, header.codec)
         except WireError as error:
-            raise WireError(f"parameter {name!r}: {error}") from None
+            raise WireError(f"parameter {name!r}: {error}", error.code) from None
         _add_to_digest(digest, name, encoded)
         waiting.append(encoded)
         if sum(part.size for part in waiting) >= _ARRAY_BYTES:
@@ -133,14 +133,15 @@ def open_payload(
 
     for key in ("codec", "run", "round", "base"):
         if header.get(key) != getattr(expected, key):
-            raise WireError(f"{key} is {header.get(key)!r}, expected {getattr(expected, key)!r}")
+            code = RejectionCode.MALFORMED if key == "codec" else RejectionCode.NOT_CURRENT
+            raise WireError(f"{key} is {header.get(key)!r}, expected {getattr(expected, key)!r}", code)
     arrays = dict(zip(shapes, _split(record, shapes, expected.codec), strict=True))
     digest = hashlib.sha256()
     for name, shape in shapes.items():
         try:
             check(arrays[name], shape, expected.codec)
         except WireError as error:
-            raise WireError(f"parameter {name!r}: {error}") from None
+            raise WireError(f"parameter {name!r}: {error}", error.code) from None
         _add_to_digest(digest, name, arrays[name])
     if header.get("sha256") != digest.hexdigest():
         raise WireError("the SHA-256 of the arrays is not the one in the header")

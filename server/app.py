@@ -146,7 +146,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
         sample_seconds = time.monotonic() - started
         entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
-        nodes.count_refusals(round_, entry["refused"], entry["clients"])
+        nodes.count_refusals(round_, entry["refused"], entry["clients"], entry["refusal_codes"])
         entry["seconds"]["sample"] = sample_seconds
         if config.privacy.mode != "none":
             entry["privacy"] = privacy_spent(flatten(config), record.folder)

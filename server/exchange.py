@@ -25,7 +25,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from federation.errors import one_line
+from federation.errors import RejectionCode, one_line
 from federation.logs import get_logger
 from server.replies import (
     QUERY_LIMITS,
@@ -44,6 +44,13 @@ _RETURN_SECONDS = 75.0  # how long an offline node may take to come back
 _LEAST_PATIENCE_SECONDS = 30.0  # nobody is a straggler before: Flower itself takes 6 s and more
 _MOST_TIMES_ASKED = 3
 _SERVER_ERROR_SECONDS, _SECONDS_BETWEEN_SERVER_ERRORS = 60.0, 1.0
+# What a site may say of itself. The others are the server's to find, above all `NORM`, which is no strike.
+_CODES_OF_SITES = (
+    RejectionCode.NON_FINITE,
+    RejectionCode.FROZEN_WEIGHTS,
+    RejectionCode.PRIVACY,
+    RejectionCode.DATASET,
+)
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _log = get_logger("server.exchange")
 
@@ -66,6 +73,7 @@ class Reply:
     error: str  # empty if there is content
     missing: bool  # no reply at all
     seconds: float  # since it was asked, for the last time
+    code: RejectionCode = RejectionCode.NODE_FAILED  # of the error
 
 
 @dataclass
@@ -190,7 +198,7 @@ def _take(pending: Pending, message_id: str, node_id: int) -> tuple[Reply | None
         reply = _reply(message, node_id, seconds())
         is_lost = message.has_error() and message.error.code in _LOST
     except UnusableReplyError as error:
-        reply, is_lost = Reply(node_id, None, str(error), False, seconds()), False
+        reply, is_lost = Reply(node_id, None, str(error), False, seconds(), error.code), False
     except LostReplyError:
         is_lost = True
     pending.downloads.pop(message_id, None)
@@ -306,8 +314,14 @@ def _retry[T](ask: Callable[[], T]) -> T:
 def _reply(message: Message, node_id: int, seconds: float) -> Reply:
     if message.has_error():
         reason = one_line(message.error.reason or f"error code {message.error.code}")
-        return Reply(node_id, None, reason, False, seconds)
+        return Reply(node_id, None, reason, False, seconds, _code(message.error.code))
     return Reply(node_id, message.content, "", False, seconds)
+
+
+def _code(number: int) -> RejectionCode:
+    if number == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # by the site's consent: our ClientApp raises nothing
+        return RejectionCode.APP_REFUSED
+    return next((code for code in _CODES_OF_SITES if code == number), RejectionCode.NODE_FAILED)
 
 
 @dataclass(frozen=True)

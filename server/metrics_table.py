@@ -1,8 +1,8 @@
 """The table of all metrics as a document: `python -m server.metrics_table > docker/prometheus/METRICS.md`."""
 
+from federation.errors import RejectionCode
 from federation.metrics import GROUPS
 from server.round_phases import PHASES
-from server.run_totals import REFUSALS
 
 __all__ = ["markdown"]
 
@@ -26,7 +26,7 @@ sum depends on the clocks of server and node agreeing.
 
 def markdown() -> str:
     """The document."""
-    reasons = "".join(f"| `{reason}` | {text} |\n" for reason, (text, _) in REFUSALS.items())
+    reasons = "".join(f"| `{code.label}` | {code.meaning} |\n" for code in RejectionCode)
     parts = [_HEAD.format(phases=", ".join(PHASES), reasons=reasons)]
     for title, group in GROUPS.items():
         parts.append(f"\n## {title}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")

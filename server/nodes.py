@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from federation.config import FederationConfig, RunConfig
 from federation.dataset_description import ARM_DIM
-from federation.errors import FederationError, one_line
+from federation.errors import FederationError, RejectionCode, one_line
 from federation.logs import get_logger
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.simulated import check_one_kind
@@ -22,7 +22,6 @@ from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
 from server.exchange import LateReplies, Patience, Reply, look, online_nodes, send
 from server.records import RunRecord
-from server.run_totals import refusal_reason
 from server.waiting import WaitReport
 
 __all__ = ["Node", "NodeTable", "sample_nodes"]
@@ -31,7 +30,7 @@ _JOIN_DEADLINE_SECONDS = 120.0
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MOST_REFUSALS_IN_ROW = 3
 _MIN_SUSPENDED_ROUNDS, _MAX_SUSPENDED_ROUNDS = 3, 48  # the first time, and at most
-_NO_STRIKES = ("norm",)  # keys of `REFUSALS`
+_NO_STRIKES = (RejectionCode.NORM.label,)
 _SECONDS_BETWEEN_LOOKS = 1.0
 _MOST_CHARACTERS = 100
 _MAX_CAMERAS, _MAX_VERSIONS = 16, 32
@@ -112,7 +111,9 @@ class NodeTable:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def count_refusals(self, round_: int, refused: Mapping[str, str], accepted: Iterable[str]) -> None:
+    def count_refusals(
+        self, round_: int, refused: Mapping[str, str], accepted: Iterable[str], codes: Mapping[str, str]
+    ) -> None:
         """Suspend a node whose updates were refused three rounds in a row, or lift its suspension.
 
         After some rounds, or a restart of its SuperNode, it is tried again; refused at once, it is suspended
@@ -123,6 +124,7 @@ class NodeTable:
             round_: that has just been completed.
             refused: node name -> reason.
             accepted: names of the nodes with a good update; a missing node is neither.
+            codes: of the refused, labels of `RejectionCode`.
         """
         for node_id in [id_ for id_, until in self._suspended_until.items() if until <= round_ + 1]:
             self._lift_suspension(node_id)
@@ -133,7 +135,7 @@ class NodeTable:
                 self._refused_in_row.pop(node.node_id, None)
                 self._suspensions.pop(node.node_id, None)
             reason = refused.get(node.name)
-            if reason is None or refusal_reason(reason) in _NO_STRIKES:
+            if reason is None or codes.get(node.name) in _NO_STRIKES:
                 continue
             count = self._refused_in_row.get(node.node_id, 0) + 1
             self._refused_in_row[node.node_id] = count

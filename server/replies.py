@@ -27,7 +27,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
 )
 
-from federation.errors import FederationError
+from federation.errors import FederationError, RejectionCode
 from federation.logs import get_logger
 
 __all__ = [
@@ -46,6 +46,8 @@ _log = get_logger("server.replies")
 
 class UnusableReplyError(FederationError):
     """The sender's bytes make up no reply that could be read."""
+
+    code = RejectionCode.MALFORMED
 
 
 class LostReplyError(FederationError):

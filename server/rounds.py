@@ -143,6 +143,7 @@ def run_round(
         "proximal_mu": mu,
         "clients": dict(sorted(clients.items())),
         "refused": intake.refused,
+        "refusal_codes": intake.codes,
         "missing": intake.missing,
         "capped": intake.capped,
         **{name: _spread([metrics[name] for metrics in clients.values()]) for name in _SPREAD_METRICS},
@@ -177,6 +178,7 @@ class _Intake:
         self.norms: dict[str, tuple[float, float]] = {}  # with what it is divided by to be compared
         self.capped: dict[str, float] = {}  # name -> weight, of a site that claimed more
         self.refused: dict[str, str] = {}
+        self.codes: dict[str, str] = {}  # of the refusals
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         # Central noise covers what a site adds to the sum, not whom it gets refused by moving the median; an
@@ -201,7 +203,7 @@ class _Intake:
             scale, largest = self._norm_bounds(int(metrics["num_examples"]))
             passes = self._judge.passes_at_once(norm, scale, largest)
         except WireError as error:
-            self._refuse(name, str(error))
+            self._refuse(name, error)
             return False
         metrics |= {
             **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
@@ -221,7 +223,7 @@ class _Intake:
             try:
                 self._judge.check(*self.norms[name])
             except WireError as error:
-                self._refuse(name, str(error))
+                self._refuse(name, error)
             else:
                 self._accept(name, update, metrics)
         self._held.clear()
@@ -255,11 +257,11 @@ class _Intake:
             _log.debug("%s counts as %.10g frames, not %.10g", name, counted, num_examples)
         return counted
 
-    def _refuse(self, name: str, reason: str) -> None:
-        reason = one_line(reason)
-        self.refused[name] = reason
+    def _refuse(self, name: str, error: WireError) -> None:
+        reason, code = one_line(str(error)), error.code.label
+        self.refused[name], self.codes[name] = reason, code
         _log.warning("update of %s refused: %s", name, reason)
-        self._record.event("update_refused", round=self._expected.round, node=name, reason=reason)
+        self._record.event("update_refused", round=self._expected.round, node=name, code=code, reason=reason)
 
 
 def _order(model: GlobalModel, round_: int, config: RunConfig, record: RunRecord, mu: float) -> RecordDict:

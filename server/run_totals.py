@@ -5,51 +5,20 @@ reading it again from the start, as a restarted exporter does, gives the same to
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from federation.config import RunConfig, flatten
+from federation.errors import RejectionCode
 from federation.logs import get_logger
 from server.records import EVENTS_FILE
 from server.round_phases import PHASES, round_phases
 
-__all__ = ["REFUSALS", "NodeTotals", "RunFollower", "RunTotals", "refusal_reason"]
+__all__ = ["NodeTotals", "RunFollower", "RunTotals"]
 
-# Reason -> what it means, and how the texts of such refusals look (federation/wire.py,
-# server/verification.py, client/). The first that fits counts.
-REFUSALS: dict[str, tuple[str, str]] = {
-    "non_finite": (
-        "NaN or infinity in the loss or the update",
-        r"NaN or infinity|must be a finite|is (nan|-?inf)\b",
-    ),
-    "not_current": (
-        "an update of another run, round or base",
-        r"^(run|round|base) is .*, expected",
-    ),
-    "malformed": (
-        "a wrong shape, name, count, hash or size, or bytes that cannot be read",
-        r"\bits reply |^codec is|^array |^parameter |^it holds|SHA-256|^the reply lacks|must be a whole"
-        r"|num_examples",
-    ),
-    "norm": ("an update far larger than those of the others", r"^its norm is"),
-    "frozen_weights": ("another pretrained policy or other versions", r"^frozen weights"),
-    "app_refused": ("the site does not let this app's code in", r"this site refuses the app"),
-    "privacy": (
-        "the site's own least noise, or what it may spend, forbids it",
-        r"^node configuration: (min-noise|max-epsilon)",
-    ),
-    "dataset": ("the node's dataset cannot be used", r"^dataset "),
-    "node_failed": ("anything else that went wrong on the node", r""),
-}
 _log = get_logger("server.run_totals")
-
-
-def refusal_reason(text: str) -> str:
-    """The key of `REFUSALS` that a refusal's text belongs to."""
-    return next(reason for reason, (_, pattern) in REFUSALS.items() if re.search(pattern, text))
 
 
 @dataclass
@@ -64,7 +33,7 @@ class NodeTotals:
     skipped_frames: int = 0
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
     missed_rounds: int = 0
-    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSALS, 0))
+    refused: dict[str, int] = field(default_factory=lambda: {code.label: 0 for code in RejectionCode})
     absent_rounds: int = 0
     left_out: bool = False
     until_round: int = 0  # in which it is tried again, if it is left out
@@ -170,7 +139,7 @@ class RunTotals:
 
     def _on_update_refused(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
-            node.refused[refusal_reason(event["reason"])] += 1
+            node.refused[event["code"]] += 1
 
     def _on_evaluations_dropped(self, _: dict[str, Any]) -> None:
         self.evaluation = self.baseline = self.best = None  # measured on something else; new ones follow

@@ -31,7 +31,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from federation.config import RunConfig
-from federation.errors import WireError
+from federation.errors import RejectionCode, WireError
 from federation.messages import HEADER, METRICS, UPDATE
 from federation.schedule import highest_rate
 from federation.wire import Header, Payload, open_payload
@@ -72,7 +72,7 @@ def verify_reply(
         most_examples: how many frames a node can have trained on; it must not weigh more by claiming more.
     """
     if reply.content is None:
-        raise WireError(reply.error)
+        raise WireError(reply.error, reply.code)
     update, header, metrics = (reply.content.get(name) for name in (UPDATE, HEADER, METRICS))
     if not (
         isinstance(update, ArrayRecord)
@@ -99,7 +99,8 @@ def _verify_metrics(metrics: MetricRecord, most_examples: int) -> dict[str, int 
     for name, most in _FIGURES.items():
         value = metrics.get(name)
         if not isinstance(value, int | float) or not abs(value) <= most:
-            raise WireError(f"{name} = {value!r} must be a finite number, not beyond {most:g}")
+            text = f"{name} = {value!r} must be a finite number, not beyond {most:g}"
+            raise WireError(text, RejectionCode.NON_FINITE)
         if value < 0:
             raise WireError(f"{name} = {value!r} must not be negative")
         checked[name] = float(value)
@@ -140,13 +141,15 @@ class NormJudge:
             WireError: the norm is beyond all training.
         """
         if not norm <= _LARGEST_NORM:
-            raise WireError(f"its norm is {norm:.4g}; more than {_LARGEST_NORM:g} is no training")
+            text = f"its norm is {norm:.4g}; more than {_LARGEST_NORM:g} is no training"
+            raise WireError(text, RejectionCode.NORM)
         if not self._max_ratio:
             return True
         if norm > largest:
             raise WireError(
                 f"its norm is {norm:.4g}; steps of this learning rate make {largest:.4g} at most "
-                "(aggregation.max_norm_ratio = 0 lets it pass)"
+                "(aggregation.max_norm_ratio = 0 lets it pass)",
+                RejectionCode.NORM,
             )
         self._seen.append(norm / scale)
         return not self._compares or norm / scale <= self._limit
@@ -161,7 +164,8 @@ class NormJudge:
             by_root = " by the root of its steps" if scale != 1 else ""
             raise WireError(
                 f"its norm is {norm:.4g},{by_root} {times:.0f} times the median of the round; "
-                f"more than {self._max_ratio:g} times is refused (aggregation.max_norm_ratio)"
+                f"more than {self._max_ratio:g} times is refused (aggregation.max_norm_ratio)",
+                RejectionCode.NORM,
             )
 
 

@@ -10,7 +10,7 @@ from certs.issue import issue_all
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests on one worker, one after the other: each starts as many processes as there are cores."""
+    """Keep these tests on one worker, one after the other: each has many processes."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("integration"))

@@ -32,6 +32,7 @@ def _round(_: object, model: Any, __: object, round_: int, *___: object) -> dict
         "aggregated": True,
         "clients": {},
         "refused": {},
+        "refusal_codes": {},
         "missing": [],
         "policy_loss": None,
         "proximal_mu": 0.001,

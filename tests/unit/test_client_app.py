@@ -6,7 +6,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
-from federation.errors import DatasetError
+from federation.errors import DatasetError, RejectionCode
 
 
 @pytest.mark.parametrize("scratch", ["scratch", "site-a/scratch"])
@@ -23,3 +23,4 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
     assert reply.error.reason == (
         "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )
+    assert reply.error.code == RejectionCode.DATASET

@@ -6,6 +6,7 @@ from flwr.app import ConfigRecord, Error, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
+from federation.errors import RejectionCode
 from server import exchange
 from server.exchange import LateReplies, Patience, receive, send
 from tests.fake_grid import FakeGrid, RawReply, raw_reply
@@ -69,6 +70,22 @@ def test_replies_are_fetched_one_by_one() -> None:
 
 def test_an_error_without_a_reason_names_its_code() -> None:
     assert _exchange(FakeGrid({5: Error(9)}))[5].error == "error code 9"
+
+
+@pytest.mark.parametrize(
+    ("said", "counted_as"),
+    [
+        (RejectionCode.DATASET, RejectionCode.DATASET),
+        (RejectionCode.NON_FINITE, RejectionCode.NON_FINITE),
+        (RejectionCode.NORM, RejectionCode.NODE_FAILED),  # else a site could fail for ever without a strike
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, RejectionCode.APP_REFUSED),
+        (ErrorCode.CLIENT_APP_CRASHED, RejectionCode.NODE_FAILED),
+        (-1, RejectionCode.NODE_FAILED),
+        (2**40, RejectionCode.NODE_FAILED),
+    ],
+)
+def test_a_site_chooses_among_the_codes_of_its_own_faults(said: int, counted_as: RejectionCode) -> None:
+    assert _exchange(FakeGrid({5: Error(int(said), "no")}))[5].code == counted_as
 
 
 @pytest.mark.parametrize("seconds", [30.0, 90.0])
@@ -205,6 +222,7 @@ def test_an_unreadable_reply_is_its_nodes_error() -> None:
     replies = _exchange(FakeGrid({5: reply, 6: RecordDict()}))
     assert (replies[5].content, replies[5].missing) == (None, False)
     assert replies[5].error.startswith("its reply cannot be read")
+    assert replies[5].code == RejectionCode.MALFORMED
     assert replies[6].content is not None
 
 

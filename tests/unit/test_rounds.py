@@ -163,6 +163,16 @@ BAD_REPLIES = [
 ]
 
 
+def _code_of(reason: str) -> str:
+    if reason == "no training":
+        return "norm"
+    if "expected 'run'" in reason:
+        return "not_current"
+    if any(word in reason for word in ("finite", "NaN", " = inf", " = None", "1e+300", "[1.0, 2.0]")):
+        return "non_finite"
+    return "node_failed" if "another line" in reason or reason == "out of memory" else "malformed"
+
+
 @pytest.mark.parametrize(("bad", "reason"), BAD_REPLIES, ids=[reason for _, reason in BAD_REPLIES])
 def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistics, bad, reason) -> None:
     entry, weights = _run(FakeGrid({10: bad, 11: _reply(5.0)}), record, statistics, "a", "b")
@@ -170,6 +180,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistic
     assert list(entry["clients"]) == ["b"]
     assert reason in entry["refused"]["a"]
     assert len(entry["refused"]["a"]) < 1000
+    assert entry["refusal_codes"] == {"a": _code_of(reason)}
     record.round_finished(entry)  # JSON takes it
 
 
@@ -733,9 +744,9 @@ def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, r
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
     for round_, refused in enumerate(({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}), 1):
-        table.count_refusals(round_, refused, {"a", "b"} - refused.keys())
+        table.count_refusals(round_, refused, {"a", "b"} - refused.keys(), {})
     assert len(table.wait_for_nodes()) == 2
-    table.count_refusals(6, {"a": "NaN"}, {"b"})
+    table.count_refusals(6, {"a": "NaN"}, {"b"}, {})
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     (event,) = _suspended(record)
     assert (event["node"], event["until_round"]) == ("a", 10)
@@ -746,7 +757,7 @@ def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, r
     assert len(table.wait_for_nodes()) == 1
     grid.online_since = {10: "later", 11: "t0"}
     assert len(table.wait_for_nodes()) == 2
-    table.count_refusals(7, {"a": "NaN"}, {"b"})
+    table.count_refusals(7, {"a": "NaN"}, {"b"}, {})
     assert len(table.wait_for_nodes()) == 2  # it begins anew
 
 
@@ -757,7 +768,7 @@ def test_a_suspended_node_is_tried_again_by_itself_after_ever_longer(record, rep
     for round_ in range(1, 140):
         is_there = "a" in {node.name for node in table.wait_for_nodes().values()}
         asked += [round_] * is_there
-        table.count_refusals(round_, {"a": "out of memory"} if is_there else {}, {"b"})
+        table.count_refusals(round_, {"a": "out of memory"} if is_there else {}, {"b"}, {})
     assert asked == [1, 2, 3, 7, 14, 27, 52, 101]  # 3, 6, 12, 24, 48, 48 rounds between
     assert [event["until_round"] for event in _suspended(record)] == [7, 14, 27, 52, 101, 150]
 
@@ -768,7 +779,7 @@ def test_a_node_that_is_tried_again_and_succeeds_begins_anew(record, reported) -
     for round_ in range(1, 20):
         names = {node.name for node in table.wait_for_nodes().values()}
         refused = {"a": "out of memory"} if "a" in names and round_ not in (7, 8) else {}
-        table.count_refusals(round_, refused, names - refused.keys())
+        table.count_refusals(round_, refused, names - refused.keys(), {})
     assert [event["until_round"] for event in _suspended(record)] == [7, 15, 22]
 
 
@@ -777,7 +788,7 @@ def test_a_node_that_the_others_are_too_few_without_is_not_suspended(record, rep
     table = _table(grid, record, min_nodes=2)
     for round_ in range(1, 10):
         assert len(table.wait_for_nodes()) == 2
-        table.count_refusals(round_, {"a": "out of memory"}, {"b"})
+        table.count_refusals(round_, {"a": "out of memory"}, {"b"}, {})
     assert _suspended(record) == []
 
 
@@ -786,7 +797,7 @@ def test_a_suspended_node_is_called_back_when_the_others_become_too_few(record, 
     table = _table(grid, record, min_nodes=2)
     for round_ in range(1, 4):
         assert len(table.wait_for_nodes()) == 3
-        table.count_refusals(round_, {"a": "out of memory"}, {"b", "c"})
+        table.count_refusals(round_, {"a": "out of memory"}, {"b", "c"}, {})
     assert len(table.wait_for_nodes()) == 2
     grid.online_since = {10: "t0", 11: "t0"}
     assert len(table.wait_for_nodes()) == 2
@@ -802,7 +813,7 @@ def test_a_refusal_for_the_norm_is_no_strike_and_an_error_of_the_exchange_is_no_
     for round_ in range(1, 9):
         entry, _ = _run(updates, record, statistics, "a", "b", "c")
         assert (list(entry["refused"]), entry["missing"]) == (["a"], ["c"])
-        table.count_refusals(round_, entry["refused"], entry["clients"])
+        table.count_refusals(round_, entry["refused"], entry["clients"], entry["refusal_codes"])
     assert len(table.wait_for_nodes()) == 2
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation import wire
-from federation.errors import WireError
+from federation.errors import RejectionCode, WireError
 from federation.wire import (
     Header,
     open_payload,
@@ -99,8 +99,10 @@ def _changed(position: int, value: float) -> Array:
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_reason(changes: dict, message: str) -> None:
-    with pytest.raises(WireError, match=message):
+    with pytest.raises(WireError, match=message) as error:
         open_payload(*_pack(**changes), SHAPES, HEADER)
+    finite = "NaN" not in message
+    assert error.value.code == (RejectionCode.MALFORMED if finite else RejectionCode.NON_FINITE)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,10 @@ def test_what_does_not_fit_is_refused_with_a_reason(changes: dict, message: str)
     ],
 )
 def test_an_update_of_another_run_round_or_base_is_refused(expected: Header, message: str) -> None:
-    with pytest.raises(WireError, match=message):
+    with pytest.raises(WireError, match=message) as error:
         open_payload(*_pack(), SHAPES, expected)
+    same_codec = expected.codec == HEADER.codec
+    assert error.value.code == (RejectionCode.NOT_CURRENT if same_codec else RejectionCode.MALFORMED)
 
 
 def test_a_missing_header_is_refused() -> None:
