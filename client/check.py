@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Check", "days_check"]
+__all__ = ["Check", "days_check", "plural"]
 
 _WARN_DAYS = 14
 
@@ -19,3 +19,8 @@ class Check:
 def days_check(what: str, text: str, left: float, fix: str) -> Check:
     """A warning with `fix` if a certificate has few days left."""
     return Check("warning", what, f"{text}; {fix}") if left < _WARN_DAYS else Check("ok", what, text)
+
+
+def plural(count: int, noun: str) -> str:
+    """`"1 jump"`, `"2 jumps"`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

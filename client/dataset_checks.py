@@ -1,30 +1,27 @@
-"""The doctor's look at a dataset, as training will see it."""
+"""The doctor's look at a dataset: what the judgement that it shares with the join found, and how it moves."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from client.check import Check
+from client.check import Check, plural
 from client.motion_checks import check_motion
 from client.video_checks import check_videos
-from federation.cameras import spell_cameras
+from federation.cameras import CameraChoice, spell_cameras
 from federation.config import PolicyConfig
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset
 from federation.dataset_tables import read_frames, read_tasks
 from federation.episode_faults import split_episodes
 from federation.errors import DatasetError
-from federation.joint_units import possible_joint_units
+from federation.joint_names import JOINTS
+from federation.joint_units import JointUnits
+from federation.statistics import FEATURES
 
 __all__ = ["check_dataset"]
 
 _MOST_NAMED = 3
-_LARGEST_ANGLE = 360.0  # degrees; normalised recordings stay within -100..100
-_SMALLEST_ANGLE_SPAN = 7.0  # 2 pi and a little: a span below it looks like radians
 
 
 def check_dataset(
@@ -37,88 +34,87 @@ def check_dataset(
         names: what the site says of its own (see `federation/cameras.py`).
         full: decode every frame.
     """
+    lack = len(cameras) - 1  # how many a run takes is not known here
     try:
-        description = describe_dataset(root)
+        description = describe_dataset(root, CameraChoice(cameras, names or {}, lack))
+        policy = PolicyConfig(
+            cameras=",".join(cameras),
+            empty_cameras=lack,
+            joint_units=description.joint_units.possible[0],
+            fps=description.fps,
+        )
+        matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
         return [Check("error", "dataset", str(error))]
     except OSError as error:
         fix = f"give user {os.getuid()} the right to read it; in a site's bundle see SITE_UID in .env"
         return [Check("error", "dataset", f"{root}: cannot be read ({error.strerror}); {fix}")]
     checks = [
-        Check(
-            "ok",
-            "dataset",
-            f"{root}: {description.episodes} episodes, {description.frames} frames, {description.fps} fps",
-        )
+        Check("ok", "dataset", _amount(root, description)),
+        *_check_excluded(root, description),
+        *(Check("warning", "dataset", warning) for warning in description.warnings),
     ]
-    if description.left_out:
-        named = "; ".join(f"{i}: {why}" for i, why in islice(description.left_out.items(), _MOST_NAMED))
-        text = f"{root.name}: {len(description.left_out)} of {description.episodes} are left out ({named})"
-        fix = "copy the dataset again or delete them with lerobot-edit-dataset"
-        checks.append(Check("warning", "episodes", f"{text}; {fix}"))
-    checks += [Check("warning", "dataset", warning) for warning in description.warnings]
-    units = possible_joint_units(description.statistics)
-    policy = PolicyConfig(
-        cameras=",".join(cameras),
-        empty_cameras=len(cameras) - 1,
-        joint_units=units[0],
-        fps=description.fps,
-    )
-    try:
-        matched = check_fits(description, policy, str(root), names)
-    except DatasetError as error:
-        checks.append(Check("error", "cameras", str(error)))
-    else:
-        text = f"{root.name}: {', '.join(spell_cameras(cameras, matched))}"
-        text += f" (recorded: {', '.join(description.cameras)})"
-        if lacking := len(cameras) - len(matched):
-            fix = f"only a run with policy.empty_cameras = {lacking} or more takes it"
-            checks.append(Check("warning", "cameras", f"{text}; {fix}"))
-        else:
-            checks.append(Check("ok", "cameras", text))
     info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
-    ranges = [
-        _check_range(feature.rpartition(".")[2], named["min"], named["max"])
-        for feature, named in description.statistics.items()
+    episodes = split_episodes(read_frames(root))
+    usable = {index: episodes[index] for index in description.usable_episodes}
+    command = f"lerobot-dataset-viz --repo-id local/{root.name} --root {root} --episode-index"
+    found = [
+        _check_cameras(cameras, matched, description.cameras),
+        _check_tasks(root),
+        *(_check_range(description, feature) for feature in FEATURES),
+        _check_units(description.joint_units),
+        Check(
+            "ok", "frame rate", f"{description.fps} frames/s: policy.fps of the run must be {description.fps}"
+        ),
+        *check_motion(usable, description.fps, command),
+        *check_videos(root, info, description, full),
     ]
-    text = f"policy.joint_units of the run must be {units[0]!r}"
-    if len(units) > 1:
-        text = "degrees or -100 to 100, the numbers do not tell: ask for policy.joint_units of the run"
-    found = [*_check_tasks(root), *ranges, Check("ok", "joint units", text)]
-    rate = f"{description.fps} frames/s: policy.fps of the run must be {description.fps}"
-    found.append(Check("ok", "frame rate", rate))
-    if all(check.level == "ok" for check in ranges):  # radians or an arm that stands still have no jumps
-        found += _check_motion(root, info, description)
-    found += check_videos(root, info, description, full)
     return [*checks, *(Check(check.level, check.what, f"{root.name}: {check.text}") for check in found)]
 
 
-def _check_tasks(root: Path) -> list[Check]:
+def _amount(root: Path, description: DatasetDescription) -> str:
+    episodes, frames = plural(description.episodes, "episode"), plural(description.frames, "frame")
+    return f"{root}: {episodes}, {frames}, {description.fps} fps"
+
+
+def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
+    if not (excluded := description.left_out):
+        return []
+    named = "; ".join(f"{index}: {why}" for index, why in islice(excluded.items(), _MOST_NAMED))
+    more = "; ..." if len(excluded) > _MOST_NAMED else ""
+    text = f"{root.name}: {len(excluded)} of {description.episodes} are left out ({named}{more})"
+    fix = "copy the dataset again or delete them with lerobot-edit-dataset"
+    return [Check("warning", "episodes", f"{text}; {fix}")]
+
+
+def _check_cameras(wanted: Sequence[str], matched: Mapping[str, str], recorded: Sequence[str]) -> Check:
+    text = f"{', '.join(spell_cameras(wanted, matched))} (recorded: {', '.join(recorded)})"
+    if lacking := len(wanted) - len(matched):
+        fix = f"only a run with policy.empty_cameras = {lacking} or more takes it"
+        return Check("warning", "cameras", f"{text}; {fix}")
+    return Check("ok", "cameras", text)
+
+
+def _check_tasks(root: Path) -> Check:
     tasks = read_tasks(root)
     if empty := [index for index, task in enumerate(tasks) if not task.strip()]:
-        text = f"{len(empty)} of {len(tasks)} tasks have no text, the first is {empty[0]}"
+        text = f"{len(empty)} of {plural(len(tasks), 'task')} without text, the first is {empty[0]}"
         fix = "the policy is told nothing there: give them one in meta/tasks.parquet"
-        return [Check("warning", "tasks", f"{text}; {fix}")]
-    return [Check("ok", "tasks", f"{len(tasks)}, the first is {tasks[0]!r}")]
+        return Check("warning", "tasks", f"{text}; {fix}")
+    first = repr(tasks[0]) if len(tasks) == 1 else f"{len(tasks)}, the first is {tasks[0]!r}"
+    return Check("ok", "tasks", first)
 
 
-def _check_motion(root: Path, info: Mapping[str, Any], description: DatasetDescription) -> list[Check]:
-    episodes = split_episodes(read_frames(root))
-    usable = {index: episodes[index] for index in description.usable_episodes}
-    names = info["features"]["action"].get("names")
-    if not isinstance(names, list) or len(names) != description.action_dim:
-        names = [f"joint {number}" for number in range(description.action_dim)]
-    joints = [str(name).removesuffix(".pos") for name in names]
-    command = f"lerobot-dataset-viz --repo-id local/{root.name} --root {root} --episode-index"
-    return check_motion(usable, joints, description.fps, command)
+def _check_range(description: DatasetDescription, feature: str) -> Check:
+    """What the values are; that they can be those of an arm, the description has checked."""
+    low, high = (description.statistics[feature][name] for name in ("min", "max"))
+    joints = f"{low[:-1].min():.1f} to {high[:-1].max():.1f}"
+    text = f"joints {joints}, {JOINTS[-1]} {low[-1]:.1f} to {high[-1]:.1f}"
+    return Check("ok", feature.rpartition(".")[2], text)
 
 
-def _check_range(name: str, lowest: np.ndarray, highest: np.ndarray) -> Check:
-    low, high = float(lowest.min()), float(highest.max())
-    text = f"{low:.1f} to {high:.1f}"
-    if max(-low, high) > _LARGEST_ANGLE:
-        return Check("error", name, f"{text}: no joint of an SO-100 gets there; calibrate and record again")
-    if high - low < _SMALLEST_ANGLE_SPAN:
-        fix = "the arm did not move, or these are radians: SO-100 recordings are in degrees or -100 to 100"
-        return Check("warning", name, f"{text}: {fix}")
-    return Check("ok", name, text)
+def _check_units(units: JointUnits) -> Check:
+    text = "degrees or -100 to 100, the numbers do not tell: ask for policy.joint_units of the run"
+    if units.reason:
+        text = f"{units.reason}: policy.joint_units of the run must be {units.possible[0]!r}"
+    return Check("ok", "joint units", text)

@@ -1,4 +1,4 @@
-"""The doctor's look at how the arm moves: jumps, frozen joints, episodes that are short or there twice.
+"""The doctor's look at how the arm moves: jumps, frozen joints, episodes that are short or repeated.
 
 None of it keeps a dataset from training, and an unusual task may be recorded just so: all are warnings. The
 limits are set to stay silent on a quick hand: SO-100's servos turn 270 degrees a second at most.
@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from client.check import Check
+from client.check import Check, plural
+from federation.joint_names import JOINTS
+from federation.joint_values import dead_joints
 from federation.statistics import FEATURES
 
 __all__ = ["check_motion"]
@@ -25,30 +27,29 @@ _MOST_NAMED = 3
 _STATE, _ACTION = FEATURES
 
 
-def check_motion(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
+def check_motion(episodes: Episodes, fps: int, command: str) -> list[Check]:
     """Warnings, or one line that there is nothing to warn of.
 
     Args:
         episodes: as `split_episodes` gives them, without those that are left out.
-        joints: their names, in the order of state and action.
         command: shows an episode if its index is put after it.
     """
     found = [
-        *_check_jumps(episodes, joints, fps, command),
-        *_check_frozen(episodes, joints, fps, command),
-        *_check_unused(episodes, joints),
+        *_check_jumps(episodes, fps, command),
+        *_check_frozen(episodes, fps, command),
+        *_check_unused(episodes),
         *_check_duplicates(episodes, command),
         *_check_short(episodes, fps),
     ]
-    return found or [Check("ok", "motion", "no jumps, no frozen joints, no episode short or there twice")]
+    return found or [Check("ok", "motion", "no jumps, no frozen joints, no episode short or repeated")]
 
 
-def _check_jumps(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
+def _check_jumps(episodes: Episodes, fps: int, command: str) -> list[Check]:
     checks = []
     for feature in FEATURES:
         steps = {index: np.abs(np.diff(own[feature], axis=0)) for index, own in episodes.items()}
         # The row of zeros is for a dataset in which no frame has a next one.
-        usual = np.percentile(np.concatenate([np.zeros((1, len(joints))), *steps.values()]), 95, axis=0)
+        usual = np.percentile(np.concatenate([np.zeros((1, len(JOINTS))), *steps.values()]), 95, axis=0)
         limit = np.maximum(_JUMP_PER_SECOND / fps, _JUMP_FACTOR * usual)
         jumped = {index: step for index, step in steps.items() if (step > limit).any()}
         if not jumped:
@@ -58,34 +59,45 @@ def _check_jumps(episodes: Episodes, joints: Sequence[str], fps: int, command: s
         before, after = episodes[worst][feature][[frame, frame + 1], joint]
         jumps = sum(int((step > limit).sum()) for step in jumped.values())
         text = (
-            f"{feature.rpartition('.')[2]}: {jumps} jumps in episodes {_name(list(jumped))}, the largest: "
-            f"{joints[joint]} from {before:.1f} to {after:.1f} at frame {frame + 1} of episode {worst}"
+            f"{feature.rpartition('.')[2]}: {plural(jumps, 'jump')} in {_name(list(jumped))}, the largest: "
+            f"{JOINTS[joint]} from {before:.1f} to {after:.1f} at frame {frame + 1} of episode {worst}"
         )
         checks.append(Check("warning", "jumps", f"{text}; {_fix(command, worst)}"))
     return checks
 
 
-def _check_frozen(episodes: Episodes, joints: Sequence[str], fps: int, command: str) -> list[Check]:
-    """A joint that reads the same for a second or more while it is told to move."""
+def _check_frozen(episodes: Episodes, fps: int, command: str) -> list[Check]:
+    """A joint that reads the same for a second or more while its action moves, in some episodes.
+
+    One that does in each is named by the judgement that the join shares (`federation/joint_values.py`).
+    """
     frozen = []
+    dead = dead_joints(episodes, fps)
     for index, own in episodes.items():
-        for joint, name in enumerate(joints):
+        for joint, name in enumerate(JOINTS):
+            if joint in dead:
+                continue
             first, length = _longest_stretch(own[_STATE][:, joint])
             # A gripper that holds a thing stands still however hard it is told to close.
             least = len(own[_STATE]) if "gripper" in name else _STUCK_SECONDS * fps
             if length >= least and np.ptp(own[_ACTION][first : first + length, joint]) > _COMMANDED:
                 value = own[_STATE][first, joint]
-                frozen.append((index, f"{name} at {value:.1f} for {length} frames from frame {first}"))
+                text = (
+                    f"{name} stays at {value:.1f} for {length} frames from frame {first} of episode {index}"
+                )
+                frozen.append((index, text))
     if not frozen:
         return []
     worst, text = frozen[0]
-    text = f"{len(frozen)} times a joint does not follow its action, first {text} of episode {worst}"
+    if more := len(frozen) - 1:
+        text += f", and so in {plural(more, 'other place')}"
+    text = f"a joint does not follow its action: {text}"
     return [Check("warning", "frozen", f"{text}; check its servo and cable; {_fix(command, worst)}")]
 
 
-def _check_unused(episodes: Episodes, joints: Sequence[str]) -> list[Check]:
+def _check_unused(episodes: Episodes) -> list[Check]:
     checks = []
-    for joint, name in enumerate(joints):
+    for joint, name in enumerate(JOINTS):
         values = [own[feature][:, joint] for own in episodes.values() for feature in FEATURES]
         if np.ptp(np.concatenate(values)) < _STILL:
             text = f"{name} stays at {values[0][0]:.1f} in every frame of every episode"
@@ -102,16 +114,17 @@ def _check_duplicates(episodes: Episodes, command: str) -> list[Check]:
             twice.append((index, first))
     if not twice:
         return []
-    pairs = ", ".join(f"{index} is {first}" for index, first in twice[:_MOST_NAMED])
-    text = f"{len(twice)} episodes have the same states and actions as another: {pairs}"
-    return [Check("warning", "duplicates", f"{text}; they count twice; {_fix(command, twice[0][0])}")]
+    pairs = ", ".join(f"{index} repeats {first}" for index, first in twice[:_MOST_NAMED])
+    more = ", ..." if len(twice) > _MOST_NAMED else ""
+    text = f"{plural(len(twice), 'episode')} repeated with the same states and actions: {pairs}{more}"
+    return [Check("warning", "duplicates", f"{text}; {_fix(command, twice[0][0])}")]
 
 
 def _check_short(episodes: Episodes, fps: int) -> list[Check]:
     short = [index for index, own in episodes.items() if len(own[_STATE]) < _SHORT_SECONDS * fps]
     if not short:
         return []
-    text = f"{len(short)} episodes are shorter than {_SHORT_SECONDS:.0f} s: {_name(short)}"
+    text = f"shorter than {_SHORT_SECONDS:.0f} s: {_name(short)}"
     return [Check("warning", "short", f"{text}; delete them if nothing happens in them")]
 
 
@@ -125,7 +138,8 @@ def _longest_stretch(values: np.ndarray) -> tuple[int, int]:
 
 def _name(episodes: Sequence[int]) -> str:
     more = ", ..." if len(episodes) > _MOST_NAMED else ""
-    return ", ".join(map(str, episodes[:_MOST_NAMED])) + more
+    noun = "episode" if len(episodes) == 1 else "episodes"
+    return f"{noun} {', '.join(map(str, episodes[:_MOST_NAMED]))}{more}"
 
 
 def _fix(command: str, episode: int) -> str:

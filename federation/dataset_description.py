@@ -18,10 +18,11 @@ import numpy as np
 from federation.cameras import CameraChoice, match_cameras
 from federation.config import PolicyConfig
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
-from federation.episode_faults import find_faults, video_of_episode
+from federation.episode_faults import find_faults, split_episodes, video_of_episode
 from federation.errors import DatasetError
 from federation.joint_names import check_joint_names
-from federation.joint_units import check_joint_units
+from federation.joint_units import JointUnits, check_joint_units, find_joint_units
+from federation.joint_values import check_joint_values, value_warnings
 from federation.simulated import is_simulated
 from federation.statistics import FEATURES, Statistics, statistics_of_frames
 
@@ -44,6 +45,7 @@ class DatasetDescription:
     action_dim: int
     statistics: Statistics  # without the episodes that are left out
     left_out: Mapping[int, str]  # index of an episode that cannot be trained on -> why
+    joint_units: JointUnits = field(default_factory=JointUnits)  # as far as the numbers tell
     simulated: bool = False  # recorded on the simulated arm
     used_cameras: Mapping[str, str] = field(default_factory=dict)  # the policy's camera -> the dataset's
     warnings: tuple[str, ...] = ()  # what training survives; each is one line with its subject and a fix
@@ -103,9 +105,12 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     _check_files(root, info, rows)
     _check_totals(root, rows, episodes, frames)
     values = read_frames(root)
+    own = split_episodes(values)
+    check_joint_values(own, root)
     left_out = find_faults(root, info, rows, values, len(read_tasks(root)))
     if len(left_out) > _MOST_LEFT_OUT * episodes:
         raise _too_many(root, left_out, episodes)
+    usable = {index: frames for index, frames in own.items() if index not in left_out}
     return DatasetDescription(
         fps=fps,
         episodes=episodes,
@@ -117,7 +122,8 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
         left_out=left_out,
         simulated=is_simulated(info),
         used_cameras=used,
-        warnings=warnings,
+        joint_units=find_joint_units(usable, root),
+        warnings=(*warnings, *value_warnings(usable, fps, root)),
     )
 
 
@@ -140,7 +146,7 @@ def check_fits(
                 f"dataset {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
                 "use a dataset of that arm"
             )
-    check_joint_units(description.statistics, policy.joint_units, name)
+    check_joint_units(description.joint_units, policy.joint_units, name)
     if description.fps != policy.fps:
         raise DatasetError(
             f"dataset {name}: recorded at {description.fps} frames/s, and policy.fps is {policy.fps}; use "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from federation.joint_values import value_fault
 from federation.statistics import FEATURES
 
 __all__ = ["find_faults", "lacking_frames", "split_episodes", "video_of_episode"]
@@ -85,6 +86,8 @@ def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks
     for feature in FEATURES:
         if len(bad := np.flatnonzero(~np.isfinite(own[feature]).all(axis=1))):
             return f"{feature} is NaN or infinite in frame {bad[0]}"
+    if fault := value_fault(own):
+        return fault
     if len(bad := np.flatnonzero(~_near(own["timestamp"], numbers / fps))):
         first = bad[0]
         at = f"frame {first} is at {own['timestamp'][first]:.4f} s"

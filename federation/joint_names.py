@@ -15,7 +15,7 @@ import numpy as np
 from federation.errors import DatasetError, one_line
 from federation.statistics import FEATURES
 
-__all__ = ["JOINTS", "check_joint_names", "joint_names"]
+__all__ = ["JOINTS", "check_joint_names"]
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
@@ -41,15 +41,6 @@ _IN_ARM_MODELS = {  # the names in the arm's URDF
 _GENERIC = re.compile(
     r"(motors?|joints?|servo|actuator|axis|dim|state|action|value|id|none|null|[jmq])?[ _.-]*\d*"
 )
-
-
-def joint_names(info: Mapping[str, Any], feature: str) -> tuple[str, ...]:
-    """The joint names of `feature`, without `.pos`; "joint 0", "joint 1", ... where the dataset has none."""
-    dim = _dim(info, feature)
-    names = _recorded_names(info, feature)
-    if len(names) != dim:
-        return tuple(f"joint {number}" for number in range(dim))
-    return tuple(name.removesuffix(".pos") for name in names)
 
 
 def check_joint_names(info: Mapping[str, Any], root: Path) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ import pytest
 from client import dataset_checks
 from client.check import Check
 from client.dataset_checks import check_dataset
+from federation.dataset_description import describe_dataset
+from federation.errors import DatasetError
+from federation.joint_names import JOINTS
 from tests.synthetic import blank_frames, record_dataset
 
 CAMERAS = ("top", "wrist")
@@ -78,7 +81,7 @@ def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
     check = _one(check_dataset(data / "site-a", ("top", "front")), "cameras")
     assert check.level == "warning"
     assert "top, front=none (recorded: top, wrist); only a run with policy.empty_cameras = 1" in check.text
-    check = _one(check_dataset(data / "site-a", ("side", "front")), "cameras")
+    (check,) = check_dataset(data / "site-a", ("side", "front"))
     assert check.level == "error"
     assert "lacks the camera side, front (it has top, wrist)" in check.text
 
@@ -106,19 +109,59 @@ def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
     assert "1 of 3 episodes cannot be trained on, the first is 1 (action is NaN or infinite" in check.text
 
 
+def _in_range(actions: np.ndarray) -> None:
+    """As 2001 ticks between the ends of each joint give them."""
+    actions[:, :5] = np.rint((actions[:, :5] + 100) * 20.01 / 2) / 20.01 * 2 - 100
+
+
 @pytest.mark.parametrize(
-    ("factor", "level", "text"),
+    ("change", "text"),
     [
-        (20, "error", "-1200.0 to 1200.0: no joint"),
-        (1 / 60, "warning", "radians"),
-        (0, "warning", "did not move"),
+        (
+            lambda actions: actions.__imul__(1 / 60),
+            "the five joints of action stay within -1.00 to 1.00: these are",
+        ),
+        (lambda actions: actions.__imul__(0), "the action was not recorded"),
+        (
+            lambda actions: actions.__imul__(11.38).__iadd__(2048),
+            "action goes from 1365 to 2731: these are motor ticks",
+        ),
+        (
+            lambda actions: actions[:, 5].__iadd__(60).__imul__(1 / 120),
+            "gripper of action goes from 0.00 to 1.00",
+        ),
+        (
+            lambda actions: actions.__imul__(20),
+            "3 of 3 episodes cannot be trained on, the first is 0 (action of",
+        ),
     ],
 )
-def test_actions_no_arm_can_do_are_told(copy: Path, factor: float, level: str, text: str) -> None:
-    _rewrite(copy, lambda columns: columns["action"].__imul__(factor))
-    check = _one(check_dataset(copy, CAMERAS), "action")
-    assert check.level == level
+def test_numbers_no_arm_has_are_refused_as_the_join_refuses_them(
+    copy: Path, change: Callable[[np.ndarray], object], text: str
+) -> None:
+    _rewrite(copy, lambda columns: change(columns["action"]))
+    (check,) = check_dataset(copy, CAMERAS)
+    assert (check.level, check.what) == ("error", "dataset")
     assert text in check.text
+    with pytest.raises(DatasetError, match=re.escape(check.text)):
+        describe_dataset(copy)
+
+
+def test_the_servos_of_the_arm_tell_the_units_that_the_run_must_have(copy: Path) -> None:
+    _rewrite(copy, lambda columns: _in_range(columns["action"]))
+    text = _one(check_dataset(copy, CAMERAS), "joint units").text
+    assert "joints step by the servo's ticks in range: policy.joint_units of the run must be 'range'" in text
+
+
+def test_a_warning_of_the_shared_judgement_is_shown(copy: Path) -> None:
+    _rewrite(copy, lambda columns: columns["action"].__setitem__((slice(None), 2), 0))
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    for feature in ("observation.state", "action"):
+        info["features"][feature]["names"] = [f"main_{joint}" for joint in JOINTS]
+    (copy / "meta" / "info.json").write_text(json.dumps(info))
+    checks = [check for check in check_dataset(copy, CAMERAS) if check.what == "dataset"]
+    assert [check.level for check in checks] == ["ok", "warning"]
+    assert checks[1].text == describe_dataset(copy).warnings[0]
 
 
 def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
@@ -173,7 +216,7 @@ def test_a_task_without_text_is_told(copy: Path) -> None:
     pq.write_table(pa.table({"task_index": [0, 1], "task": ["pick", " "]}), copy / "meta" / "tasks.parquet")
     check = _one(check_dataset(copy, CAMERAS), "tasks")
     assert check.level == "warning"
-    assert "1 of 2 tasks have no text, the first is 1" in check.text
+    assert "1 of 2 tasks without text, the first is 1" in check.text
 
 
 def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -> None:
@@ -182,14 +225,6 @@ def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -
     assert check.level == "warning"
     assert f"--repo-id local/site-a --root {copy} --episode-index 1; or delete it" in check.text
     assert "elbow_flex" in check.text
-
-
-def test_joints_without_names_are_numbered(copy: Path) -> None:
-    _rewrite(copy, lambda columns: columns["action"][50:].__setitem__((slice(None), 2), 99.0))
-    info = json.loads((copy / "meta" / "info.json").read_text())
-    info["features"]["action"]["names"] = None
-    (copy / "meta" / "info.json").write_text(json.dumps(info))
-    assert "joint 2 from" in _one(check_dataset(copy, CAMERAS), "jumps").text
 
 
 def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
@@ -214,7 +249,7 @@ def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:
 
 
 def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(root: Path) -> None:
+    def denied(root: Path, cameras: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(dataset_checks, "describe_dataset", denied)

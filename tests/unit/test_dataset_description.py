@@ -16,7 +16,6 @@ from federation.config import PolicyConfig
 from federation.dataset_description import check_fits, describe_dataset, find_datasets
 from federation.errors import DatasetError
 from federation.joint_names import JOINTS
-from federation.joint_units import check_joint_units, possible_joint_units
 from federation.statistics import FEATURES
 from tests.synthetic import record_dataset
 
@@ -149,39 +148,6 @@ def test_data_sets_are_found_by_name(data: Path) -> None:
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no dataset in"):
         find_datasets(tmp_path / "nowhere")
-
-
-def _joints(low: float, high: float, gripper: float = 100.0) -> dict[str, dict[str, np.ndarray]]:
-    lowest, highest = np.array([low] * 5 + [0.0]), np.array([high] * 5 + [gripper])
-    return {key: {"min": lowest, "max": highest} for key in ("observation.state", "action")}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "possible"),
-    [
-        (-110.0, 90.0, ("degrees",)),
-        (-90.0, 100.1, ("degrees",)),
-        (-100.0, 99.0, ("range",)),
-        (-90.0, 90.0, ("degrees", "range")),
-    ],
-)
-def test_joint_units_are_told_where_the_numbers_tell_them(
-    low: float, high: float, possible: tuple[str, ...]
-) -> None:
-    statistics = _joints(low, high)
-    assert possible_joint_units(statistics) == possible
-    for units in ("degrees", "range"):
-        if units in possible:
-            check_joint_units(statistics, units, "arm")
-        else:
-            with pytest.raises(DatasetError, match=f"dataset arm: joints .* is '{units}'.* joint_units = "):
-                check_joint_units(statistics, units, "arm")
-
-
-def test_a_single_joint_that_ends_at_exactly_100_may_be_chance() -> None:
-    statistics = _joints(-90.0, 90.0)
-    statistics["action"]["max"][2] = 100.0
-    assert possible_joint_units(statistics) == ("degrees", "range")
 
 
 def test_another_arm_is_refused_and_an_old_calibration_warned_of(copy: Path) -> None:

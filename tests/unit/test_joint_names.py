@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import DatasetError
-from federation.joint_names import JOINTS, check_joint_names, joint_names
+from federation.joint_names import JOINTS, check_joint_names
 from federation.simulated import SIMULATED_ROBOT
 from federation.statistics import FEATURES
 
@@ -98,11 +98,6 @@ def test_old_names_are_one_warning_that_says_what_to_do() -> None:
 def test_six_names_of_twelve_values_are_left_to_the_check_of_dimensions() -> None:
     assert check_joint_names(_info(["x"] * 12, dim=12), ROOT) == ()
     assert check_joint_names(_info(["x"] * 6, dim=12), ROOT) == ()
-
-
-def test_joints_are_named_without_pos_and_numbered_without_names() -> None:
-    assert joint_names(_info(), "action") == JOINTS
-    assert joint_names(_info(None, dim=3), "action") == ("joint 0", "joint 1", "joint 2")
 
 
 @given(
