@@ -45,14 +45,14 @@ def check_dataset(
         )
         matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
-        return [Check("error", "dataset", str(error))]
+        return [Check("error", *_named(str(error)))]
     except OSError as error:
         fix = f"give user {os.getuid()} the right to read it; in a site's bundle see SITE_UID in .env"
         return [Check("error", "dataset", f"{root}: cannot be read ({error.strerror}); {fix}")]
     checks = [
         Check("ok", "dataset", _amount(root, description)),
         *_check_excluded(root, description),
-        *(Check("warning", "dataset", warning) for warning in description.warnings),
+        *(Check("warning", *_named(warning)) for warning in description.warnings),
     ]
     info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
     episodes = split_episodes(read_frames(root))
@@ -70,6 +70,11 @@ def check_dataset(
         *check_videos(root, info, description, full),
     ]
     return [*checks, *(Check(check.level, check.what, f"{root.name}: {check.text}") for check in found)]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The thing and the text of a line that begins with "dataset ROOT: "."""
+    return "dataset", text.removeprefix("dataset ")
 
 
 def _amount(root: Path, description: DatasetDescription) -> str:

@@ -143,7 +143,7 @@ def test_numbers_no_arm_has_are_refused_as_the_join_refuses_them(
     (check,) = check_dataset(copy, CAMERAS)
     assert (check.level, check.what) == ("error", "dataset")
     assert text in check.text
-    with pytest.raises(DatasetError, match=re.escape(check.text)):
+    with pytest.raises(DatasetError, match=f"^dataset {re.escape(check.text)}$"):
         describe_dataset(copy)
 
 
@@ -161,7 +161,8 @@ def test_a_warning_of_the_shared_judgement_is_shown(copy: Path) -> None:
     (copy / "meta" / "info.json").write_text(json.dumps(info))
     checks = [check for check in check_dataset(copy, CAMERAS) if check.what == "dataset"]
     assert [check.level for check in checks] == ["ok", "warning"]
-    assert checks[1].text == describe_dataset(copy).warnings[0]
+    assert f"dataset {checks[1].text}" == describe_dataset(copy).warnings[0]
+    assert checks[1].text.startswith(f"{copy}: joints of observation.state are named main_")
 
 
 def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:

@@ -84,6 +84,24 @@ def test_other_units_are_refused_with_what_to_do(
         check_joint_values(_change(_record(), change), ROOT)
 
 
+@pytest.mark.parametrize(
+    ("breaks", "cure"),
+    [
+        (np.deg2rad, np.rad2deg),
+        (lambda values: values / 100, lambda values: values * 100),
+        (_gripper(0.01), _gripper(100)),
+        (_gripper(np.pi / 180), _gripper(57.9)),
+    ],
+)
+def test_what_a_message_advises_makes_the_numbers_fit(
+    breaks: Callable[[np.ndarray], np.ndarray], cure: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    broken = _change(_record(), breaks)
+    with pytest.raises(DatasetError):
+        check_joint_values(broken, ROOT)
+    check_joint_values(_change(broken, cure), ROOT)
+
+
 def test_each_feature_is_judged_alone() -> None:
     with pytest.raises(
         DatasetError, match=r"action goes from .* motor ticks; .*teleoperators/so_leader/ID.json"
