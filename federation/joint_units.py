@@ -45,6 +45,8 @@ def find_joint_units(episodes: Mapping[int, Mapping[str, np.ndarray]], root: Pat
     Raises:
         DatasetError: state and action are in different units.
     """
+    if any(own[feature].shape[1] <= _JOINTS for own in episodes.values() for feature in FEATURES):
+        return JointUnits()  # of another arm, see `check_fits`
     columns = {f: np.concatenate([own[f] for own in episodes.values()])[:, :_JOINTS] for f in FEATURES}
     told = {feature: units for feature, own in columns.items() if (units := _units_of(own)).reason}
     if len({units.possible for units in told.values()}) > 1:
@@ -68,10 +70,12 @@ def check_joint_units(found: JointUnits, units: str, dataset: str) -> None:
     if units in found.possible:
         return
     own = found.possible[0]
+    times = "(range_max - range_min) / 2275" if own == RANGE else "2275 / (range_max - range_min)"
     raise DatasetError(
         f"dataset {dataset}: its joints are in {own} ({found.reason}), and policy.joint_units is {units!r}; "
-        f"use data recorded with --robot.use_degrees={str(units == DEGREES).lower()}, or "
-        f"policy.joint_units = {own!r} with such data at all sites"
+        f"use data recorded with --robot.use_degrees={str(units == DEGREES).lower()}, or multiply each joint "
+        f"but the gripper in data/ by {times} of its calibration file, or set policy.joint_units = {own!r} "
+        "with such data at all sites"
     )
 
 

@@ -24,6 +24,7 @@ _STATE, _ACTION = FEATURES
 _GRIPPER = JOINTS.index("gripper")
 _MAX_ANGLE = 360.0
 _MAX_TICK = 4095.0
+_MAX_MEANT = 1e6
 _MAX_RADIANS = 2 * np.pi
 _STILL = 0.5  # a joint that moves by less does not move; a servo's tick is 0.09 degrees
 _MOVED = 20.0
@@ -43,12 +44,12 @@ def check_joint_values(episodes: Episodes, root: Path) -> None:
             are left to `check_fits`.
         root: names the dataset in errors.
     """
-    finite = [own for own in map(_finite, episodes.values()) if len(own[_STATE]) and _is_of_arm(own)]
-    if not finite:
+    sane = [own for own in map(_sane, episodes.values()) if len(own[_STATE]) and _is_of_arm(own)]
+    if not sane:
         return
-    _check_recorded(finite, root)
+    _check_recorded(sane, root)
     for feature in FEATURES:
-        values = np.concatenate([own[feature] for own in finite])
+        values = np.concatenate([own[feature] for own in sane])
         low, high = np.percentile(values, _USUAL, axis=0)
         _check_ticks(feature, values, root)
         _check_radians(feature, low[:_GRIPPER], high[:_GRIPPER], root)
@@ -135,8 +136,9 @@ def _is_of_arm(own: Frames) -> bool:
     return all(own[feature].shape[1] == len(JOINTS) for feature in FEATURES)
 
 
-def _finite(own: Frames) -> Frames:
-    rows = np.all([np.isfinite(own[feature]).all(axis=1) for feature in FEATURES], axis=0)
+def _sane(own: Frames) -> Frames:
+    """Without frames of NaN, infinity or a number that no recorder means, which `value_fault` names."""
+    rows = np.all([(np.abs(own[feature]) < _MAX_MEANT).all(axis=1) for feature in FEATURES], axis=0)
     return {feature: own[feature][rows] for feature in FEATURES}
 
 

@@ -145,6 +145,21 @@ def test_an_arm_and_a_leader_in_different_units_are_refused() -> None:
         find_joint_units(_frames(_degrees(ticks, ARM), _range(ticks, ARM)), ROOT)
 
 
+def test_the_factor_that_the_message_names_turns_one_into_the_other() -> None:
+    ticks = _ticks(ARM, 3)
+    span = np.ptp(ARM, axis=1)
+    np.testing.assert_allclose(_range(ticks, ARM) * span / 2275, _degrees(ticks, ARM), atol=1e-9)
+    for own, other, times in ((RANGE, DEGREES, "-.* / 2275"), (DEGREES, RANGE, r"2275 / \(range_max -")):
+        with pytest.raises(DatasetError, match=times):
+            check_joint_units(JointUnits((own,), "why"), other, "arm")
+
+
+@pytest.mark.parametrize(("state", "action"), [(12, 3), (1, 6), (6, 5)])
+def test_another_number_of_joints_is_left_to_the_check_of_dimensions(state: int, action: int) -> None:
+    frames = dict(zip(FEATURES, (np.full((9, state), 150.0), np.full((9, action), 150.0)), strict=True))
+    assert find_joint_units({0: frames}, ROOT) == JointUnits()
+
+
 @pytest.mark.parametrize(
     ("low", "high", "possible"),
     [

@@ -132,7 +132,7 @@ def test_ticks_that_are_converted_as_the_message_says_are_taken() -> None:
     np.testing.assert_allclose(converted[0][STATE], recorded[0][STATE], atol=0.1)
 
 
-@pytest.mark.parametrize("value", [1800.0, -400.0, 3.4e38])
+@pytest.mark.parametrize("value", [1800.0, -400.0, 3.4e38, -1.7e308])
 def test_a_wild_frame_is_the_fault_of_its_episode_alone(value: float) -> None:
     episodes = _record()
     episodes[2][ACTION][57, 3] = value
