@@ -179,6 +179,10 @@ doctor: $(VENV)/.installed ## look at datasets and this machine before joining (
 	@$(PY) -m client.doctor --dataset $(DATA) $(if $(FULL),--full) \
 		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
 
+.PHONY: repair
+repair: $(VENV)/.installed ## what can be saved of a damaged or an old dataset, in a new folder (DATA=folder, NEW=folder, WITHOUT=3,7)
+	@$(PY) -m client.repair "$(DATA)" $(if $(NEW),"$(NEW)") $(if $(WITHOUT),--without "$(WITHOUT)")
+
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of it anew
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.12 --all-extras \

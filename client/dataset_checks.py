@@ -2,18 +2,20 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from client.check import Check, plural
 from client.motion_checks import check_motion
 from client.video_checks import check_videos
 from federation.cameras import CameraChoice, spell_cameras
 from federation.config import PolicyConfig
+from federation.dataset_advice import repair
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset
-from federation.dataset_tables import read_frames, read_tasks
-from federation.episode_faults import split_episodes
+from federation.dataset_tables import read_episodes, read_frames, read_tasks
+from federation.episode_faults import split_episodes, video_of_episode
 from federation.errors import DatasetError
 from federation.joint_names import JOINTS
 from federation.joint_units import JointUnits
@@ -57,7 +59,6 @@ def check_dataset(
     info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
     episodes = split_episodes(read_frames(root))
     usable = {index: episodes[index] for index in description.usable_episodes}
-    command = f"lerobot-dataset-viz --repo-id local/{root.name} --root {root} --episode-index"
     found = [
         _check_cameras(cameras, matched, description.cameras),
         _check_tasks(root),
@@ -66,7 +67,7 @@ def check_dataset(
         Check(
             "ok", "frame rate", f"{description.fps} frames/s: policy.fps of the run must be {description.fps}"
         ),
-        *check_motion(usable, description.fps, command),
+        *check_motion(usable, description.fps, _fix_for(root, info)),
         *check_videos(root, info, description, full),
     ]
     return [*checks, *(Check(check.level, check.what, f"{root.name}: {check.text}") for check in found)]
@@ -88,8 +89,24 @@ def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
     named = "; ".join(f"{index}: {why}" for index, why in islice(excluded.items(), _MOST_NAMED))
     more = "; ..." if len(excluded) > _MOST_NAMED else ""
     text = f"{root.name}: {len(excluded)} of {description.episodes} are left out ({named}{more})"
-    fix = "copy the dataset again or delete them with lerobot-edit-dataset"
+    fix = f"{repair(root)} writes what can be saved to a new folder"
     return [Check("warning", "episodes", f"{text}; {fix}")]
+
+
+def _fix_for(root: Path, info: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
+    """What can be done about episodes whose motion is odd: look at them, then drop them."""
+    rows = {row["episode_index"]: row for row in read_episodes(root)}
+    keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+
+    def fix(episodes: Sequence[int]) -> str:
+        drop = f"{repair(root, episodes)} drops {'it' if len(episodes) == 1 else 'them'}"
+        if not keys:
+            return drop
+        video = root / video_of_episode(info, rows[episodes[0]], keys[0])
+        start = rows[episodes[0]][f"videos/{keys[0]}/from_timestamp"]
+        return f"look at {video} from {start:.1f} s on; {drop}"
+
+    return fix
 
 
 def _check_cameras(wanted: Sequence[str], matched: Mapping[str, str], recorded: Sequence[str]) -> Check:

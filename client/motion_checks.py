@@ -5,7 +5,7 @@ limits are set to stay silent on a quick hand: SO-100's servos turn 270 degrees 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from federation.statistics import FEATURES
 __all__ = ["check_motion"]
 
 Episodes = Mapping[int, Mapping[str, np.ndarray]]
+Fix = Callable[[Sequence[int]], str]
 
 _JUMP_PER_SECOND = 1500.0  # degrees, or hundredths of the range: 50 from one frame to the next at 30 fps
 _JUMP_FACTOR = 6.0  # and so many times what the joint does in all but 5 % of the frames
@@ -27,24 +28,24 @@ _MOST_NAMED = 3
 _STATE, _ACTION = FEATURES
 
 
-def check_motion(episodes: Episodes, fps: int, command: str) -> list[Check]:
+def check_motion(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
     """Warnings, or one line that there is nothing to warn of.
 
     Args:
         episodes: as `split_episodes` gives them, without those that are left out.
-        command: shows an episode if its index is put after it.
+        fix: says what can be done about episodes.
     """
     found = [
-        *_check_jumps(episodes, fps, command),
-        *_check_frozen(episodes, fps, command),
+        *_check_jumps(episodes, fps, fix),
+        *_check_frozen(episodes, fps, fix),
         *_check_unused(episodes),
-        *_check_duplicates(episodes, command),
-        *_check_short(episodes, fps),
+        *_check_duplicates(episodes, fix),
+        *_check_short(episodes, fps, fix),
     ]
     return found or [Check("ok", "motion", "no jumps, no frozen joints, no episode short or repeated")]
 
 
-def _check_jumps(episodes: Episodes, fps: int, command: str) -> list[Check]:
+def _check_jumps(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
     checks = []
     for feature in FEATURES:
         steps = {index: np.abs(np.diff(own[feature], axis=0)) for index, own in episodes.items()}
@@ -62,11 +63,11 @@ def _check_jumps(episodes: Episodes, fps: int, command: str) -> list[Check]:
             f"{feature.rpartition('.')[2]}: {plural(jumps, 'jump')} in {_name(list(jumped))}, the largest: "
             f"{JOINTS[joint]} from {before:.1f} to {after:.1f} at frame {frame + 1} of episode {worst}"
         )
-        checks.append(Check("warning", "jumps", f"{text}; {_fix(command, worst)}"))
+        checks.append(Check("warning", "jumps", f"{text}; {fix([worst])}"))
     return checks
 
 
-def _check_frozen(episodes: Episodes, fps: int, command: str) -> list[Check]:
+def _check_frozen(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
     """A joint that reads the same for a second or more while its action moves, in some episodes.
 
     One that does in each is named by the judgement that the join shares (`federation/joint_values.py`).
@@ -92,7 +93,7 @@ def _check_frozen(episodes: Episodes, fps: int, command: str) -> list[Check]:
     if more := len(frozen) - 1:
         text += f", and so in {plural(more, 'other place')}"
     text = f"a joint does not follow its action: {text}"
-    return [Check("warning", "frozen", f"{text}; check its servo and cable; {_fix(command, worst)}")]
+    return [Check("warning", "frozen", f"{text}; check its servo and cable; {fix([worst])}")]
 
 
 def _check_unused(episodes: Episodes) -> list[Check]:
@@ -105,7 +106,7 @@ def _check_unused(episodes: Episodes) -> list[Check]:
     return checks
 
 
-def _check_duplicates(episodes: Episodes, command: str) -> list[Check]:
+def _check_duplicates(episodes: Episodes, fix: Fix) -> list[Check]:
     seen: dict[str, int] = {}
     twice = []
     for index, own in episodes.items():
@@ -117,15 +118,15 @@ def _check_duplicates(episodes: Episodes, command: str) -> list[Check]:
     pairs = ", ".join(f"{index} repeats {first}" for index, first in twice[:_MOST_NAMED])
     more = ", ..." if len(twice) > _MOST_NAMED else ""
     text = f"{plural(len(twice), 'episode')} repeated with the same states and actions: {pairs}{more}"
-    return [Check("warning", "duplicates", f"{text}; {_fix(command, twice[0][0])}")]
+    return [Check("warning", "duplicates", f"{text}; {fix([episode for episode, _ in twice])}")]
 
 
-def _check_short(episodes: Episodes, fps: int) -> list[Check]:
+def _check_short(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
     short = [index for index, own in episodes.items() if len(own[_STATE]) < _SHORT_SECONDS * fps]
     if not short:
         return []
     text = f"shorter than {_SHORT_SECONDS:.0f} s: {_name(short)}"
-    return [Check("warning", "short", f"{text}; delete them if nothing happens in them")]
+    return [Check("warning", "short", f"{text}; {fix(short)}")]
 
 
 def _longest_stretch(values: np.ndarray) -> tuple[int, int]:
@@ -140,7 +141,3 @@ def _name(episodes: Sequence[int]) -> str:
     more = ", ..." if len(episodes) > _MOST_NAMED else ""
     noun = "episode" if len(episodes) == 1 else "episodes"
     return f"{noun} {', '.join(map(str, episodes[:_MOST_NAMED]))}{more}"
-
-
-def _fix(command: str, episode: int) -> str:
-    return f"look at it: {command} {episode}; or delete it with lerobot-edit-dataset"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from client.check import Check
+from federation.dataset_advice import repair
 from federation.dataset_description import DatasetDescription
 from federation.dataset_tables import read_episodes
 from federation.episode_faults import lacking_frames, video_of_episode
 from federation.errors import one_line
 
-__all__ = ["check_videos"]
+__all__ = ["check_videos", "decoded_times"]
 
 _SAMPLED_EPISODES = 3
 _MOST_DAMAGED = 0.1  # of all frames; training leaves out those there are
@@ -54,7 +55,8 @@ def _decode_samples(
                 _decode_frame(file, second, 0.5 / fps)
         except (OSError, ValueError) as error:
             text = f"{file.relative_to(root)}: episode {row['episode_index']} cannot be decoded"
-            return "error", f"{text} ({one_line(error)}); copy the file again or delete the episode"
+            drop = repair(root, [row["episode_index"]])
+            return "error", f"{text} ({one_line(error)}); copy the file again, or {drop} drops the episode"
     return "ok", f"first and last frame of {len(chosen)} episodes decoded; --full decodes all"
 
 
@@ -64,7 +66,7 @@ def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]],
     for row in rows:
         file = root / video_of_episode(info, row, key)
         if file not in times:
-            times[file] = np.sort(list(_decoded_times(file)))
+            times[file] = np.sort(list(decoded_times(file)))
         if lacking := lacking_frames(times[file], info["fps"], row, key):
             damaged[row["episode_index"]] = lacking
     frames, lost = sum(row["length"] for row in rows), sum(damaged.values())
@@ -72,11 +74,12 @@ def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]],
         return "ok", f"all {frames} frames of {len(rows)} episodes decoded"
     named = ", ".join(f"{n} of episode {episode}" for episode, n in list(damaged.items())[:_MOST_NAMED])
     text = f"{lost} of {frames} frames cannot be decoded: {named}{', ...' * (len(damaged) > _MOST_NAMED)}"
+    drop = repair(root, sorted(damaged))
     level = "error" if lost > _MOST_DAMAGED * frames else "warning"
-    return level, f"{text}; training leaves them out: copy the videos again or delete the episodes"
+    return level, f"{text}; training skips them: copy the videos again, or {drop} drops the episodes"
 
 
-def _decoded_times(file: Path) -> Iterator[float]:
+def decoded_times(file: Path) -> Iterator[float]:
     """When the frames that can be decoded are shown, in seconds."""
     import av
 

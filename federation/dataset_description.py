@@ -17,6 +17,7 @@ import numpy as np
 
 from federation.cameras import CameraChoice, match_cameras
 from federation.config import PolicyConfig
+from federation.dataset_advice import REPAIRED, check_finalised, check_totals, conversion, repair
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults, split_episodes, video_of_episode
 from federation.errors import DatasetError
@@ -82,7 +83,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     version = str(info.get("codebase_version", "none"))
     if not version.startswith("v3."):
         raise DatasetError(
-            f"dataset {root}: format version is {version}, must be v3.x; {_conversion(root, version)}"
+            f"dataset {root}: format version is {version}, must be v3.x; {conversion(root, version)}"
         )
     try:
         features = info["features"]
@@ -101,9 +102,10 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     if cameras is not None:
         used = match_cameras(cameras.wanted, recorded, cameras.names, cameras.may_lack, str(root))
     warnings = check_joint_names(info, root)
+    check_finalised(root, info)
     rows = read_episodes(root)
     _check_files(root, info, rows)
-    _check_totals(root, rows, episodes, frames)
+    check_totals(root, rows, episodes, frames)
     values = read_frames(root)
     own = split_episodes(values)
     check_joint_values(own, root)
@@ -159,6 +161,9 @@ def check_fits(
 def find_datasets(folder: Path) -> dict[str, Path]:
     """The datasets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
 
+    `NAME-repaired`, which `client/repair.py` wrote, takes the place of `NAME`; `NAME_old`, which LeRobot's
+    conversion leaves beside `NAME`, is none of them.
+
     Raises:
         DatasetError: there is none.
     """
@@ -166,8 +171,11 @@ def find_datasets(folder: Path) -> dict[str, Path]:
         return {folder.name: folder}
     if folder.is_dir():
         found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / "meta").is_dir()}
+        for name in [name for name in found if f"{name}{REPAIRED}" in found]:
+            found[name] = found.pop(f"{name}{REPAIRED}")
+        converted = {f"{name}_old" for name in found}
         if found:
-            return found
+            return {name: sub for name, sub in found.items() if name not in converted}
     raise DatasetError(f"no dataset in {folder}: make it, or name a folder that holds LeRobot v3 datasets")
 
 
@@ -175,21 +183,9 @@ def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> Dataset
     first, why = next(iter(left_out.items()))
     return DatasetError(
         f"dataset {root}: {len(left_out)} of {episodes} episodes cannot be trained on, the first is {first} "
-        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not left out: copy the dataset again or "
-        "delete them with lerobot-edit-dataset"
+        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not excluded: {repair(root)} "
+        "writes what can be saved to a new folder"
     )
-
-
-def _conversion(root: Path, version: str) -> str:
-    if version == "v2.1":
-        # Without --push-to-hub=false LeRobot's script uploads the recordings to the Hub.
-        return (
-            "convert it in place with python -m lerobot.scripts.convert_dataset_v21_to_v30 "
-            f"--repo-id=local/{root.name} --root={root} --push-to-hub=false"
-        )
-    if version.startswith(("v1.", "v2.")):
-        return "convert it to v2.1 with an older LeRobot first, then to v3.0 with this one"
-    return "record or convert it with LeRobot 0.6"
 
 
 def _read_json(root: Path, name: str) -> dict[str, Any]:
@@ -202,16 +198,6 @@ def _read_json(root: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"dataset {root}: {name} must hold a JSON object")
     return content
-
-
-def _check_totals(root: Path, rows: Sequence[Mapping[str, Any]], episodes: int, frames: int) -> None:
-    """LeRobot takes the totals of meta/info.json for what there is."""
-    lengths = sum(row["length"] for row in rows)
-    if [row["episode_index"] for row in rows] != list(range(episodes)) or lengths != frames:
-        raise DatasetError(
-            f"dataset {root}: meta/info.json has {episodes} episodes and {frames} frames, meta/episodes has "
-            f"{len(rows)} and {lengths}; copy the dataset again"
-        )
 
 
 def _check_files(root: Path, info: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

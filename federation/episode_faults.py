@@ -14,7 +14,7 @@ import numpy as np
 from federation.joint_values import value_fault
 from federation.statistics import FEATURES
 
-__all__ = ["find_faults", "lacking_frames", "split_episodes", "video_of_episode"]
+__all__ = ["find_faults", "frame_times", "lacking_frames", "split_episodes", "video_of_episode"]
 
 _TIMESTAMP_TOLERANCE_SECONDS = 1e-4  # LeRobot's own: past it LeRobot refuses to load the frame
 _MOST_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
@@ -90,8 +90,7 @@ def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks
         return fault
     if len(bad := np.flatnonzero(~_near(own["timestamp"], numbers / fps))):
         first = bad[0]
-        at = f"frame {first} is at {own['timestamp'][first]:.4f} s"
-        return f"{at}, by the fps of meta/info.json at {first}/{fps} s"
+        return f"frame {first} is at {own['timestamp'][first]:.4f} s, must be at {first}/{fps} s"
     known = (own["task_index"] >= 0) & (own["task_index"] < tasks)
     if not known.all():
         return f"frame {np.flatnonzero(~known)[0]} has a task that meta/tasks.parquet lacks"
@@ -107,14 +106,23 @@ def _fault_in_videos(
             continue
         file = root / video_of_episode(info, row, key)
         if file not in times:
-            times[file] = _frame_times(file)
+            times[file] = frame_times(file)
         lacking = lacking_frames(times[file], info["fps"], row, key)
         if lacking > _MOST_LACKING * row["length"]:
-            return f"{file.relative_to(root)} lacks {lacking} of its {row['length']} frames"
+            return f"{file.relative_to(root)} {_what_lacks(times[file], int(info['fps']), row, key, lacking)}"
     return ""
 
 
-def _frame_times(file: Path) -> np.ndarray:
+def _what_lacks(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str, lacking: int) -> str:
+    """Whether the frames are not there, or at other times than LeRobot looks for them."""
+    start, length = row[f"videos/{key}/from_timestamp"] - 0.5 / fps, row["length"]
+    there = int(((times >= start) & (times < start + length / fps)).sum())
+    if there < (1 - _MOST_LACKING) * length:
+        return f"lacks {lacking} of its {length} frames"
+    return f"has {lacking} of its {length} frames between the times of a video with {fps} frames/s"
+
+
+def frame_times(file: Path) -> np.ndarray:
     """The times of the whole frames in a video, in seconds, sorted; none if it cannot be opened."""
     import av
 

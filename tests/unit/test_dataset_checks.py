@@ -99,7 +99,7 @@ def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
     assert "nan" not in _one(checks, "action").text
     check = _one(checks, "episodes")
     assert check.level == "warning"
-    assert "1 of 5 are left out (1: action is NaN or infinite in frame 5); copy" in check.text
+    assert "1 of 5 are left out (1: action is NaN or infinite in frame 5); make repair" in check.text
 
 
 def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
     check = _one(check_dataset(copy, CAMERAS), "dataset")
     assert check.level == "error"
-    assert "the first is 1 (frame 10 is at 9.0000 s, by the fps of meta/info.json at 10/30 s)" in check.text
+    assert "the first is 1 (frame 10 is at 9.0000 s, must be at 10/30 s)" in check.text
 
 
 def _wrist_video(root: Path) -> Path:
@@ -224,14 +224,15 @@ def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -
     _rewrite(copy, lambda columns: columns["action"][50:].__setitem__((slice(None), 2), 99.0))
     check = _one(check_dataset(copy, CAMERAS), "jumps")
     assert check.level == "warning"
-    assert f"--repo-id local/site-a --root {copy} --episode-index 1; or delete it" in check.text
+    video = copy / "videos/observation.images.top/chunk-000/file-000.mp4"
+    assert f"look at {video} from 1.3 s on; make repair DATA={copy} WITHOUT=1 drops it" in check.text
     assert "elbow_flex" in check.text
 
 
 def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     file.write_bytes(file.read_bytes()[:-40])
-    assert "cannot be read" in _one(check_dataset(copy, CAMERAS), "dataset").text
+    assert "has no end, as after a crash" in _one(check_dataset(copy, CAMERAS), "dataset").text
 
 
 def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:

@@ -49,9 +49,9 @@ def test_good_episodes_have_no_fault_in_whatever_order_they_are_stored() -> None
     [
         ("action", (25, 3), np.nan, "action is NaN or infinite in frame 5"),
         ("observation.state", (25, 0), np.inf, "observation.state is NaN or infinite in frame 5"),
-        ("timestamp", 25, 9.0, "frame 5 is at 9.0000 s, by the fps of meta/info.json at 5/30 s"),
-        ("timestamp", 25, 5 / 30 + 2e-4, "frame 5 is at 0.1669 s, by the fps of meta/info.json at 5/30 s"),
-        ("timestamp", 25, np.nan, "frame 5 is at nan s, by the fps of meta/info.json at 5/30 s"),
+        ("timestamp", 25, 9.0, "frame 5 is at 9.0000 s, must be at 5/30 s"),
+        ("timestamp", 25, 5 / 30 + 2e-4, "frame 5 is at 0.1669 s, must be at 5/30 s"),
+        ("timestamp", 25, np.nan, "frame 5 is at nan s, must be at 5/30 s"),
         ("frame_index", 25, 4, "its frames are not numbered one after the other"),
         ("index", 25, 24, "its frames are not numbered one after the other"),
         ("episode_index", 25, np.nan, "data/ has 19 of its 20 frames"),

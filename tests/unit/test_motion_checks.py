@@ -18,7 +18,7 @@ def episodes() -> Episodes:
 
 
 def _look(episodes: Episodes) -> list[Check]:
-    return check_motion(episodes, FPS, "show")
+    return check_motion(episodes, FPS, lambda chosen: f"see {chosen}")
 
 
 def _warning(episodes: Episodes, what: str) -> str:
@@ -38,7 +38,7 @@ def test_a_spike_is_two_jumps_named_by_joint_frame_and_values(episodes: Episodes
     state[41, 4] = 150.0
     text = _warning(episodes, "jumps")
     assert "state: 2 jumps in episode 1, the largest: wrist_roll from 10.0 to 150.0 at frame 41" in text
-    assert "of episode 1; look at it: show 1;" in text
+    assert "of episode 1; see [1]" in text
 
 
 def test_a_turn_past_the_encoders_end_is_a_jump(episodes: Episodes) -> None:
@@ -66,7 +66,7 @@ def test_a_servo_that_does_not_follow_is_named(episodes: Episodes) -> None:
     episodes[2]["observation.state"][30:, 2] = episodes[2]["observation.state"][30, 2]
     text = _warning(episodes, "frozen")
     assert text.startswith("a joint does not follow its action: elbow_flex stays at ")
-    assert "for 60 frames from frame 30 of episode 2; check its servo and cable; look at it: show 2;" in text
+    assert "for 60 frames from frame 30 of episode 2; check its servo and cable; see [2]" in text
 
 
 def test_a_servo_that_follows_in_no_episode_is_left_to_the_shared_judgement(episodes: Episodes) -> None:
@@ -103,7 +103,9 @@ def test_an_episode_that_is_there_twice_is_named(episodes: Episodes) -> None:
 def test_short_episodes_are_named_three_at_most(episodes: Episodes) -> None:
     for index in range(10, 15):
         episodes[index] = {f: v[index : index + 20] for f, v in episodes[0].items()}
-    assert "shorter than 1 s: episodes 10, 11, 12, ...; delete" in _warning(episodes, "short")
+    assert "shorter than 1 s: episodes 10, 11, 12, ...; see [10, 11, 12, 13, 14]" in _warning(
+        episodes, "short"
+    )
 
 
 def test_episodes_of_one_frame_have_no_jumps(episodes: Episodes) -> None:
