@@ -2,9 +2,13 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The newest CPython of 3.12 or later that is on the PATH or under pyenv.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3 $$HOME/.pyenv/versions/3.1[23]*/bin/python; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$p" && break; done)
+# CPython 3.12 or 3.13, from the PATH, from pyenv, or from uv, which fetches one where it may.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && exit; \
+	done; uv python find --system 3.12 2>/dev/null)
+NO_PYTHON := no Python 3.12 or 3.13 found. Debian 13, Ubuntu 24.04: apt install python3-venv. Debian 12, Ubuntu 22.04: \
+	apt install pipx && pipx install uv, then make fetches one. Fedora, RHEL: dnf install python3.12. macOS: brew \
+	install python@3.13. Anywhere: make PYTHON=/path/to/python
 VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 8443
@@ -32,8 +36,8 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: requirements.lock
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.12 or newer found; install one or run make PYTHON=/path/to/python"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || uv python install 3.12 2>/dev/null || { echo "error: $(NO_PYTHON)" >&2; exit 2; }
+	"$(or $(PYTHON),$$(uv python find --system 3.12))" -m venv $(VENV)
 	@# What installs and builds the others comes first, out of the same lock.
 	awk '/^[^ #]/ {on = /^(setuptools|uv)==/} on' requirements.lock >$(VENV)/first.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/first.lock
@@ -45,16 +49,15 @@ $(VENV)/.installed: requirements.lock
 env: $(VENV)/.installed ## make the Python environment in .venv from the lock file
 
 # What names data of your own, in .env or the environment; docker/prepare.sh wants all three or none.
-OWN_DATA := $(SITE_A_DATA)$(SITE_B_DATA)$(EVALUATION_DATA)$(shell \
-	grep -sE '^(SITE_A_DATA|SITE_B_DATA|EVALUATION_DATA)=.' .env)
+OWN_DATA = $(strip $(shell docker/env.sh SITE_A_DATA SITE_B_DATA EVALUATION_DATA))
 
 .PHONY: certs
-certs: keys $(if $(OWN_DATA),,sample-data) ## what `docker compose up` needs: keys, sample data unless .env names your own, .env
+certs: keys $(if $(filter certs up,$(MAKECMDGOALS)),$(if $(OWN_DATA),,sample-data)) ## what `docker compose up` needs: keys, sample data unless .env names your own, .env
 	@docker/prepare.sh
 
 .PHONY: keys
 keys: $(VENV)/.installed ## issue what is missing of CA, certificate, site keys, secret (SITE=name adds a site, ROTATE=1 renews the certificate)
-	@$(PY) -m certs.issue $(if $(SITE),--site $(SITE)) $(if $(ROTATE),--rotate)
+	@$(PY) -m certs.issue $(if $(SITE),--site "$(SITE)") $(if $(ROTATE),--rotate)
 
 .PHONY: certs-check
 certs-check: $(VENV)/.installed ## show subjects, names and days left; exit 1 if something is wrong
@@ -65,8 +68,8 @@ sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a
 	@$(PY) -m federation.sample_data --out data/sample
 
 .PHONY: demo
-demo: keys $(if $(filter data/sample,$(DATA)),sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.demo --config $(CONFIG) --data $(DATA) --port $(PORT)
+demo: keys $(if $(subst data/sample,,$(DATA)),,sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
+	@$(PY) -m server.demo --config "$(CONFIG)" --data "$(DATA)" --port $(PORT)
 
 .PHONY: arm
 arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
@@ -75,8 +78,8 @@ arm: keys ## a federated run on an easier task, whose policy drives the simulate
 
 .PHONY: resume
 resume: keys ## go on with an interrupted run after its last complete round, as it began (RUN=name, or other CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data $(DATA)) \
-		$(if $(filter-out file,$(origin CONFIG)),--config $(CONFIG)) --port $(PORT)
+	@$(PY) -m server.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data "$(DATA)") \
+		$(if $(filter-out file,$(origin CONFIG)),--config "$(CONFIG)") --port $(PORT)
 
 .PHONY: rollback
 rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)
@@ -84,22 +87,22 @@ rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resum
 
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
-	@$(PY) -m server.report outputs/$(RUN)
+	@$(PY) -m server.report "outputs/$(RUN)"
 
 .PHONY: simulate
 simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20, SCENES=left,right)
-	@$(PY) -m server.simulation --policy $(or $(POLICY),outputs/$(RUN)/pretrained_model) \
-		--out $(or $(POLICY),outputs/$(RUN))/simulation.json --episodes $(or $(EPISODES),20) \
+	@$(PY) -m server.simulation --policy "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" \
+		--out "$(or $(POLICY),outputs/$(RUN))/simulation.json" --episodes $(or $(EPISODES),20) \
 		$(if $(SCENES),--variants $(SCENES))
 
 .PHONY: compare
 compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50 SCENES=)
-	@$(PY) -m server.compare $(A) $(B) --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
+	@$(PY) -m server.compare "$(A)" "$(B)" --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
 
 .PHONY: serve
 serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=name or POLICY=folder, SERVE_PORT=8080)
-	cd $(or $(POLICY),outputs/$(RUN)/pretrained_model) && \
-		$(CURDIR)/$(PY) -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=$(or $(SERVE_PORT),8080)
+	cd "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" && \
+		"$(CURDIR)/$(PY)" -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=$(or $(SERVE_PORT),8080)
 
 .PHONY: lint
 lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
@@ -112,7 +115,7 @@ lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 .PHONY: test
 test: $(VENV)/.installed ## the whole test suite with coverage; the tests with real processes on one core, the others beside them
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage $(VENV)/bin/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
@@ -142,8 +145,8 @@ study: $(VENV)/.installed ## federated against centralised training on four simu
 	$(PY) -m tests.benchmarks.study
 
 # Docker. GPU=1: NVIDIA devices for training.
-COMPOSE_FILES := $(or $(shell sed -n 's/^COMPOSE_FILE=//p' .env 2>/dev/null),docker-compose.yml)
-COMPOSE := $(if $(GPU),COMPOSE_FILE=$(COMPOSE_FILES):docker/compose.gpu.yml) docker compose
+COMPOSE = $(if $(GPU),COMPOSE_FILE="$(or $(shell docker/env.sh COMPOSE_FILE),docker-compose.yml):docker/compose.gpu.yml") \
+	docker compose
 
 .PHONY: base-image
 base-image: ## where no image registry can be reached: make the images' base from Debian packages, set .env accordingly
@@ -176,7 +179,7 @@ site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)
 
 .PHONY: doctor
 doctor: $(VENV)/.installed ## look at datasets and this machine before joining (DATA=folder, SUPERLINK=host:port, FULL=1)
-	@$(PY) -m client.doctor --dataset $(DATA) $(if $(FULL),--full) \
+	@$(PY) -m client.doctor --dataset "$(DATA)" $(if $(FULL),--full) \
 		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
 
 .PHONY: repair
@@ -196,5 +199,5 @@ lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of
 
 .PHONY: clean
 clean: ## remove the environment, caches and the sample data; recordings of your own, certificates and outputs stay
-	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m federation.sample_folder data/sample data/arm
+	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 "$(PYTHON)" -m federation.sample_folder data/sample data/arm
 	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """Looking at what `make certs` made: who it is for, how long it lasts, and what is wrong with it."""
 
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _open_permissions(out: Path) -> list[Finding]:
             continue
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            fix = f"chmod {'700' if path.is_dir() else '600'} {path}"
+            fix = f"chmod {'700' if path.is_dir() else '600'} {shlex.quote(str(path))}"
             findings.append(Finding("error", path, f"mode {mode:o}: others can open it; {fix}"))
     return findings
 

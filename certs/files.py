@@ -7,9 +7,12 @@ that the user, or a container under the user's id, cannot read.
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from certs.authority import CertificateError
 
 __all__ = ["locked", "move", "replace", "write_new"]
 
@@ -43,6 +46,8 @@ def replace(path: Path, content: bytes, *, private: bool = False) -> Path:
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # a strict umask would hide what is public
+            if private:
+                _require_closed(path, descriptor)
             _give_to_owner_of(path.parent, descriptor)
             file.write(content)
             file.flush()
@@ -61,6 +66,16 @@ def move(source: Path, target: Path) -> Path:
     finally:
         os.close(descriptor)
     return target
+
+
+def _require_closed(path: Path, descriptor: int) -> None:
+    """Raise a `CertificateError` where a mode does not hold: others would read the key that is to come."""
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if mode & 0o077:
+        raise CertificateError(
+            f"{path}: this file system keeps no permissions (mode {mode:o} after chmod 600), so others could "
+            "read the key; move the project to one that does, under WSL from /mnt/c into your Linux home"
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The doctor's look at this machine: scratch, the site's key, the authority's certificate, the device."""
 
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -54,7 +55,8 @@ def check_key(file: Path) -> list[Check]:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         return [Check("error", "key", f"{file}: {type(key).__name__}, must be on an elliptic curve; {again}")]
     if mode & 0o077:
-        return [Check("error", "key", f"{file}: mode {mode:o}, others can read it; chmod 600 {file}")]
+        fix = f"chmod 600 {shlex.quote(str(file))}, or where that changes nothing (WSL's /mnt/c) move it home"
+        return [Check("error", "key", f"{file}: mode {mode:o}, others can read it; {fix}")]
     return [Check("ok", "key", f"{file}: ECDSA {key.curve.name}, mode {mode:o}")]
 
 

@@ -23,8 +23,9 @@ docker info >/dev/null 2>&1 || fail "no Docker engine answers at ${DOCKER_HOST:-
 
 # Compose reads it: from now on nothing is pulled.
 [[ -f .env ]] || install -m 600 /dev/null .env  # it may hold tokens
-[[ -z $(tail -c 1 .env) ]] || echo >>.env
-grep -q '^COMPOSE_FILE=' .env || echo COMPOSE_FILE=docker-compose.yml:docker/compose.offline.yml >>.env
+# shellcheck source=docker/env.sh
+. docker/env.sh
+[[ -n $(value_in_file COMPOSE_FILE) ]] || append_to_file COMPOSE_FILE=docker-compose.yml:docker/compose.offline.yml
 if docker image inspect "$image" >/dev/null 2>&1; then
 	echo "$image exists"
 	exit 0

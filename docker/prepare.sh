@@ -20,12 +20,11 @@ owners_of() {
 	ls -ldn "$@" | awk '{print $3}' | sort -u | paste -sd ' ' -
 }
 
-# The value of a name as Compose takes it: the environment's, else that of the last line in .env.
-value_of() {
-	local value=${!1:-}
-	[[ -n $value ]] || value=$(sed -nE "s/^[[:space:]]*$1=[[:space:]]*//p" .env | tail -n 1 | tr -d '\r' |
-		sed -E -e "s/^'([^']*)'.*/\1/" -e t -e 's/^"([^"]*)".*/\1/' -e t -e 's/[[:space:]]+(#.*)?$//')
-	echo "$value"
+# The first file or folder below $1 that a test of find's, given behind it, does not hold of.
+first_without() {
+	local folder=$1
+	shift
+	find -L "$folder" ! \( "$@" \) -print 2>/dev/null | sed -n 1p
 }
 
 uid=$(id -u)
@@ -35,10 +34,11 @@ certs, or sudo make certs if they are root's"
 
 # It may hold tokens.
 [[ -f .env ]] || install -m 600 /dev/null .env
-[[ -z $(tail -c 1 .env) ]] || echo >>.env
 ((uid != 0)) || chown "$(owners_of .)" .env
 chmod 600 .env
 
+# shellcheck source=docker/env.sh
+. docker/env.sh
 configured=$(value_of FEDERATION_UID)
 group=$(value_of FEDERATION_GID)
 if ((uid == 0)); then
@@ -48,9 +48,10 @@ if ((uid == 0)); then
 	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites"
 fi
 configured=${configured:-$uid}
-grep -q '^FEDERATION_UID=' .env || printf 'FEDERATION_UID=%s\n' "$configured" >>.env
+[[ -n $(value_in_file FEDERATION_UID) ]] || append_to_file "FEDERATION_UID=$configured"
 ((uid != 0)) || group=${group:-$configured}
-grep -q '^FEDERATION_GID=' .env || printf 'FEDERATION_GID=%s\n' "${group:-$(id -g)}" >>.env
+group=${group:-$(id -g)}
+[[ -n $(value_in_file FEDERATION_GID) ]] || append_to_file "FEDERATION_GID=$group"
 # 0 is what a rootless engine calls the user who runs it.
 owners=$(owners_of "$certs"/superlink/* "$certs"/sites/*/*)
 ((configured == 0)) || [[ $owners == "$configured" ]] || fail "the containers run as user $configured \
@@ -66,12 +67,40 @@ done
 ((${#missing[@]} == 0 || ${#set_ones[@]} == 0)) || fail "${set_ones[*]} is set and ${missing[*]} is not, which \
 would mix your data with the simulated sample data: set all of ${names[*]} in .env, or none"
 
+# Prometheus and Grafana have ids of their own and read files of the project, which a clone under umask 077 hides.
+for folder in docker/prometheus docker/grafana configs; do
+	readable=(-type d -perm -005 -o ! -type d -perm -004)
+	[[ -z $(first_without "$folder" "${readable[@]}") ]] || chmod -R a+rX "$folder" 2>/dev/null || true
+	closed=$(first_without "$folder" "${readable[@]}")
+	[[ -z $closed ]] || fail "$closed cannot be read by the containers; run sudo chmod -R a+rX $folder"
+done
+
+# SELinux lets containers read what bears its label for them; Docker gives none to what is mounted.
+confined=false
+if [[ $(getenforce 2>/dev/null) == Enforcing ]] && docker info 2>/dev/null | grep -qiE '^ *selinux$|selinuxEnabled: true'; then
+	confined=true
+fi
+require_label() {
+	$confined || return 0
+	# shellcheck disable=SC2012
+	ls -Zd "$1" | grep -q ':container_file_t:' || fail "SELinux keeps containers from $1; run sudo chcon -R -t \
+container_file_t \"$1\""
+}
+for folder in "$certs/superlink" "$certs/sites" configs docker/prometheus docker/grafana; do require_label "$folder"; done
+
 # Docker would make an empty folder, owned by root, where one is missing.
 for default in SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout; do
 	name=${default%%=*}
 	folder=$(value_of "$name")
 	folder=${folder:-${default#*=}}
-	folder=${folder/#\~\//$HOME/}
-	# One with a variable in it: Compose puts that in, and refuses a folder that is missing.
-	[[ $folder == *\$* || -d $folder ]] || fail "$name: no folder $folder; set it in .env, or run make sample-data"
+	[[ $folder != \~* ]] || folder=$HOME/${folder#\~}
+	# One with a variable in it, where Compose could not be asked: it will put that in, and refuse a missing folder.
+	[[ -n $settings || $folder != *\$* ]] || continue
+	[[ -d $folder ]] || fail "$name: no folder $folder; set it in .env, or run make sample-data"
+	require_label "$folder"
+	((configured != 0)) || continue
+	closed=$(first_without "$folder" -type d -perm -005 -o ! -type d -perm -004 \
+		-o -user "$configured" -o -group "$group" -perm -040)
+	[[ -z $closed ]] || fail "$name: $closed cannot be read by user $configured, whom the containers run as \
+(FEDERATION_UID in .env); run chmod -R a+rX \"$folder\""
 done

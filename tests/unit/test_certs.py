@@ -533,3 +533,23 @@ def test_issuing_takes_less_than_a_second_and_imports_nothing_heavy(tmp_path: Pa
     subprocess.run([sys.executable, "-c", code, "--out", tmp_path / "g"], cwd=root, check=True)
     # The program needs 0.3 s; a loaded machine gets more.
     assert time.perf_counter() - start < 5
+
+
+def test_where_modes_do_not_hold_no_key_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As under /mnt/c of WSL, where chmod does nothing and every file is open to all.
+    stat_file = os.fstat
+
+    def open_to_all(descriptor: int) -> os.stat_result:
+        found = stat_file(descriptor)
+        return os.stat_result((found.st_mode | 0o777, *found[1:]))
+
+    monkeypatch.setattr(certs.files.os, "fstat", open_to_all)
+    (tmp_path / "certs.toml").write_text("hosts = []\n")
+    assert main(["--out", str(tmp_path / "out"), "--config", str(tmp_path / "certs.toml")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "ca.key: this file system keeps no permissions (mode 777 after chmod 600)" in error
+    assert "under WSL" in error
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []

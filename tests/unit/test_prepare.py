@@ -17,16 +17,26 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 Prepare = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def _write_program(file: Path, body: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What an operator has after `make keys` and `make sample-data`."""
     folder = tmp_path / "checkout"
     (folder / "docker").mkdir(parents=True)
-    shutil.copy(PROJECT / "docker" / "prepare.sh", folder / "docker")
+    for name in ("prepare.sh", "env.sh", "prometheus", "grafana"):
+        source = PROJECT / "docker" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / "docker" / name)
+    shutil.copytree(PROJECT / "configs", folder / "configs")
     issue_all(folder / "certs" / "generated", hosts=[], sites=["site-a", "site-b"])
     for name in ("site-a", "site-b", "holdout"):
         (folder / "data" / "sample" / name).mkdir(parents=True)
     (folder / "own").mkdir()
+    _write_program(folder / "bin" / "docker", "exit 1")  # without Compose, .env is read here
     return folder
 
 
@@ -38,7 +48,8 @@ def prepare(checkout: Path) -> Prepare:
         for path in (checkout, *checkout.parents):  # pytest's own folders are closed to others
             if user is not None and path.stat().st_uid == 0 and len(path.parts) > 2:
                 path.chmod(path.stat().st_mode | 0o711)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(checkout)} | variables
+        path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+        environment = {"PATH": path, "HOME": str(checkout)} | variables
         return subprocess.run(
             [str(checkout / "docker" / "prepare.sh")],
             env=environment,
@@ -78,6 +89,34 @@ def test_a_line_without_an_end_stays_a_line_of_its_own(checkout: Path, prepare: 
     (checkout / ".env").write_text("CONFIG=configs/demo.toml")
     assert prepare().returncode == 0
     assert [line.split("=")[0] for line in _env(checkout)] == ["CONFIG", "FEDERATION_UID", "FEDERATION_GID"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "FEDERATION_UID=",
+        " FEDERATION_UID = ",
+        "#FEDERATION_UID=7",
+        "MY_FEDERATION_UID=7",
+        "A='FEDERATION_UID=7'",
+    ],
+)
+def test_an_id_that_is_not_set_is_appended_and_wins(checkout: Path, prepare: Prepare, line: str) -> None:
+    (checkout / ".env").write_text(line)
+    assert prepare().returncode == 0
+    assert _env(checkout)[0] == line
+    assert [name.split("=")[0] for name in _env(checkout)[1:]] == ["FEDERATION_UID", "FEDERATION_GID"]
+
+
+@root_only
+@pytest.mark.parametrize(
+    "line", ["export FEDERATION_UID=4321", "FEDERATION_UID: '4321'", "\ufeffFEDERATION_UID=4321"]
+)
+def test_an_id_that_is_set_stays(checkout: Path, prepare: Prepare, line: str) -> None:
+    (checkout / ".env").write_text(line + "\r\n", newline="")
+    assert prepare().returncode == 0
+    assert [name.split("=")[0] for name in _env(checkout)[1:]] == ["FEDERATION_GID"]
+    assert _owners(checkout) == {4321}
 
 
 NAMES = ("SITE_A_DATA", "SITE_B_DATA", "EVALUATION_DATA")
@@ -123,6 +162,109 @@ def test_a_folder_that_is_missing_is_named(checkout: Path, prepare: Prepare) -> 
         2,
         "error: SITE_A_DATA: no folder ./nowhere; set it in .env, or run make sample-data\n",
     )
+
+
+def _closed(folder: Path) -> None:
+    """What a clone or a copy under umask 077 is like."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def test_what_prometheus_and_grafana_read_is_opened_in_a_clone_under_a_strict_umask(
+    checkout: Path, prepare: Prepare
+) -> None:
+    folders = [checkout / "docker" / "prometheus", checkout / "docker" / "grafana", checkout / "configs"]
+    for folder in folders:
+        _closed(folder)
+    assert prepare().returncode == 0
+    for path in (file for folder in folders for file in (folder, *folder.rglob("*"))):
+        assert path.stat().st_mode & 0o004, path
+        assert path.is_file() or path.stat().st_mode & 0o001, path
+    assert stat.S_IMODE((checkout / "certs" / "generated" / "ca" / "ca.key").stat().st_mode) == 0o600
+
+
+@root_only
+def test_files_that_cannot_be_opened_are_named_with_the_command(checkout: Path, prepare: Prepare) -> None:
+    _closed(checkout / "configs")
+    _write_program(checkout / "bin" / "chmod", 'test "$1" = -R || exec /bin/chmod "$@"')
+    result = prepare()
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: configs cannot be read by the containers; run sudo chmod -R a+rX configs\n",
+    )
+
+
+@root_only
+def test_data_that_the_containers_could_not_read_is_named_with_the_command(
+    checkout: Path, prepare: Prepare
+) -> None:
+    video = checkout / "data" / "sample" / "site-b" / "videos" / "file-000.mp4"
+    video.parent.mkdir()
+    video.touch(0o600)
+    result = prepare()
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert (
+        f"SITE_B_DATA: {video.relative_to(checkout)} cannot be read by user {OTHER}".replace(
+            "data/", "./data/"
+        )
+        in result.stderr
+    )
+    command = result.stderr.partition("run chmod")[2].strip()
+    subprocess.run(f"chmod {command}", shell=True, cwd=checkout, check=True)
+    assert prepare().returncode == 0
+
+
+@root_only
+def test_a_users_own_data_need_not_be_open_to_others(checkout: Path, prepare: Prepare) -> None:
+    _give(checkout, USER)
+    _closed(checkout / "data")
+    assert prepare(USER).returncode == 0
+
+
+def test_folders_without_the_label_that_selinux_wants_are_named(checkout: Path, prepare: Prepare) -> None:
+    _write_program(checkout / "bin" / "getenforce", "echo Enforcing")
+    assert prepare().returncode == 0  # an engine without SELinux
+    _write_program(checkout / "bin" / "docker", "test $1 = info && echo ' Security Options:\n  selinux'")
+    result = prepare()
+    assert result.returncode == 2
+    assert 'run sudo chcon -R -t container_file_t "certs/generated/superlink"' in result.stderr
+    _write_program(
+        checkout / "bin" / "ls",
+        'test "$1" != -Zd || exec echo system_u:object_r:container_file_t:s0 "$2"\nexec /bin/ls "$@"',
+    )
+    assert prepare().returncode == 0
+
+
+def _value_of(folder: Path, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key not in ("A", "B")} | variables
+    command = [str(folder / "docker" / "env.sh"), name]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        ("A=x", "x"),
+        ("A=x\r\n", "x"),
+        ("A='x y' # mine\n", "x y"),
+        ('A="x # y"\n', "x # y"),
+        ("A=x#y # z \n", "x#y"),
+        ("A=x\t# z\n", "x\t# z"),
+        ("A= # z\n", "# z"),
+        ("A=~/x y\n", "~/x y"),
+        ("A=x\nA=y\n", "y"),
+        ("A=x\nA=\n", ""),
+        ("export A=x\nAB=y\n#A=z\n", "x"),
+        (" A : x\n", "x"),
+        ("\ufeffA=x\n", "x"),
+    ],
+)
+def test_env_is_read_by_composes_rules_without_it(checkout: Path, content: str, value: str) -> None:
+    (checkout / ".env").write_text(content, newline="")
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    assert _value_of(checkout, "A", PATH=path).stdout == f"{value}\n"
+    assert _value_of(checkout, "A", PATH=path, A="").stdout == "\n"  # the environment wins, also if empty
 
 
 @root_only
