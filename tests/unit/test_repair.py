@@ -1,7 +1,10 @@
-"""What `client/repair.py` writes out of damaged datasets is judged whole, and LeRobot reads it."""
+"""The command that messages about damaged datasets name is run: LeRobot reads all that it writes."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from client.dataset_checks import check_dataset
 from client.repair import main, repair_dataset
-from federation.dataset_description import describe_dataset
+from federation.dataset_advice import repair
+from federation.dataset_description import describe_dataset, find_datasets
 from federation.errors import DatasetError
 from tests.synthetic import record_dataset
 
@@ -98,6 +103,22 @@ def test_a_whole_dataset_stays_what_it_is(
     np.testing.assert_allclose(old["action"]["mean"], repaired["action"]["mean"], rtol=1e-5, atol=1e-5)
 
 
+def follow(message: str) -> Path:
+    """Run the command that `message` names; the folder that it writes."""
+    command = re.search(r"make repair (DATA=.*?)( WITHOUT=[\d,]+)?(?= \w)", message)
+    assert command, message
+    (dataset,) = shlex.split(command[1].removeprefix("DATA="))
+    without = ["--without", command[2].removeprefix(" WITHOUT=")] if command[2] else []
+    assert main([dataset, *without]) == 0
+    return Path(f"{dataset}-repaired")
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(DatasetError) as caught:
+        describe_dataset(root)
+    return str(caught.value)
+
+
 def filter_rows(file: Path, without: int) -> None:
     table = pq.read_table(file, partitioning=None)
     pq.write_table(table.filter(pc.not_equal(table["episode_index"], without)), file)
@@ -159,13 +180,11 @@ def lose_frames(root: Path) -> None:
         (lambda root: change_column(root / DATA, "index", lambda index: index + 7), [0, 1, 2]),
     ],
 )
-def test_episodes_that_are_whole_are_saved(
-    copy: Path, frames: list[dict[str, Any]], new: Path, damage: Callable[[Path], None], kept: list[int]
+def test_the_command_in_the_message_saves_what_is_whole(
+    copy: Path, frames: list[dict[str, Any]], damage: Callable[[Path], None], kept: list[int]
 ) -> None:
     damage(copy)
-    lost = repair_dataset(copy, new)
-    assert set(lost) <= set(range(3)) - set(kept)
-    assert_trains(new, frames, kept)
+    assert_trains(follow(refusal(copy)), frames, kept)
 
 
 def test_an_episode_can_be_dropped(
@@ -189,8 +208,7 @@ def test_frames_of_a_video_get_their_place_in_time(
     copy: Path, frames: list[dict[str, Any]], new: Path, times: np.ndarray
 ) -> None:
     encode(copy / VIDEO, times, decode(copy / VIDEO))
-    repair_dataset(copy, new)
-    assert_trains(new, frames, [0, 1, 2], most=0.2)
+    assert_trains(follow(refusal(copy)), frames, [0, 1, 2], most=0.2)
 
 
 def test_the_recorded_times_are_believed_before_fps(copy: Path, new: Path) -> None:
@@ -217,8 +235,10 @@ def test_a_resumed_recording_that_broke_off_keeps_its_whole_sessions(
     dataset.save_episode()
     broken = Path(shutil.copytree(copy, tmp_path / "broken"))  # what is on the disk if the power goes now
     dataset.finalize()
-    repair_dataset(broken, new)
-    assert_trains(new, frames, [0, 1, 2])
+    message = refusal(broken)
+    assert "data/chunk-000/file-001.parquet has no end, as after a crash" in message
+    assert "episodes 0 to 2 are whole" in message
+    assert_trains(follow(message), frames, [0, 1, 2])
 
 
 def as_format_2(root: Path, version: str) -> None:
@@ -250,12 +270,12 @@ def as_format_2(root: Path, version: str) -> None:
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
 def test_format_2_becomes_format_3(copy: Path, frames: list[dict[str, Any]], new: Path, version: str) -> None:
     as_format_2(copy, version)
-    assert repair_dataset(copy, new) == {}
-    assert_trains(new, frames, [0, 1, 2], most=0.2)
+    assert_trains(follow(refusal(copy)), frames, [0, 1, 2], most=0.2)
 
 
 def test_where_nothing_is_whole_nothing_is_written(copy: Path, new: Path) -> None:
     (copy / DATA).write_bytes(b"PAR1")
+    assert refusal(copy).endswith("no episode of it can be saved")
     with pytest.raises(DatasetError, match=r"nothing can be saved: no episode is whole.*has no end"):
         repair_dataset(copy, new)
     assert not new.exists()
@@ -266,3 +286,57 @@ def test_nothing_is_replaced(original: Path, new: Path) -> None:
     new.mkdir()
     with pytest.raises(DatasetError, match="new exists: remove it"):
         repair_dataset(original, new)
+
+
+def test_what_the_doctor_warns_of_can_be_dropped(copy: Path, frames: list[dict[str, Any]]) -> None:
+    def repeat(values: np.ndarray) -> np.ndarray:
+        values[FRAMES : 2 * FRAMES] = values[:FRAMES]
+        return values
+
+    change_column(copy / DATA, "action", repeat)
+    change_column(copy / DATA, "observation.state", repeat)
+    (warning,) = (check for check in check_dataset(copy, ("top", "wrist")) if check.what == "duplicates")
+    assert_trains(follow(warning.text), frames, [0, 2])
+
+
+def test_a_repaired_dataset_takes_the_place_of_the_damaged(copy: Path) -> None:
+    put_nan(copy)
+    repaired = follow(refusal(copy))
+    shutil.copytree(copy, copy.parent / "site-b")
+    shutil.copytree(copy, copy.parent / "site-b_old")  # as LeRobot's conversion leaves beside it
+    assert find_datasets(copy.parent) == {"site-a": repaired, "site-b": copy.parent / "site-b"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({}, "make repair DATA='/data/my arm' WITHOUT=3,7"),
+        ({"FEDERATION_MOUNTED": "/data=./recordings"}, "make repair DATA='recordings/my arm' WITHOUT=3,7"),
+        ({"FEDERATION_REPAIR": "docker repair"}, "docker repair --without 3,7"),
+    ],
+)
+def test_the_command_fits_where_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], command: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert repair(Path("/data/my arm"), [3, 7]) == command
+
+
+def test_make_runs_it() -> None:
+    line = ["make", "--dry-run", "repair", "DATA=my data/site-a", "WITHOUT=3,7"]
+    repository = Path(__file__).parents[2]
+    shown = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=True).stdout
+    assert 'python -m client.repair "my data/site-a"  --without "3,7"' in shown
+
+
+def test_in_a_sites_container_it_writes_to_scratch(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDERATION_REPAIR", "docker compose run --rm supernode repair")
+    monkeypatch.setenv("FEDERATION_DATASET", str(copy))
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert main([]) == 0
+    assert "in .env: DATASET=./scratch/repaired" in capsys.readouterr().out
+    assert describe_dataset(tmp_path / "scratch/repaired").episodes == 3
