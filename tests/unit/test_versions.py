@@ -5,7 +5,7 @@ import pytest
 
 from federation import versions as module
 from federation.errors import FederationError
-from federation.versions import check_versions, versions
+from federation.versions import INSTALL_SIMULATOR, check_versions, versions
 
 PROJECT = Path(module.__file__).parents[1]
 
@@ -31,3 +31,10 @@ def test_a_patch_release_may_differ_another_release_or_other_code_may_not() -> N
         check_versions(ours | {"lerobot": "0.7.0"}, ours)
     with pytest.raises(FederationError, match="it runs app xyz, the server abc: install"):
         check_versions(ours | {"app": "xyz"}, ours)
+
+
+def test_the_simulator_is_installed_in_the_versions_of_the_lock() -> None:
+    lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
+    pinned = INSTALL_SIMULATOR.removeprefix("pip install ").split()
+    assert len(pinned) == 2
+    assert all(f"\n{package} " in lock for package in pinned)
