@@ -9,6 +9,7 @@ __all__ = [
     "PolicyError",
     "RejectionCode",
     "WireError",
+    "first_cause",
     "one_line",
 ]
 
@@ -78,6 +79,13 @@ class WireError(FederationError):
     """A message from another party is malformed, tampered with or numerically unusable."""
 
     code = RejectionCode.MALFORMED
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What made `error` be raised: some libraries say nothing in the error that they raise from another."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def one_line(said: str | BaseException) -> str:

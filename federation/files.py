@@ -5,6 +5,7 @@ Keys have a writer of their own in `certs/files.py`: theirs must never be readab
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "remove_unfinished", "write_atomically", "write_folder", "write_json"]
+__all__ = [
+    "expand_home",
+    "fingerprint",
+    "flush",
+    "remove_unfinished",
+    "write_atomically",
+    "write_folder",
+    "write_json",
+]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -114,3 +123,17 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names, sizes and modification times of all files in `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts = file.stat()
+        digest.update(f"{file.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def expand_home(source: str) -> str:
+    """`source`, a path or a Hub id, with this user's home folder for a `~` at its start."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source

@@ -17,6 +17,7 @@ from federation.claims import max_weight
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import PolicyError
+from federation.files import expand_home
 from federation.statistics import FEATURES, SKETCH, Statistics
 
 __all__ = ["choose_normalisation", "merge_statistics"]
@@ -60,10 +61,15 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
         [{f: {n: v for n, v in site[f].items() if n != SKETCH} for f in FEATURES} for site in reported]
     )
     for feature, named in merged.items():
-        named["std"] = np.where(named["std"] < _FROZEN_STD, 1.0, named["std"])
+        named["std"] = _guard_std(named["std"])
         sketches = [site[feature][SKETCH] for site in reported]
         named.update(_merge_quantiles(sketches, [float(site[feature]["count"][0]) for site in reported]))
     return merged
+
+
+def _guard_std(std: np.ndarray) -> np.ndarray:
+    """Deviations (joints,), 1 in place of one too small to divide by."""
+    return np.where(std < _FROZEN_STD, 1.0, std)
 
 
 def _merge_quantiles(sketches: Sequence[np.ndarray], counts: Sequence[float]) -> dict[str, np.ndarray]:
@@ -91,6 +97,7 @@ def _pretrained_statistics(source: str) -> Statistics:
     """The statistics that the policy in `source`, a folder or Hub id, was trained with."""
     from safetensors.numpy import load_file
 
+    source = expand_home(source)
     where = f"policy.pretrained = {source!r}"
     fix = "choose policy.normalisation = 'federated'"
     try:
@@ -112,6 +119,9 @@ def _pretrained_statistics(source: str) -> Statistics:
     for feature, named in statistics.items():
         if any(named.get(name, np.empty(0)).shape != (ARM_DIM,) for name in ("mean", "std")):
             raise PolicyError(f"{where}: brings no mean and std of {feature} with {ARM_DIM} values; {fix}")
+        if not all(np.isfinite(named[name]).all() for name in ("mean", "std")):
+            raise PolicyError(f"{where}: its mean or std of {feature} is NaN or infinite; {fix}")
+        named["std"] = _guard_std(named["std"])
     return statistics
 
 

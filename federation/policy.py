@@ -9,6 +9,7 @@ Weights are fp32 everywhere; on CUDA the forward pass runs under bf16 autocast.
 
 import contextlib
 import hashlib
+import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers.initialization import no_init_weights
 from federation.config import PolicyConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import PolicyError, one_line
+from federation.files import expand_home
 from federation.statistics import Statistics
 from federation.vlm_folder import vlm_folder
 
@@ -34,6 +36,7 @@ __all__ = [
     "Processors",
     "autocast",
     "build_policy",
+    "build_policy_config",
     "build_processors",
     "frozen_fingerprint",
     "load_trainable",
@@ -42,6 +45,7 @@ __all__ = [
 ]
 
 _TOY_IMAGE_PIXELS = 64  # of `tiny` and `small`
+_OLD_BUFFERS = "normalize_inputs"
 _TOY_MAX_TOKENS = 96  # bytes, since the stand-in tokenizer has one token for each
 
 Processors = tuple[Any, Any]
@@ -74,8 +78,29 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
     Raises:
         PolicyError: the pretrained policy cannot be found, or its weights do not fit its configuration.
     """
+    smolvla = build_policy_config(config, cache)
     if config.size == "pretrained":
-        policy = _load_pretrained(config)
+        policy = _load_pretrained(config, smolvla)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            policy = SmolVLAPolicy(smolvla)
+    policy.float()
+    policy.config.device = str(device)
+    return policy.to(device).eval()
+
+
+def build_policy_config(config: PolicyConfig, cache: Path) -> SmolVLAConfig:
+    """The configuration of the policy that `config` names, with the federation's features; no weights.
+
+    Args:
+        cache: as for `build_policy`.
+
+    Raises:
+        PolicyError: the pretrained policy cannot be found, or is no SmolVLA policy.
+    """
+    if config.size == "pretrained":
+        smolvla = _pretrained_config(config)
     else:
         settings: dict[str, Any] = {}
         if config.size != "smolvla":
@@ -92,13 +117,8 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
             device="cpu",
             **settings,
         )
-        _apply(config, smolvla)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            policy = SmolVLAPolicy(smolvla)
-    policy.float()
-    policy.config.device = str(device)
-    return policy.to(device).eval()
+    _apply(config, smolvla)
+    return smolvla
 
 
 def build_processors(policy: SmolVLAPolicy, statistics: Statistics) -> Processors:
@@ -146,8 +166,9 @@ def frozen_fingerprint(policy: SmolVLAPolicy) -> str:
     return digest.hexdigest()
 
 
-def _load_pretrained(config: PolicyConfig) -> SmolVLAPolicy:
-    where = config.pretrained
+def _pretrained_config(config: PolicyConfig) -> SmolVLAConfig:
+    where = expand_home(config.pretrained)
+    _check_whole(where)
     try:
         smolvla = SmolVLAConfig.from_pretrained(where)
     except Exception as error:  # the Hub client raises a dozen types; all mean: not to be had
@@ -159,16 +180,38 @@ def _load_pretrained(config: PolicyConfig) -> SmolVLAPolicy:
         raise PolicyError(f"policy.pretrained = {where!r}: is a {smolvla.type} policy; must be smolvla")
     smolvla.load_vlm_weights = False  # they are in the policy's own safetensors
     if config.vlm:
-        smolvla.vlm_model_name = config.vlm
-    _apply(config, smolvla)
+        smolvla.vlm_model_name = expand_home(config.vlm)
+    return smolvla
+
+
+def _check_whole(where: str) -> None:
+    """Raise a `PolicyError` if the folder `where` holds an adapter without the policy that it adapts."""
+    folder = Path(where)
+    if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
+        raise PolicyError(
+            f"policy.pretrained = {where!r}: holds a LoRA adapter (adapter_config.json), not a whole policy; "
+            "merge it into the policy that it was trained from, with peft's merge_and_unload, and save that"
+        )
+
+
+def _load_pretrained(config: PolicyConfig, smolvla: SmolVLAConfig) -> SmolVLAPolicy:
+    where = expand_home(config.pretrained)
     try:
         # Random values for every weight, which are then overwritten, cost ten seconds at full size.
         with no_init_weights():
             return SmolVLAPolicy.from_pretrained(where, config=smolvla, strict=True)
     except Exception as error:
+        reason, fix = one_line(error), "it needs model.safetensors and the VLM folder"
+        if _OLD_BUFFERS in str(error):
+            reason = f"LeRobot before 0.4 saved it, with {_OLD_BUFFERS} among its weights"
+            fix = (
+                "convert it with python -m lerobot.processor.migrate_policy_normalization "
+                f"--pretrained-path={shlex.quote(where)} and name the folder that this writes; it also "
+                "needs the VLM folder"
+            )
         raise PolicyError(
-            f"policy.pretrained = {where!r}: cannot be loaded ({one_line(error)}); "
-            f"it needs model.safetensors and the VLM folder {smolvla.vlm_model_name!r} (policy.vlm)"
+            f"policy.pretrained = {where!r}: cannot be loaded ({reason}); "
+            f"{fix} {smolvla.vlm_model_name!r} (policy.vlm)"
         ) from error
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors.numpy import load_file, save_file
 
 from federation.config import PolicyConfig
 from federation.dataset_description import describe_dataset
@@ -156,3 +157,40 @@ def test_a_pretrained_policy_without_statistics_says_so(tmp_path: Path) -> None:
     config = PolicyConfig(pretrained=str(tmp_path), normalisation="pretrained")
     with pytest.raises(PolicyError, match=r"cannot be read .* choose policy.normalisation = 'federated'"):
         choose_normalisation(config, [])
+
+
+def _change_saved_statistics(folder: Path, **changes: np.ndarray | None) -> None:
+    """Change what the normaliser in `folder` holds of the action; None takes it out."""
+    (file,) = folder.glob("policy_preprocessor*normalizer*.safetensors")
+    tensors = load_file(file)
+    for name, values in changes.items():
+        del tensors[f"action.{name}"]
+        if values is not None:
+            tensors[f"action.{name}"] = values.astype(np.float32)
+    save_file(tensors, file)
+
+
+def test_a_joint_that_never_moved_in_the_pretrained_statistics_does_not_blow_up(
+    policy, statistics, tmp_path: Path
+) -> None:
+    save_policy_folder(tmp_path / "base", policy, build_processors(policy, statistics), "card")
+    std = statistics["action"]["std"].copy()
+    std[[2, 4]] = 0, 1e-6
+    _change_saved_statistics(tmp_path / "base", std=std)
+    chosen = choose_normalisation(
+        PolicyConfig(pretrained=str(tmp_path / "base"), normalisation="pretrained"), []
+    )
+    assert chosen["action"]["std"][[2, 4]].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(chosen["action"]["std"][[0, 1]], std[[0, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("std", "text"), [(None, "brings no mean and std of action"), (np.full(6, np.nan), "is NaN or infinite")]
+)
+def test_pretrained_statistics_that_cannot_serve_are_refused(
+    policy, statistics, tmp_path: Path, std: np.ndarray | None, text: str
+) -> None:
+    save_policy_folder(tmp_path / "base", policy, build_processors(policy, statistics), "card")
+    _change_saved_statistics(tmp_path / "base", std=std)
+    with pytest.raises(PolicyError, match=rf"{text}.* choose policy.normalisation = 'federated'"):
+        choose_normalisation(PolicyConfig(pretrained=str(tmp_path / "base"), normalisation="pretrained"), [])

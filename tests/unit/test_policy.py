@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from safetensors.torch import load_file, save_file
 
 from federation.config import PolicyConfig
 from federation.errors import PolicyError
 from federation.policy import (
     build_policy,
+    build_policy_config,
     build_processors,
     frozen_fingerprint,
     load_trainable,
@@ -103,8 +105,6 @@ def test_a_missing_pretrained_policy_is_named(tmp_path: Path, cache: Path) -> No
 
 
 def test_pretrained_weights_with_a_missing_tensor_are_refused(policy, tmp_path: Path, cache: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     policy.save_pretrained(tmp_path / "base")
     file = tmp_path / "base" / "model.safetensors"
     tensors = load_file(file)
@@ -138,3 +138,59 @@ def test_the_vlm_folder_is_the_same_wherever_it_is_built(tmp_path: Path) -> None
     assert "tokenizer.json" in files
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
     assert list((tmp_path / "a").iterdir()) == [first]
+
+
+def _pretrained(folder: Path | str, **settings: str) -> PolicyConfig:
+    return PolicyConfig(size="pretrained", pretrained=str(folder), **settings)  # type: ignore[arg-type]
+
+
+def test_a_policy_of_an_old_lerobot_is_told_apart_with_the_command_that_converts_it(
+    policy, tmp_path: Path, cache: Path
+) -> None:
+    base = tmp_path / "my base"
+    policy.save_pretrained(base)
+    buffers = {
+        f"{name}.buffer_{key}.{value}": torch.ones(6)
+        for name, key in (("normalize_inputs", "observation_state"), ("unnormalize_outputs", "action"))
+        for value in ("mean", "std")
+    }
+    save_file(load_file(base / "model.safetensors") | buffers, base / "model.safetensors")
+    with pytest.raises(PolicyError) as refused:
+        build_policy(_pretrained(base), seed=0, device=CPU, cache=cache)
+    assert "LeRobot before 0.4 saved it, with normalize_inputs among its weights" in str(refused.value)
+    assert f"migrate_policy_normalization --pretrained-path='{base}'" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_tilde_is_this_users_home(
+    policy, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    policy.save_pretrained(tmp_path / "models" / "base")
+    loaded = build_policy(_pretrained("~/models/base"), seed=9, device=CPU, cache=cache)
+    assert frozen_fingerprint(loaded) == frozen_fingerprint(policy)
+    with pytest.raises(PolicyError, match=f"policy.pretrained = '{tmp_path}/models/none': no policy"):
+        build_policy_config(_pretrained("~/models/none"), cache)
+
+
+def test_an_adapter_alone_is_no_policy(policy, tmp_path: Path, cache: Path) -> None:
+    policy.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(PolicyError, match=r"holds a LoRA adapter .* merge it into the policy"):
+        build_policy(_pretrained(tmp_path), seed=0, device=CPU, cache=cache)
+
+
+@pytest.mark.parametrize("size", ["tiny", "pretrained"])
+def test_a_configuration_is_the_policys_own_and_needs_no_weights(
+    policy, tmp_path: Path, cache: Path, size: str
+) -> None:
+    policy.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    config = PolicyConfig(size=size, pretrained=str(tmp_path))
+    made = build_policy_config(config, cache)
+    assert (made.input_features, made.output_features) == (
+        policy.config.input_features,
+        policy.config.output_features,
+    )
+    assert made.resize_imgs_with_padding == policy.config.resize_imgs_with_padding
