@@ -6,24 +6,68 @@ from typing import Any
 
 import av
 import torch
+from datasets import Dataset as ArrowDataset
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.factory import resolve_delta_timestamps
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.feature_utils import get_hf_features_from_features
+from lerobot.datasets.io_utils import hf_transform_to_torch
 from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_IMAGES, OBS_STATE
+from lerobot.utils.utils import SuppressProgressBars
+from pyarrow import dataset as parquet
+from torch.utils.data import Dataset
 
-from federation.errors import DatasetError, one_line
+from federation.errors import DatasetError, first_cause, one_line
 
-__all__ = ["DECODE_ERRORS", "open_dataset", "policy_inputs", "with_empty_cameras"]
+__all__ = ["DECODE_ERRORS", "Frames", "open_dataset", "policy_inputs", "with_empty_cameras"]
 
 _EMPTY_PIXELS = 8  # SmolVLA scales every image; a small black one is enough
+_TOLERANCE_SECONDS = 1e-4  # LeRobot's own, between the time of a frame and that of its picture
 
 DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegError, OSError)
 """What LeRobot raises for a frame whose video is truncated, damaged or out of step with its timestamps."""
 
 
-def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | None = None) -> LeRobotDataset:
+class _Reader(DatasetReader):
+    """LeRobot's reader, of the columns that its metadata names; data/ may have others."""
+
+    def _load_hf_dataset(self) -> ArrowDataset:
+        features = get_hf_features_from_features(self._meta.features)
+        files = [str(path) for path in sorted((self.root / "data").glob("*/*.parquet"))]
+        chosen = parquet.field("episode_index").isin(self.episodes)
+        with SuppressProgressBars():
+            table = ArrowDataset.from_parquet(
+                files, filters=chosen, features=features, columns=list(features)
+            )
+        table.set_transform(hf_transform_to_torch)
+        return table
+
+
+class Frames(Dataset[dict[str, Any]]):
+    """The frames of a reader, as `LeRobotDataset` gives them."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return self._reader.num_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._reader.get_item(index)
+
+    def position(self, number: int) -> int:
+        """Where the frame with this number in the dataset is among those that were opened."""
+        return int(self._reader._absolute_to_relative_idx[number])
+
+
+def open_dataset(
+    root: Path,
+    policy: SmolVLAConfig,
+    episodes: Sequence[int] | None = None,
+    cameras: Mapping[str, str] | None = None,
+) -> Frames:
     """Open the dataset in `root` so that each item is one training sample of `policy`.
 
     An item has `observation.state` (1, 6), `observation.images.<camera>` (3, H, W) in [0, 1],
@@ -32,24 +76,43 @@ def open_dataset(root: Path, policy: SmolVLAConfig, episodes: Sequence[int] | No
 
     Args:
         episodes: indices of the episodes to open; all of them if None.
+        cameras: the policy's camera -> the dataset's: only these are opened and decoded. All if None.
 
     Raises:
         DatasetError: LeRobot cannot open it.
     """
-    name = f"local/{root.name}"
     try:
-        metadata = LeRobotDatasetMetadata(name, root=root)
-        return LeRobotDataset(
-            name,
-            root=root,
-            episodes=None if episodes is None else list(episodes),
-            delta_timestamps=resolve_delta_timestamps(policy, metadata),
-            video_backend="pyav",
+        metadata = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+        metadata.info.features = _used_features(metadata.features, cameras)
+        reader = _Reader(
+            metadata,
+            root,
+            # Without a list LeRobot takes a frame's number for that of its row; rows lie in any order.
+            list(range(metadata.total_episodes) if episodes is None else episodes),
+            _TOLERANCE_SECONDS,
+            "pyav",
+            resolve_delta_timestamps(policy, metadata),
+            image_transforms=None,
         )
+        reader.load_and_activate()
     except Exception as error:  # parquet, JSON and version errors of three libraries
+        cause = one_line(first_cause(error))
         raise DatasetError(
-            f"dataset {root}: LeRobot cannot open it ({one_line(error)}); copy it again"
+            f"dataset {root}: LeRobot cannot open it ({cause}); meta/info.json must describe what data/ and "
+            "meta/ hold: correct it, or record the dataset again with LeRobot 0.6"
         ) from error
+    return Frames(reader)
+
+
+def _used_features(
+    recorded: Mapping[str, dict[str, Any]], cameras: Mapping[str, str] | None
+) -> dict[str, dict[str, Any]]:
+    """Those of the features `recorded` that training reads."""
+    wanted = {OBS_STATE, ACTION, *DEFAULT_FEATURES}
+    if cameras is not None:
+        wanted |= {f"{OBS_IMAGES}.{own}" for own in cameras.values()}
+    is_used = {key: key in wanted or (cameras is None and key.startswith(OBS_IMAGES)) for key in recorded}
+    return {**DEFAULT_FEATURES, **{key: value for key, value in recorded.items() if is_used[key]}}
 
 
 def policy_inputs(
@@ -67,7 +130,9 @@ def policy_inputs(
             camera = feature.removeprefix(f"{OBS_IMAGES}.")
             keys[feature] = f"{OBS_IMAGES}.{cameras.get(camera)}"
         keys = {key: own for key, own in keys.items() if own in item}
-    return {key: item[own] for key, own in keys.items()}
+    inputs = {key: item[own] for key, own in keys.items()}
+    # Of a PNG LeRobot gives a series of one picture, (1, 3, H, W), of a video the picture itself.
+    return {k: v[-1] if k in policy.image_features and v.ndim == 4 else v for k, v in inputs.items()}
 
 
 def with_empty_cameras(inputs: dict[str, Any], policy: SmolVLAConfig) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
+from federation.files import fingerprint
 from federation.logs import get_logger
 
-__all__ = ["SampleCache", "open_samples"]
+__all__ = ["SampleCache", "open_samples", "shrunk_size"]
 
 _CHECKSUM = "crc32"
 _TEXT_BYTES = 512  # of a task; a longer one is not cached
@@ -116,10 +117,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         return self._shrunk(policy_inputs(self._dataset[index], self._policy, self._cameras))
 
     def _shrunk(self, sample: dict[str, Any]) -> dict[str, Any]:
-        size = self._policy.resize_imgs_with_padding
-        if size is None:
-            return sample
-        return {key: _shrink(v, *size) if _is_image(key, v) else v for key, v in sample.items()}
+        return {key: _shrink(v, self._policy) if _is_image(key, v) else v for key, v in sample.items()}
 
     def _probe_layout(self) -> np.dtype[Any] | None:
         """The layout of a record, from the first sample that can be decoded."""
@@ -176,31 +174,30 @@ def open_samples(
         DatasetError: LeRobot cannot open the dataset.
     """
     return SampleCache(
-        open_dataset(root, policy, episodes),
+        open_dataset(root, policy, episodes, cameras),
         policy,
         name=str(root),
         folder=folder,
-        source=f"{_fingerprint(root)}/{cameras}/{episodes}",
+        source=f"{fingerprint(root)}/{cameras}/{episodes}",
         max_bytes=max_bytes,
         cameras=cameras,
     )
 
 
-def _fingerprint(root: Path) -> str:
-    """SHA-256 over the names, sizes and modification times of all files of the dataset in `root`."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        facts = file.stat()
-        digest.update(f"{file.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+def shrunk_size(size: tuple[int, int], policy: SmolVLAConfig) -> tuple[int, int]:
+    """(height, width) of an image of `size`, scaled down as SmolVLA does before it pads; never up."""
+    if policy.resize_imgs_with_padding is None:
+        return size
+    width, height = policy.resize_imgs_with_padding
+    ratio = max(size[1] / width, size[0] / height, 1)
+    return int(size[0] / ratio), int(size[1] / ratio)
 
 
-def _shrink(image: Tensor, width: int, height: int) -> Tensor:
-    """Scale an image (C, H, W) down to fit `width` x `height` as SmolVLA does before it pads; never up."""
-    ratio = max(image.shape[2] / width, image.shape[1] / height)
-    if ratio <= 1:
+def _shrink(image: Tensor, policy: SmolVLAConfig) -> Tensor:
+    """Scale an image (C, H, W) down to what the policy would scale it to."""
+    size = shrunk_size((image.shape[1], image.shape[2]), policy)
+    if size == image.shape[1:]:
         return image
-    size = (int(image.shape[1] / ratio), int(image.shape[2] / ratio))
     return functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from federation.cameras import match_cameras
+from federation.cameras import CameraChoice
 from federation.config import EvaluationConfig
 from federation.dataset import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
 from federation.dataset_description import DatasetDescription, describe_dataset
@@ -71,7 +71,7 @@ class Evaluator:
     Args:
         policy: built once, its trainable weights are overwritten at each evaluation.
         datasets: name -> folder.
-        descriptions: what `describe_dataset` says of each; None reads them here.
+        descriptions: what `describe_dataset` says of each, with the policy's cameras; None reads them here.
         measured_on: the digest that goes into every evaluation (see `measure`).
 
     Raises:
@@ -92,13 +92,14 @@ class Evaluator:
         self._preprocessor, self._postprocessor = build_processors(policy, statistics)
         self._datasets, self._cameras = {}, {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
+        choice = CameraChoice(wanted, may_lack=len(wanted))
         for name, root in datasets.items():
-            description = descriptions[name] if descriptions else describe_dataset(root)
+            description = (descriptions or {}).get(name) or describe_dataset(root, choice)
             episodes = description.usable_episodes
             if config.eval_mode == "quick":
                 episodes = episodes[: config.quick_episodes]
-            self._datasets[name] = open_dataset(root, policy.config, episodes)
-            self._cameras[name] = match_cameras(wanted, description.cameras, {}, len(wanted), name)
+            self._cameras[name] = description.used_cameras
+            self._datasets[name] = open_dataset(root, policy.config, episodes, description.used_cameras)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Evaluate `weights` (the trainable parameters) on every dataset.

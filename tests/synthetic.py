@@ -3,11 +3,15 @@
 A coloured square follows a sine; the joints follow it too, so there is something to learn.
 """
 
+import json
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -26,16 +30,18 @@ def record_dataset(
     dim: int = 6,
     fps: int = FPS,
     reach: float = 60.0,
+    codec: str = "h264",
 ) -> Path:
     """Record a dataset of `episodes` x `frames` frames in `root` and return `root`.
 
     Args:
         reach: degrees to either side that the joints go.
+        codec: "h264", "hevc", "libsvtav1" or "image", for PNG.
     """
     names = [f"{joint}.pos" for joint in JOINTS][:dim]
     vector = {"dtype": "float32", "shape": (dim,), "names": names}
     image = {
-        "dtype": "video",
+        "dtype": "image" if codec == "image" else "video",
         "shape": (EDGE_PIXELS, EDGE_PIXELS, 3),
         "names": ["height", "width", "channels"],
     }
@@ -49,7 +55,7 @@ def record_dataset(
             "action": vector,
             **{f"observation.images.{camera}": image for camera in cameras},
         },
-        rgb_encoder=RGBEncoderConfig(vcodec="h264"),
+        rgb_encoder=RGBEncoderConfig(vcodec="h264" if codec == "image" else codec),
     )
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:EDGE_PIXELS, :EDGE_PIXELS]
@@ -72,6 +78,71 @@ def record_dataset(
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def video_of(root: Path, camera: str) -> Path:
+    """The first video of the camera."""
+    return root / "videos" / f"observation.images.{camera}" / "chunk-000" / "file-000.mp4"
+
+
+def read_pictures(video: Path) -> list[np.ndarray]:
+    """The pictures of a video, (height, width, 3) uint8 each."""
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def write_video(video: Path, pictures: list[np.ndarray], fps: int = FPS, codec: str = "h264") -> None:
+    """Write pictures (height, width, 3) uint8 as a video, in place of one that is there."""
+    video.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.gop_size = "yuv420p", 2
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def set_info(root: Path, **changes: Any) -> None:
+    """Set keys of meta/info.json, one in a feature as `{"features": {"action": {"shape": [12]}}}`."""
+    file = root / "meta" / "info.json"
+    info = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        if key == "features":
+            for feature, entry in value.items():
+                info["features"][feature] = info["features"].get(feature, {}) | entry
+        else:
+            info[key] = value
+    file.write_text(json.dumps(info), encoding="utf-8")
+
+
+def set_episodes(root: Path, columns: dict[str, list[Any]]) -> None:
+    """Set columns of meta/episodes."""
+    (file,) = (root / "meta" / "episodes").glob("*/*.parquet")
+    table = pq.read_table(file)
+    for key, values in columns.items():
+        column = pa.array(values, table.schema.field(key).type)
+        table = table.set_column(table.column_names.index(key), key, column)
+    pq.write_table(table, file)
+
+
+def split_video(root: Path, camera: str, size: tuple[int, int]) -> None:
+    """Put the last half of the episodes, all equally long, into a second video of another (height, width)."""
+    video, key = video_of(root, camera), f"videos/observation.images.{camera}"
+    (file,) = (root / "meta" / "episodes").glob("*/*.parquet")
+    lengths = pq.read_table(file, columns=["length"])["length"].to_pylist()
+    half, seconds = len(lengths) // 2, lengths[0] / FPS
+    pictures = read_pictures(video)
+    first, second = pictures[: half * lengths[0]], pictures[half * lengths[0] :]
+    write_video(video, first)
+    tall, wide = size
+    write_video(video.with_name("file-001.mp4"), [np.tile(one, (2, 2, 1))[:tall, :wide] for one in second])
+    starts = [i * seconds for i in (*range(half), *range(len(lengths) - half))]
+    columns = {"from_timestamp": starts, "to_timestamp": [start + seconds for start in starts]}
+    files = [0] * half + [1] * (len(lengths) - half)
+    set_episodes(
+        root, {f"{key}/{name}": values for name, values in (columns | {"file_index": files}).items()}
+    )
 
 
 def blank_frames(video: Path, frames: Container[int]) -> None:

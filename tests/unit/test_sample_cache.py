@@ -71,7 +71,7 @@ def test_shrinking_leaves_what_the_policy_sees(policy, height: int, width: int) 
 
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(1))
     seen = resize_with_pad(image[None], 64, 64, pad_value=0)
-    assert torch.equal(resize_with_pad(_shrink(image, 64, 64)[None], 64, 64, pad_value=0), seen)
+    assert torch.equal(resize_with_pad(_shrink(image, policy.config)[None], 64, 64, pad_value=0), seen)
 
 
 def test_a_damaged_record_is_decoded_again(policy, root) -> None:
