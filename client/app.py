@@ -1,8 +1,8 @@
 """The ClientApp: what a SuperNode answers. The table of contents of a site's part in a run.
 
-Flower starts a new process for every message. So `join` reads files only and stays quick, and torch and
-LeRobot are imported when there is something to train. Whatever goes wrong is answered with one line, in
-which no path of this site stands; the whole story is in this site's own log.
+Flower starts a new process for every message. So `join` imports neither torch nor LeRobot and is quick from
+the second time on; they are imported when there is something to train. Whatever goes wrong is answered with
+one line, in which no path of this site stands; the whole story is in this site's own log.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from client.site import Site, read_site
 from federation import logs
 from federation.cameras import spell_cameras
 from federation.config import RunConfig, parse_run_config
-from federation.dataset_description import check_fits, describe_dataset
+from federation.dataset_judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.versions import versions
@@ -49,9 +49,8 @@ def train(message: Message, context: Context) -> Message:
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     check_privacy(site.privacy, config.privacy, site.scratch)
-    description = describe_dataset(site.dataset)
-    matched = check_fits(description, config.policy, str(site.dataset), site.cameras)
-    cameras = spell_cameras(config.policy.camera_names, matched)
+    description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
+    cameras = spell_cameras(config.policy.camera_names, description.used_cameras)
     for episode, why in description.left_out.items():
         _log.warning("episode %d left out: %s", episode, why)
     for warning in description.warnings:

@@ -17,6 +17,7 @@ from client.check import Check
 from client.connection_checks import check_superlink
 from client.dataset_checks import check_dataset
 from client.machine_checks import check_ca, check_device, check_key, check_scratch
+from client.sample_checks import check_samples
 from federation.cameras import parse_camera_names
 from federation.config import PolicyConfig
 from federation.dataset_description import find_datasets
@@ -37,9 +38,20 @@ def main() -> int:
 
 
 def _examine(arguments: argparse.Namespace) -> Iterator[Check]:
+    cameras = [name.strip() for name in arguments.cameras.split(",")]
+    good = []
     for root in _datasets(arguments.dataset):
-        cameras = [name.strip() for name in arguments.cameras.split(",")]
-        yield from check_dataset(root, cameras, arguments.camera_names, arguments.full)
+        checks = check_dataset(root, cameras, arguments.camera_names, arguments.full)
+        yield from checks
+        if not any(check.level == "error" for check in checks):
+            good.append(root)
+    if good:
+        if sys.stderr.isatty():
+            print("looking at samples as training does: ten seconds or more", file=sys.stderr)
+        scratch = arguments.scratch
+        if scratch and not os.access(scratch, os.W_OK):  # which `check_scratch` has a line for
+            scratch = None
+        yield from check_samples(good, cameras, arguments.camera_names, scratch)
     if arguments.scratch:
         yield from check_scratch(arguments.scratch)
     if arguments.key:

@@ -22,7 +22,7 @@ from client.privacy_rules import check_privacy, count_release
 from client.site import Site
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.dataset_description import check_fits, describe_dataset
+from federation.dataset_judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
 from federation.wire import Header, Payload, open_payload, pack_tensors, record_to_statistics
@@ -165,8 +165,7 @@ def _set_up(
     from federation.policy import build_policy, select_device
     from federation.sample_cache import open_samples
 
-    description = describe_dataset(site.dataset)
-    cameras = check_fits(description, config.policy, str(site.dataset), site.cameras)
+    description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
     statistics = (
         merge_statistics([description.statistics])
         if config.policy.normalisation == "site"
@@ -179,8 +178,8 @@ def _set_up(
         policy.config,
         site.scratch / "samples",
         int(site.sample_cache_gb * 1e9),
-        cameras,
-        description.usable_episodes if description.left_out else None,
+        description.used_cameras,
+        description.usable_episodes,
     )
     training = dataclasses.replace(config.training, proximal_mu=request.proximal_mu)
     components = setup_training_components(

@@ -1,6 +1,7 @@
-"""The doctor's look at the frames of a dataset's videos: a few of each, or all.
+"""The doctor's look at every frame of a dataset's videos.
 
-Tables and packets were looked at before (see `federation/episode_faults.py`); here frames are decoded.
+Tables and packets were looked at before (see `federation/episode_faults.py`), and a few frames of each camera
+are decoded by `sample_checks.py`; here all are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,11 +16,9 @@ from federation.dataset_advice import repair
 from federation.dataset_description import DatasetDescription
 from federation.dataset_tables import read_episodes
 from federation.episode_faults import lacking_frames, video_of_episode
-from federation.errors import one_line
 
 __all__ = ["check_videos", "decoded_times"]
 
-_SAMPLED_EPISODES = 3
 _MOST_DAMAGED = 0.1  # of all frames; training leaves out those there are
 _MOST_NAMED = 3
 
@@ -27,37 +26,18 @@ _MOST_NAMED = 3
 def check_videos(
     root: Path, info: Mapping[str, Any], description: DatasetDescription, full: bool
 ) -> list[Check]:
-    """Decode the first and the last frame of a few episodes, of every camera; or, if `full`, every frame."""
+    """Decode every frame of every camera, if `full`, and warn of pictures that are slow to load."""
     rows = [row for row in read_episodes(root) if row["episode_index"] not in description.left_out]
     checks = []
-    for camera in description.cameras:
+    for camera in description.used_cameras.values():
         key = f"observation.images.{camera}"
         if info["features"][key]["dtype"] != "video":
             text = "stored as images: every frame takes about five times as long to load; prefer video"
             checks.append(Check("warning", f"video {camera}", text))
-        else:
-            look = _decode_all if full else _decode_samples
-            level, text = look(root, info, rows, key)
+        elif full:
+            level, text = _decode_all(root, info, rows, key)
             checks.append(Check(level, f"video {camera}", text))
     return checks
-
-
-def _decode_samples(
-    root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]], key: str
-) -> tuple[str, str]:
-    fps = info["fps"]
-    chosen = {round(i * (len(rows) - 1) / (_SAMPLED_EPISODES - 1)) for i in range(_SAMPLED_EPISODES)}
-    for row in (rows[index] for index in sorted(chosen)):
-        file = root / video_of_episode(info, row, key)
-        start = float(row[f"videos/{key}/from_timestamp"])
-        try:
-            for second in (start, start + (row["length"] - 1) / fps):
-                _decode_frame(file, second, 0.5 / fps)
-        except (OSError, ValueError) as error:
-            text = f"{file.relative_to(root)}: episode {row['episode_index']} cannot be decoded"
-            drop = repair(root, [row["episode_index"]])
-            return "error", f"{text} ({one_line(error)}); copy the file again, or {drop} drops the episode"
-    return "ok", f"first and last frame of {len(chosen)} episodes decoded; --full decodes all"
 
 
 def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
@@ -90,22 +70,3 @@ def decoded_times(file: Path) -> Iterator[float]:
             with suppress(av.FFmpegError):  # the next packet may be whole
                 frames = stream.decode(packet)
             yield from (frame.time for frame in frames if frame.time is not None)
-
-
-def _decode_frame(file: Path, second: float, tolerance: float) -> None:
-    """Raise an OSError or ValueError unless the video has a frame at `second`."""
-    import av
-
-    try:
-        with av.open(str(file)) as container:
-            stream = container.streams.video[0]
-            container.seek(int(second / stream.time_base), stream=stream)  # type: ignore[operator]
-            for frame in container.decode(stream):
-                if frame.time is not None and frame.time >= second - tolerance:
-                    if frame.time > second + tolerance:
-                        break
-                    frame.to_ndarray(format="rgb24")
-                    return
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(one_line(error)) from None
-    raise ValueError(f"no frame at {second:.3f} s")

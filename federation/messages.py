@@ -4,6 +4,7 @@ __all__ = [
     "ANSWER",
     "CONFIG",
     "HEADER",
+    "JOIN_SECONDS",
     "METRICS",
     "QUERY_JOIN",
     "QUERY_SHUT_OUT",
@@ -16,6 +17,7 @@ __all__ = [
 
 QUERY_JOIN = "query.join"  # server -> node: who are you, what data do you hold?
 QUERY_SHUT_OUT = "query.shut_out"  # server -> node: why it takes no part, for its log
+JOIN_SECONDS = 180.0  # that a node has to answer QUERY_JOIN; it may have to look at its samples first
 TRAIN = "train"  # server -> node: train from these weights
 
 # Records of a TRAIN message

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
@@ -20,12 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.dataset_description import (
-    DatasetDescription,
-    check_fits,
-    describe_dataset,
-    find_datasets,
-)
+from federation.dataset_description import DatasetDescription, find_datasets
+from federation.dataset_judgement import DatasetUse, describe_fitting
 from federation.errors import ConfigError, FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
 from federation.simulated import check_one_kind
@@ -112,8 +109,10 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     nodes = NodeTable(grid, config, record, held_out)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
         building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
+        checking = pool.submit(_check_samples, config, datasets, descriptions)
         online = nodes.wait_for_nodes()
         policy = building.result()
+        checking.result()
 
     from server.checkpoints import Checkpoints
     from server.delivery import Delivery
@@ -288,11 +287,23 @@ def _stop_after_reverts(record: RunRecord) -> None:
 
 def _evaluation_datasets(config: RunConfig) -> tuple[dict[str, Path], dict[str, DatasetDescription]]:
     datasets = find_datasets(_folder("FEDERATION_EVALUATION"))
-    descriptions = {name: describe_dataset(root) for name, root in datasets.items()}
-    for name, root in datasets.items():
-        check_fits(descriptions[name], config.policy, str(root))
+    descriptions = {name: describe_fitting(root, config.policy) for name, root in datasets.items()}
     check_one_kind({}, {name: description.simulated for name, description in descriptions.items()})
     return datasets, descriptions
+
+
+def _check_samples(
+    config: RunConfig, datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription]
+) -> None:
+    """Look at samples of the held-out datasets here: this process has torch anyway."""
+    from federation.sample_check import judge_samples_of
+
+    scratch = _folder("FEDERATION_SCRATCH")
+    for name, root in datasets.items():
+        with TemporaryDirectory(dir=scratch) as folder:
+            use = DatasetUse(root, config.policy, scratch)
+            for warning in judge_samples_of(use, descriptions[name], Path(folder)).check():
+                _log.warning("%s", warning)
 
 
 def _build_policy(config: RunConfig) -> "SmolVLAPolicy":

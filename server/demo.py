@@ -23,14 +23,15 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from certs.issue import CertificateError, add_site
+from certs.issue import CertificateError, add_site, verify_server_certificate
 from federation.config import RunConfig, load_run_config
-from federation.dataset_description import check_fits, describe_dataset, find_datasets
+from federation.dataset_description import find_datasets
+from federation.dataset_judgement import DatasetUse, describe_fitting, judge_datasets
 from federation.errors import DatasetError, FederationError
 from federation.files import write_json
 from federation.proxies import check_proxies
 from federation.simulated import check_one_kind
-from server.cluster import LocalCluster
+from server.cluster import LocalCluster, require_free_port
 from server.control import run_status, submit_run
 from server.demo_display import RunDisplay, print_summary
 from server.records import EVENTS_FILE, new_run_name, read_metrics
@@ -89,9 +90,14 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
     check_proxies()
     sites, evaluation = _check_data(config, data)
     _issue_missing_keys(certs, sites)
+    verify_server_certificate(certs)
+    require_free_port(port)
+    scratch = outputs / ".scratch"
+    with console.status("looking at samples of the datasets; half a minute the first time"):
+        _check_samples(config, sites, evaluation, scratch)
     started = time.monotonic()
     folder = outputs / config.run.name
-    cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch=outputs / ".scratch")
+    cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch)
     try:
         with cluster:
             console.print(
@@ -125,7 +131,7 @@ def _data_of(folder: Path) -> Path | None:
 
 
 def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
-    """The training sites and the evaluation folder in `data`, each checked."""
+    """The training sites and the evaluation folder in `data`, the tables of each checked."""
     try:
         found = find_datasets(data)
     except DatasetError as error:
@@ -133,13 +139,15 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     sites = {name: root for name, root in found.items() if name.startswith("site-")}
     if not sites or "holdout" not in found:
         raise DatasetError(f"{data}: needs datasets site-* and holdout; make sample-data records them")
-    simulated: dict[str, bool] = {}
-    for name, root in (sites | {"holdout": found["holdout"]}).items():
-        description = describe_dataset(root)
-        check_fits(description, config.policy, str(root))
-        simulated[name] = description.simulated
+    simulated = {name: describe_fitting(found[name], config.policy).simulated for name in [*sites, "holdout"]}
     check_one_kind(simulated, {"holdout": simulated.pop("holdout")})
     return sites, found["holdout"]
+
+
+def _check_samples(config: RunConfig, sites: dict[str, Path], evaluation: Path, scratch: Path) -> None:
+    """Judge all datasets as the join does; the verdicts lie where the SuperNodes look for them."""
+    folders = {**sites, "server": evaluation}
+    judge_datasets([DatasetUse(root, config.policy, scratch / name) for name, root in folders.items()])
 
 
 def _issue_missing_keys(certs: Path, sites: Iterable[str]) -> None:

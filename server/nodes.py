@@ -15,7 +15,7 @@ from federation.config import FederationConfig, RunConfig
 from federation.dataset_description import ARM_DIM
 from federation.errors import FederationError, RejectionCode, one_line
 from federation.logs import get_logger
-from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
+from federation.messages import ANSWER, JOIN_SECONDS, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.simulated import check_one_kind
 from federation.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.versions import check_versions, versions
@@ -26,7 +26,6 @@ from server.waiting import WaitReport
 
 __all__ = ["Node", "NodeTable", "sample_nodes"]
 
-_JOIN_DEADLINE_SECONDS = 120.0
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MOST_REFUSALS_IN_ROW = 3
 _MIN_SUSPENDED_ROUNDS, _MAX_SUSPENDED_ROUNDS = 3, 48  # the first time, and at most
@@ -176,7 +175,7 @@ class NodeTable:
         current = {id_ for id_ in self._known if self._asked_since.get(id_) == online.get(id_)}
         strangers = sorted(online.keys() - current - self._shut_out.keys() - self._asked.keys())
         if strangers:
-            patience = Patience(_JOIN_DEADLINE_SECONDS)
+            patience = Patience(JOIN_SECONDS)
             pending = send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)
             self._inquiries.append(look(pending))
             self._asked |= dict.fromkeys(strangers, time.monotonic())
@@ -225,7 +224,7 @@ class NodeTable:
     def _tell(self, node_id: int, reason: str) -> None:
         """Have the node's own log say why it takes no part. Nobody waits for its answer."""
         content = RecordDict({REASON: ConfigRecord({"text": reason})})
-        send(self._grid, [node_id], lambda: content, QUERY_SHUT_OUT, "join", Patience(_JOIN_DEADLINE_SECONDS))
+        send(self._grid, [node_id], lambda: content, QUERY_SHUT_OUT, "join", Patience(JOIN_SECONDS))
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         registered = self._registered.get(node.node_id)

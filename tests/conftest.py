@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from federation import sample_process
 from federation.config import PolicyConfig, RunConfig, parse_run_config
 from federation.dataset_description import describe_dataset
 from federation.normalisation import merge_statistics
@@ -45,6 +46,21 @@ def tiny_config() -> RunConfig:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the stand-in VLM folder is built, once for all tests."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Have samples looked at in this process, which has torch; each look adds its folder to the list."""
+    folders: list[Path] = []
+
+    def run(folder: Path, *_: object) -> str:
+        folders.append(folder)
+        (folder / "printed").touch()
+        sample_process._answer(folder)
+        return "ended"
+
+    monkeypatch.setattr(sample_process, "_run", run)
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from server.demo import run_demo
 from server.records import EVENTS_FILE
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
-from tests.synthetic import record_dataset
+from tests.synthetic import record_dataset, split_video
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
@@ -164,7 +164,10 @@ def test_the_same_seed_gives_the_same_loss_curve(
 def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_train(
     certs: Path, data: Path, tmp_path: Path, port: int
 ) -> None:
-    sites = {"site-a": data / "site-a", "site-b": record_dataset(tmp_path / "site-b", cameras=("top",))}
+    # Its files are whole and its tables right; only the pictures of its two videos make no batch.
+    damaged = record_dataset(tmp_path / "site-b", episodes=4, frames=20)
+    split_video(damaged, "wrist", (96, 64))
+    sites = {"site-a": data / "site-a", "site-b": damaged}
     config = _config(**{"run.name": "one-site", "run.num_rounds": 1, "federation.min_nodes": 1})
     cluster = LocalCluster(sites, data / "holdout", tmp_path, certs, port, tmp_path / "scratch")
     with cluster:
@@ -181,7 +184,7 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
         stranger = (cluster.logs / "site-c.log").read_text()
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
     reason = next(e["reason"] for e in events if e["event"] == "node_refused")
-    assert "dataset <dataset>: lacks the camera wrist (it has top)" in reason
+    assert "dataset <dataset>: the pictures of the camera wrist differ in size, 64x64 in videos/" in reason
     assert str(tmp_path) not in reason
     assert events[-1]["event"] == "run_finished"
     assert "SuperNode ID" not in stranger

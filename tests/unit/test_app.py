@@ -1,5 +1,6 @@
 """The ServerApp's own decisions; whole runs: tests/integration."""
 
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from federation.config import CheckpointConfig, RunConfig, flatten
+from federation.config import CheckpointConfig, RunConfig, flatten, parse_run_config
+from federation.errors import DatasetError
 from server import app
 from server.checkpoints import Checkpoints, load_checkpoint
 from server.records import RunRecord, read_metrics
 from server.rounds import GlobalModel
+from tests.conftest import TINY
+from tests.synthetic import split_video
 
 
 @pytest.fixture
@@ -87,3 +91,15 @@ def test_an_end_that_cannot_be_recorded_hides_no_failure(
     app._end(record, "failed", "disk full")
     with pytest.raises(OSError, match="No space left"):
         app._end(record, "finished")
+
+
+def test_held_out_data_that_cannot_be_evaluated_ends_the_run_before_its_first_round(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(data / "holdout", tmp_path / "holdout"))
+    split_video(root, "top", (96, 64))
+    monkeypatch.setenv("FEDERATION_EVALUATION", str(root))
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path))
+    config = parse_run_config(TINY, "tests")
+    with pytest.raises(DatasetError, match="holdout: the pictures of the camera top differ in size"):
+        app._check_samples(config, *app._evaluation_datasets(config))

@@ -1,5 +1,6 @@
 """What `make demo` decides before and after a run; whole runs: tests/integration."""
 
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,14 @@ from rich.console import Console
 
 from certs.issue import CertificateError, issue_all
 from federation.config import RunConfig, parse_run_config
+from federation.errors import DatasetError
 from server import demo
 from server.cluster import LocalCluster
 from server.records import RunRecord
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
+from tests.one_site import join
+from tests.synthetic import split_video
 
 
 class Cluster:
@@ -55,6 +59,8 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "LocalCluster", Cluster)
     monkeypatch.setattr(demo, "_check_data", check)
+    for name in ("_check_samples", "verify_server_certificate", "require_free_port"):
+        monkeypatch.setattr(demo, name, lambda *_: None)
     monkeypatch.setattr(demo, "_logs_kept", _no_logs)
     monkeypatch.setattr(demo, "submit_run", submit)
     monkeypatch.setattr(demo, "_show", lambda *_: "disk full")
@@ -130,3 +136,19 @@ def test_a_folder_of_keys_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(demo, "add_site", closed)
     with pytest.raises(CertificateError, match="no key for site-c could be made"):
         demo._issue_missing_keys(certs, ["site-c"])
+
+
+def test_the_demo_judges_every_dataset_as_the_join_does_and_the_join_finds_its_verdict(
+    data: Path, tmp_path: Path, looks: list[Path]
+) -> None:
+    config = parse_run_config(TINY, "tests")
+    scratch = tmp_path / "scratch"
+    sites = {"site-a": data / "site-a", "site-b": data / "site-b"}
+    demo._check_samples(config, sites, data / "holdout", scratch)
+    assert len(looks) == 1  # LeRobot is imported once for all of them
+    assert not join(data / "site-a", scratch / "site-a").has_error()
+    assert len(looks) == 1
+    sites["site-b"] = Path(shutil.copytree(data / "site-b", tmp_path / "site-b"))
+    split_video(sites["site-b"], "wrist", (96, 64))
+    with pytest.raises(DatasetError, match="site-b: the pictures of the camera wrist differ in size"):
+        demo._check_samples(config, sites, data / "holdout", scratch)

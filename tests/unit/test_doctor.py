@@ -240,6 +240,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
 ) -> None:
     monkeypatch.setattr(machine_checks, "_WARN_FREE_GB", 0)
     monkeypatch.setattr(machine_checks, "_MIN_FREE_GB", 0)
+    monkeypatch.setattr("client.doctor.check_samples", lambda *_: [Check("ok", "samples", "fine")])
     keys = certs / "sites" / "site-a"
     site = ["--scratch", str(tmp_path), "--key", str(keys / "node.key"), "--ca", str(keys / "ca.crt")]
     with _server(certs, _health(datetime.now(UTC))) as port:
@@ -249,6 +250,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
     for what in (
         "dataset",
         "cameras",
+        "samples",
         "scratch",
         "key",
         "CA",
@@ -268,12 +270,14 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
 
 
 def test_the_environment_of_a_sites_container_is_enough(
-    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, looks: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FEDERATION_DATASET", str(data))
     monkeypatch.setenv("FEDERATION_CAMERAS", "top")
     assert _run(monkeypatch) == 0
-    assert capsys.readouterr().out.count("dataset") == 3  # every dataset of the folder
+    printed = capsys.readouterr().out
+    assert printed.count("ok       dataset") == printed.count("ok       samples") == 3  # all in the folder
+    assert len(looks) == 1  # and LeRobot imported once for all of them
 
 
 @pytest.mark.parametrize(
