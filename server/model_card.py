@@ -30,6 +30,7 @@ _SHOWN = (
     "run.seed",
 )
 
+_MAX_ROWS = 12  # of sites
 _STRATEGIES = {"fedprox": "FedProx", "fedavg": "FedAvg", "fedavgm": "FedAvgM", "fedadam": "FedAdam"}
 
 
@@ -120,10 +121,13 @@ LeRobot's tools inside this folder, as above. In simulation: `lerobot-eval --pol
 
 
 def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [
-        (name, facts.get("episodes", ""), facts.get("frames", "")) for name, facts in sorted(nodes.items())
-    ]
-    return _table(("site", "episodes", "frames"), rows)
+    """A row a site; of many their sum and their range."""
+    rows = {name: (facts.get("episodes", 0), facts.get("frames", 0)) for name, facts in sorted(nodes.items())}
+    if len(rows) > _MAX_ROWS:
+        episodes, frames = zip(*rows.values(), strict=True)
+        words = (("smallest", min), ("largest", max), (f"all {len(nodes)}", sum))
+        rows = {word: (choose(episodes), choose(frames)) for word, choose in words}
+    return _table(("site", "episodes", "frames"), [(name, *counts) for name, counts in rows.items()])
 
 
 def _privacy(metrics: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The plots of a run, drawn from its `federated_metrics.json`: for the report, and as `plots/*.png`."""
 
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ __all__ = ["PLOTS", "draw"]
 
 # Okabe-Ito: told apart with any colour vision and in grey.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"]
-_MAX_NAMED_LINES = 12  # more names than these make a legend nobody reads
+_MAX_NAMED_LINES = len(_COLOURS)  # more would share colours, in a legend that nobody reads
 _PHASE_COLOURS = dict(
     zip(
         PHASES,
@@ -97,17 +98,27 @@ PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
 
 
 def _clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
-    """One line a node, in the same colour in every plot; without names where there are too many."""
+    """One line a node, in the same colour in every plot; where there are too many, what lies between them."""
     names = sorted(metrics["nodes"])
-    few = len(names) <= _MAX_NAMED_LINES
+    if len(names) > _MAX_NAMED_LINES:
+        _spread(axes, metrics["rounds"], figure, len(names))
+        return
     for name in names:
         entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
         values = [entry["clients"][name][figure] for entry in entries]
-        style = {"label": name} if few else {"color": "0.6", "lw": 0.5}
-        axes.plot([entry["round"] for entry in entries], values, ".-", **style)
-    if not few and figure == "policy_loss":
-        means = [(e["round"], e["policy_loss"]["mean"]) for e in metrics["rounds"] if e["policy_loss"]]
-        axes.plot(*zip(*means, strict=True), lw=2, label=f"mean of {len(names)} nodes")
+        axes.plot([entry["round"] for entry in entries], values, ".-", label=name)
+
+
+def _spread(axes: Axes, rounds: list[dict[str, Any]], figure: str, nodes: int) -> None:
+    """The mean over the nodes, in a band from the least to the most of them."""
+    entries = [entry for entry in rounds if entry["clients"]]
+    numbers = [entry["round"] for entry in entries]
+    values = [[client[figure] for client in entry["clients"].values()] for entry in entries]
+    low, high = (list(map(choose, values)) for choose in (min, max))
+    axes.fill_between(numbers, low, high, color=_COLOURS[0], alpha=0.2, lw=0, label="from least to most")
+    for edge in (low, high):  # a band of a single round has no width
+        axes.plot(numbers, edge, "_", color=_COLOURS[0])
+    axes.plot(numbers, list(map(mean, values)), ".-", color=_COLOURS[0], label=f"mean of {nodes} nodes")
 
 
 def _finish(axes: Axes, unit: str) -> None:

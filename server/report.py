@@ -25,6 +25,7 @@ from server.round_phases import PHASES, round_phases, steps_taken
 
 __all__ = ["write_report"]
 
+_MAX_ROWS = 12  # of nodes, where one node is much like another
 _SOFTWARE = ("torch", "lerobot", "flwr", "python")
 _STYLE = """
 :root { --ink: #1f2328; --quiet: #656d76; --line: #d8dee4; --good: #1a7f37; --bad: #b00020 }
@@ -276,11 +277,14 @@ def _time(rounds: list[dict[str, Any]]) -> str:
 
 
 def _bytes(metrics: dict[str, Any]) -> str:
-    rows = []
+    moved = {}
     for name in sorted(metrics["nodes"]):
         updates = [entry["clients"][name] for entry in metrics["rounds"] if name in entry["clients"]]
-        down, up = (sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes"))
-        rows.append([name, _size(down), _size(up)])
+        moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
+    if len(moved) > _MAX_ROWS:  # of each column for itself
+        columns = list(zip(*moved.values(), strict=True))
+        moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
+    rows = [[name, *map(_size, sizes)] for name, sizes in moved.items()]
     down, up = (sum(entry["bytes"][way] for entry in metrics["rounds"]) for way in ("down", "up"))
     return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
 

@@ -53,11 +53,16 @@ class ConnectProxy:
             status = "407 Proxy Authentication Required"
         else:
             status = "200 Connection established" if target else "403 Forbidden"
+        far = None
+        if status.startswith("200"):
+            try:
+                far = socket.create_connection(target)
+            except OSError:
+                status = "502 Bad Gateway"
         connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
-        if not status.startswith("200"):
+        if far is None:
             connection.close()
             return
-        far = socket.create_connection(target)
         threading.Thread(target=_pump, args=(connection, far), daemon=True).start()
         _pump(far, connection)
 

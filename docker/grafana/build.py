@@ -1,13 +1,17 @@
-"""Writes the dashboards of this folder: `PYTHONPATH=. python docker/grafana/build.py`. A test compares them.
+"""Writes the dashboards of this folder: `python docker/grafana/build.py`. A test compares them.
 
 Three dashboards. Federation: is it learning, who takes part, where does the time go? Site: how does one node
-do? Infrastructure: what does it all run on? The answer stands in the top row, the reasons below.
+do? Infrastructure: what does it all run on? The answer stands in the top row, the reasons below. With fifty
+sites they stay readable: where each site has a line or a bar, only those are drawn that ask for a look.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from federation.privacy_budget import NOT_COVERED
 
@@ -16,12 +20,19 @@ _SOURCE = {"type": "prometheus", "uid": "prometheus"}
 _WIDTH = 24  # columns of Grafana's grid
 _GAP_MILLISECONDS = 300_000  # lines are drawn through a restart of the exporter, not through an outage
 
+_MAX_LINES = 8  # of sites in a panel; colours and the legend tell no more apart
+_MAX_BARS = 10
 _NARROW = {"minWidth": 60}  # Grafana's 150 pixels a column push the last ones out of sight
 
 Query = tuple[str, str]  # PromQL, legend
 Panel = dict[str, Any]
 
 _GOOD, _WARN, _BAD = "green", "orange", "red"
+
+
+def _most(metric: str, choose: str = "topk") -> str:
+    """The series of the sites that are highest now (`bottomk`: lowest), over all of the time shown."""
+    return f"{metric} and {choose}({_MAX_LINES}, {metric} @ end())"
 
 
 def _steps(*levels: tuple[float | None, str]) -> dict[str, Any]:
@@ -371,21 +382,21 @@ def federation() -> dict[str, Any]:
                     _lines(
                         "Policy loss in training",
                         [
-                            ("federation_node_policy_loss", "{{node}}"),
+                            (_most("federation_node_policy_loss"), "{{node}}"),
                             ("federation_client_policy_loss_mean", "mean"),
                         ],
                         decimals=2,
                         overrides=[_dashed("mean")],
-                        description="Each node's own data. One far from the others: look at its site.",
+                        description="Each node's own data, the eight highest: one far off wants a look.",
                     ),
                     _lines(
                         "Size of the updates",
                         [
-                            ("federation_node_update_norm", "{{node}}"),
+                            (_most("federation_node_update_norm"), "{{node}}"),
                             ("federation_update_norm", "global"),
                         ],
                         overrides=[_dashed("global")],
-                        description="L2 norm; the global one shrinks where nodes disagree.",
+                        description="L2 norm, the eight largest; the global one shrinks where they disagree.",
                     ),
                 ],
             ),
@@ -458,12 +469,12 @@ def federation() -> dict[str, Any]:
                     ),
                     _bars(
                         "How far is each site inside the round?",
-                        "federation:site_progress:ratio",
+                        f"sort(bottomk({_MAX_BARS}, federation:site_progress:ratio))",
                         "{{node}}",
                         unit="percentunit",
                         decimals=0,
                         limits=(0, 1),
-                        description="Local steps done. Only sites whose own exporter is scraped here.",
+                        description="Local steps, of the ten slowest whose exporter is scraped here.",
                     ),
                     _lines(
                         "Bytes moved",
@@ -652,6 +663,9 @@ def site() -> dict[str, Any]:
     )
 
 
+_EXPORTERS_CPU = 'rate(process_cpu_seconds_total{job=~"federation|sites"}[1m])'
+
+
 def infrastructure() -> dict[str, Any]:
     """What it all runs on."""
     return _dashboard(
@@ -707,10 +721,10 @@ def infrastructure() -> dict[str, Any]:
                 [
                     _lines(
                         "Silence of each node",
-                        [("federation:node_silence:seconds", "{{node}}")],
+                        [(_most("federation:node_silence:seconds"), "{{node}}")],
                         unit="s",
                         decimals=0,
-                        description="A heartbeat comes every 30 s.",
+                        description="The eight longest. A heartbeat comes every 30 s.",
                     ),
                     _bars(
                         "Days left of each certificate",
@@ -724,7 +738,7 @@ def infrastructure() -> dict[str, Any]:
                         "Free disk",
                         [
                             ("federation_disk_free_bytes", "runs"),
-                            ("federation_site_scratch_free_bytes", "scratch of {{node}}"),
+                            (_most("federation_site_scratch_free_bytes", "bottomk"), "scratch of {{node}}"),
                         ],
                         unit="decbytes",
                         decimals=1,
@@ -736,13 +750,13 @@ def infrastructure() -> dict[str, Any]:
                 [
                     _lines(
                         "Memory of the exporters",
-                        [('process_resident_memory_bytes{job=~"federation|sites"}', "{{instance}}")],
+                        [(_most('process_resident_memory_bytes{job=~"federation|sites"}'), "{{instance}}")],
                         unit="decbytes",
                         decimals=0,
                     ),
                     _lines(
                         "CPU of the exporters",
-                        [('rate(process_cpu_seconds_total{job=~"federation|sites"}[1m])', "{{instance}}")],
+                        [(f"topk({_MAX_LINES}, {_EXPORTERS_CPU})", "{{instance}}")],
                         unit="percentunit",
                         decimals=1,
                     ),

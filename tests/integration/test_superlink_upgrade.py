@@ -15,6 +15,7 @@ from server.cluster import LocalCluster
 from server.control import _flwr as flwr
 from server.control import run_status, write_connection
 from tests.integration.conftest import free_port
+from tests.integration.superlink import with_database
 
 pytestmark = pytest.mark.integration
 OLD = Path(__file__).with_name("superlink-1.41.sql")
@@ -32,12 +33,14 @@ def database(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def flwr_home(database: Path, certs: Path, tmp_path: Path) -> Iterator[Path]:
+def flwr_home(database: Path, certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The connection to an installed SuperLink that was started on the old database."""
     port = free_port()
     cluster = LocalCluster({}, tmp_path, tmp_path / "outputs", certs, port, tmp_path / "scratch")
-    arguments = [*cluster._tls_server_arguments(), "--database", str(database)]
-    cluster._tls_server_arguments = lambda: arguments  # type: ignore[method-assign]
+    start = cluster._start
+    monkeypatch.setattr(
+        cluster, "_start", lambda name, command: start(name, with_database(command, database))
+    )
     try:
         cluster._start_superlink()
         write_connection(cluster.flwr_home, f"127.0.0.1:{port}", certs / "superlink" / "ca.crt")

@@ -167,3 +167,11 @@ def test_the_card_drives_the_arm_in_the_units_that_it_was_trained_in(units: str,
     card = model_card({**METRICS, "config": {**METRICS["config"], "policy.joint_units": units}}, round_=1)
     assert card.count(f"--robot.use_degrees={option}") == 2
     assert ("-100 to 100 of its range" in card) == (units == "range")
+
+
+def test_of_many_sites_the_card_has_their_sum_and_range() -> None:
+    nodes = {f"site-{n:02}": {"episodes": n, "frames": 100 * n} for n in range(1, 51)}
+    card = model_card({**METRICS, "nodes": nodes}, round_=1)
+    for row in ("| smallest | 1 | 100 |", "| largest | 50 | 5000 |", "| all 50 | 1275 | 127500 |"):
+        assert row in card
+    assert "site-07" not in card

@@ -8,7 +8,8 @@ import pytest
 from federation.config import parse_run_config
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
-from server.records import RunRecord
+from server.plots import draw
+from server.records import RunRecord, read_metrics
 from server.report import main as report_main
 from server.report import write_report
 from tests.unit.test_exporter import CLIENT, FACTS, _entry, _evaluation
@@ -182,3 +183,22 @@ def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
     assert report_main() == 2
     assert "name a run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "lines"), [(2, 2), (8, 8), (50, 3)])
+def test_plots_of_many_nodes_have_their_mean_and_range(tmp_path: Path, count: int, lines: int) -> None:
+    record = RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
+    names = [f"site-{number:02}" for number in range(count)]
+    for name in names:
+        record.node_joined(name, {**FACTS, "cameras": ["top"]})
+    record.evaluated(0, _evaluation(2.0))
+    for round_ in (1, 2):
+        clients = {name: {**CLIENT, "policy_loss": 1.0 + n} for n, name in enumerate(names)}
+        record.round_finished(_entry(round_, clients=clients))
+    figure = draw("client_losses", read_metrics(record.folder))
+    (axes,) = figure.axes
+    assert len(axes.lines) == lines
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == (names if count <= 8 else ["from least to most", "mean of 50 nodes"])
+    page = _Page(write_report(record.folder).read_text()).text
+    assert ("least" in page.partition("weights down")[2]) == (count > 12)

@@ -21,6 +21,7 @@ from server.control import PROJECT, ControlError, run_status, submit_run
 from server.records import EVENTS_FILE
 from server.supervisor import see_through
 from tests.integration.faults.network import Network
+from tests.integration.superlink import with_database
 
 _PATIENCE_SECONDS = 600.0  # on a busy machine a round takes a minute and a half
 _APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
@@ -73,7 +74,7 @@ class FaultyCluster(LocalCluster):
 
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
         if name == "superlink":
-            command = [*command, "--database", str(self.database)]
+            command = with_database(command, self.database)
         if self.network and "--superlink" in command:
             address = command.index("--superlink") + 1
             command = [*command[:address], f"127.0.0.1:{self.network.port}", *command[address + 1 :]]
