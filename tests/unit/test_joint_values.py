@@ -1,11 +1,16 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.dataset import open_dataset
+from federation.dataset_description import describe_dataset
 from federation.errors import DatasetError
 from federation.joint_names import JOINTS
 from federation.joint_values import check_joint_values, dead_joints, value_fault, value_warnings
@@ -250,3 +255,22 @@ def test_whatever_numbers_come_are_judged(values: list[float], count: int) -> No
         check_joint_values(episodes, ROOT)
     except DatasetError as error:
         assert "\n" not in str(error)
+
+
+def test_data_that_pandas_rewrote_is_what_training_reads(data: Path, tmp_path: Path, policy) -> None:
+    root = Path(shutil.copytree(data / "site-a", tmp_path / "radians"))
+
+    def multiply(factor: float) -> None:
+        for file in (root / "data").glob("*/*.parquet"):
+            table = pd.read_parquet(file)
+            for feature in FEATURES:
+                table[feature] = [values * factor for values in table[feature]]
+            table.to_parquet(file)
+
+    multiply(np.pi / 180)
+    with pytest.raises(DatasetError, match="in data/ multiply radians by 180 / pi"):
+        describe_dataset(root)
+    multiply(180 / np.pi)
+    assert describe_dataset(root).warnings == ()
+    expected, item = (open_dataset(own, policy.config)[7] for own in (data / "site-a", root))
+    torch.testing.assert_close(item["action"], expected["action"])
