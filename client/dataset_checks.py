@@ -88,7 +88,9 @@ def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
         return []
     named = "; ".join(f"{index}: {why}" for index, why in islice(excluded.items(), _MOST_NAMED))
     more = "; ..." if len(excluded) > _MOST_NAMED else ""
-    text = f"{root.name}: {len(excluded)} of {description.episodes} are left out ({named}{more})"
+    text = (
+        f"{root.name}: {len(excluded)} of {plural(description.episodes, 'episode')} excluded ({named}{more})"
+    )
     fix = f"{repair(root)} writes what can be saved to a new folder"
     return [Check("warning", "episodes", f"{text}; {fix}")]
 

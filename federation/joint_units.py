@@ -25,6 +25,9 @@ _JOINTS = 5  # the gripper is 0 to 100 in both
 _END = 100.0  # of the range, to either side
 _SURE_ENDS = 2  # one extreme of exactly 100 may be chance in degrees
 _SURE_COLUMNS = 2
+_SAMPLED = 8  # episodes
+
+Episodes = Mapping[int, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class JointUnits:
     reason: str = ""
 
 
-def find_joint_units(episodes: Mapping[int, Mapping[str, np.ndarray]], root: Path) -> JointUnits:
+def find_joint_units(episodes: Episodes, root: Path) -> JointUnits:
     """The units that the five joints can be in.
 
     Args:
@@ -43,12 +46,14 @@ def find_joint_units(episodes: Mapping[int, Mapping[str, np.ndarray]], root: Pat
         root: names the dataset in errors.
 
     Raises:
-        DatasetError: state and action are in different units.
+        DatasetError: state and action are in different units, or episodes are.
     """
     if any(own[feature].shape[1] <= _JOINTS for own in episodes.values() for feature in FEATURES):
         return JointUnits()  # of another arm, see `check_fits`
-    columns = {f: np.concatenate([own[f] for own in episodes.values()])[:, :_JOINTS] for f in FEATURES}
-    told = {feature: units for feature, own in columns.items() if (units := _units_of(own)).reason}
+    parts = {f: {index: own[f][:, :_JOINTS] for index, own in episodes.items()} for f in FEATURES}
+    told = {
+        feature: units for feature, own in parts.items() if (units := _told_by(feature, own, root)).reason
+    }
     if len({units.possible for units in told.values()}) > 1:
         found = " and ".join(f"{feature} is in {units.possible[0]}" for feature, units in told.items())
         raise DatasetError(
@@ -57,9 +62,8 @@ def find_joint_units(episodes: Mapping[int, Mapping[str, np.ndarray]], root: Pat
         )
     if told:
         return next(iter(told.values()))
-    lowest, highest = (
-        np.stack([getattr(own, name)(axis=0) for own in columns.values()]) for name in ("min", "max")
-    )
+    values = [np.concatenate(list(own.values())) for own in parts.values()]
+    lowest, highest = (np.stack([getattr(own, name)(axis=0) for own in values]) for name in ("min", "max"))
     if (lowest == -_END).any(0).sum() + (highest == _END).any(0).sum() >= _SURE_ENDS:
         return JointUnits((RANGE,), "joints end at exactly -100 or 100")
     return JointUnits()
@@ -79,10 +83,34 @@ def check_joint_units(found: JointUnits, units: str, dataset: str) -> None:
     )
 
 
-def _units_of(values: np.ndarray) -> JointUnits:
-    """What one feature (frames, joints) tells: half of the joints that moved must agree, and none object."""
-    if np.abs(values).max() > _END:
+def _told_by(feature: str, parts: Mapping[int, np.ndarray], root: Path) -> JointUnits:
+    """What one feature tells; `parts` are its values (frames, joints) in each episode.
+
+    Episodes are looked at one by one where all together are on no lattice: calibrated anew between them, or
+    merged from recordings in different units.
+    """
+    beyond = [index for index, own in parts.items() if np.abs(own).max() > _END]
+    units = _lattice(np.concatenate(list(parts.values())))
+    if not units and len(parts) > 1:
+        chosen = np.array(list(parts))[np.linspace(0, len(parts) - 1, min(_SAMPLED, len(parts))).astype(int)]
+        single = {int(index): own for index in chosen if (own := _lattice(parts[index]))}
+        in_range = [index for index, own in single.items() if own == RANGE]
+        in_degrees = [index for index, own in single.items() if own == DEGREES] or beyond
+        if in_range and in_degrees:
+            raise DatasetError(
+                f"dataset {root}: {feature} is in degrees in episode {in_degrees[0]} and in range in episode "
+                f"{in_range[0]}; multiply the joints but the gripper of those in range, in data/, by "
+                "(range_max - range_min) / 2275 of the calibration file"
+            )
+        if len(single) > len(chosen) / 2:
+            units = next(iter(single.values()))
+    if beyond:
         return JointUnits((DEGREES,), "joints go beyond -100 to 100")
+    return JointUnits((units,), f"joints step by the servo's ticks in {units}") if units else JointUnits()
+
+
+def _lattice(values: np.ndarray) -> str:
+    """The units on whose lattice half of the joints that moved are, if none is on the other's; else ""."""
     distinct = [np.unique(column) for column in values.T]
     moved = [column for column in distinct if len(column) >= MIN_DISTINCT]
     degrees = np.array([fits_degrees(column) for column in moved], bool)
@@ -91,5 +119,5 @@ def _units_of(values: np.ndarray) -> JointUnits:
         # A joint may be on both lattices: at 2275 ticks a hundredth of its half range is a degree.
         sure = own.sum() >= max(_SURE_COLUMNS, len(moved) / 2)
         if sure and (own & ~other).any() and not (other & ~own).any():
-            return JointUnits((units,), f"joints step by the servo's ticks in {units}")
-    return JointUnits()
+            return units
+    return ""

@@ -17,7 +17,7 @@ _RANGE_TICKS = np.arange(700, 4096)  # of a joint: 60 degrees to a whole turn
 # Rounded numbers (0.1, 0.25, 1/16) lie on the lattices of these.
 _DECIMAL = np.isin(_RANGE_TICKS, [2**twos * 5**fives for twos in range(13) for fives in range(6)])
 _TOLERANCE_TICKS = 2e-3  # float32 rounds 180 degrees to 1/6000 of a tick
-_SAMPLED = 64  # values that a first look takes
+_SAMPLED = 16  # values that a first look takes
 
 
 def fits_degrees(values: np.ndarray) -> bool:

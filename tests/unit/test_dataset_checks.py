@@ -97,7 +97,7 @@ def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
     assert "nan" not in _one(checks, "action").text
     check = _one(checks, "episodes")
     assert check.level == "warning"
-    assert "1 of 5 are left out (1: action is NaN or infinite in frame 5); make repair" in check.text
+    assert "1 of 5 episodes excluded (1: action is NaN or infinite in frame 5); make repair" in check.text
 
 
 def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
@@ -149,6 +149,12 @@ def test_the_servos_of_the_arm_tell_the_units_that_the_run_must_have(copy: Path)
     _rewrite(copy, lambda columns: _in_range(columns["action"]))
     text = _one(check_dataset(copy, CAMERAS), "joint units").text
     assert "joints step by the servo's ticks in range: policy.joint_units of the run must be 'range'" in text
+
+
+def test_another_number_of_joints_is_one_error_that_is_not_about_cameras(tmp_path: Path) -> None:
+    (check,) = check_dataset(record_dataset(tmp_path / "site-a", dim=5), CAMERAS)
+    assert (check.level, check.what) == ("error", "dataset")
+    assert "observation.state has 5 values, an SO-100/SO-101 arm has 6" in check.text
 
 
 def test_a_warning_of_the_shared_judgement_is_shown(copy: Path) -> None:

@@ -57,7 +57,7 @@ def _units(state: np.ndarray, action: np.ndarray | None = None) -> tuple[str, ..
     return find_joint_units(_frames(state, state if action is None else action), ROOT).possible
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(CALIBRATIONS, CALIBRATIONS, st.integers(0, 99), st.floats(0.05, 1.0))
 def test_a_servo_tells_its_units(arm: Ends, leader: Ends, seed: int, reach: float) -> None:
     ticks = _ticks(arm, seed, reach=reach)
@@ -66,7 +66,7 @@ def test_a_servo_tells_its_units(arm: Ends, leader: Ends, seed: int, reach: floa
         assert _units(to_units(ticks, arm), to_units(led, leader)) != (other,)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 999))
 def test_the_usual_calibration_tells_them_for_sure(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -97,6 +97,23 @@ def test_two_calibrations_in_one_dataset_are_still_degrees() -> None:
     assert _units(np.concatenate(parts)) == (DEGREES,)
 
 
+def test_an_arm_that_was_calibrated_anew_tells_its_range_by_its_episodes() -> None:
+    first, second = [(1000, 3001)] * 5, [(1010, 3040)] * 5
+    parts = [_range(_ticks(arm, seed), arm) for seed, arm in enumerate((first, second, second))]
+    episodes = {index: _frames(part, part)[0] for index, part in enumerate(parts)}
+    assert find_joint_units(episodes, ROOT).possible == (RANGE,)
+
+
+@pytest.mark.parametrize("reach", [0.5, 1.0])
+def test_episodes_in_different_units_are_refused(reach: float) -> None:
+    parts = [to_units(_ticks(ARM, 1, reach=reach), ARM) for to_units in (_range, _degrees, _degrees)]
+    episodes = {index: _frames(part, part)[0] for index, part in enumerate(parts)}
+    with pytest.raises(
+        DatasetError, match="state is in degrees in episode 1 and in range in episode 0; multiply"
+    ):
+        find_joint_units(episodes, ROOT)
+
+
 ARM = [(1000, 3001), (900, 3090), (880, 2900), (1100, 3011), (950, 3100)]
 SWING = _degrees(_ticks(ARM, 3, reach=0.5), ARM)
 
@@ -117,7 +134,7 @@ def test_filtered_rounded_even_and_few_values_tell_nothing(values: np.ndarray) -
     assert _units(values) == BOTH
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(st.floats(-90, 90), st.floats(0.001, 1.5), st.integers(20, 60), st.floats(0.01, 0.99))
 def test_the_even_steps_of_a_program_tell_nothing(
     start: float, step: float, frames: int, factor: float
