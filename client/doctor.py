@@ -16,7 +16,7 @@ from pathlib import Path
 from client.check import Check
 from client.connection_checks import check_superlink
 from client.dataset_checks import check_dataset
-from client.machine_checks import check_ca, check_device, check_key, check_scratch
+from client.machine_checks import check_ca, check_device, check_key, check_scratch, check_software
 from client.sample_checks import check_samples
 from federation.cameras import parse_camera_names
 from federation.config import PolicyConfig
@@ -61,6 +61,7 @@ def _examine(arguments: argparse.Namespace) -> Iterator[Check]:
     if arguments.superlink:
         host, port = arguments.superlink
         yield from check_superlink(host, port, arguments.ca)
+    yield from check_software()
     yield from check_device()
 
 

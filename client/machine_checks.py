@@ -1,16 +1,22 @@
-"""The doctor's look at this machine: scratch, the site's key, the authority's certificate, the device."""
+"""The doctor's look at this machine: scratch, key, the authority's certificate, packages, the device."""
 
 import os
 import shlex
 import shutil
 import stat
 import tempfile
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.check import Check, days_check
+from packaging.requirements import Requirement
 
-__all__ = ["check_ca", "check_device", "check_key", "check_scratch"]
+from client.check import Check, days_check
+from federation.versions import versions
+
+__all__ = ["check_ca", "check_device", "check_key", "check_scratch", "check_software"]
+
+_PROJECT_FILE = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 _WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy of the tables, residuals
 _WARN_GPU_GB = 4.0  # SmolVLA's weights, gradients and Adam's state are 3 GB before the first activation
@@ -85,6 +91,31 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
         return [Check("error", "CA", f"{file}: expired on {end:%Y-%m-%d}; ask the operator for a new bundle")]
     left = (end - now).days
     return [days_check("CA", f"{file}: {left} days left", left, "ask the operator for a new bundle")]
+
+
+def check_software() -> list[Check]:
+    """Look whether the packages that decide what this site computes have the release that the app wants."""
+    dependencies = tomllib.loads(_PROJECT_FILE.read_text(encoding="utf-8"))["project"]["dependencies"]
+    pinned = {
+        requirement.name: pin.version
+        for requirement in map(Requirement, dependencies)
+        for pin in requirement.specifier
+        if pin.operator == "=="
+    }
+    found = versions()
+    for package, wanted in pinned.items():
+        installed = found.get(package, "none")
+        if installed.split(".")[:2] != wanted.split(".")[:2]:  # as the server compares them
+            text = f"{package} {installed} is installed, this app wants {wanted}"
+            return [
+                Check(
+                    "error",
+                    "software",
+                    f"{text}; run touch requirements.lock && make env, or take the release's image",
+                )
+            ]
+    text = ", ".join(f"{package} {found[package]}" for package in pinned)
+    return [Check("ok", "software", text)]
 
 
 def check_device() -> list[Check]:

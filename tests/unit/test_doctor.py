@@ -18,7 +18,7 @@ from client import connection_checks, machine_checks
 from client.check import Check
 from client.connection_checks import check_superlink
 from client.doctor import main
-from client.machine_checks import check_ca, check_device, check_key, check_scratch
+from client.machine_checks import check_ca, check_device, check_key, check_scratch, check_software
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,22 @@ def test_the_device_is_named_or_the_cpu_warned_of() -> None:
     assert "GB free" in check.text or "CPU cores" in check.text or "MPS" in check.text
 
 
+def test_another_release_of_a_package_than_the_app_wants_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    (check,) = check_software()
+    assert check.level == "ok"
+    assert check.text.startswith("flwr 1.")
+    installed = machine_checks.versions()
+    for changes, level in (
+        ({"flwr": installed["flwr"].rpartition(".")[0] + ".99"}, "ok"),
+        ({"flwr": "1.3.0"}, "error"),
+        ({"lerobot": "0.1.0"}, "error"),
+    ):
+        monkeypatch.setattr(machine_checks, "versions", lambda changes=changes: installed | changes)
+        (check,) = check_software()
+        assert check.level == level
+        assert "make env, or take" in check.text or level == "ok"
+
+
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["doctor", *arguments])
     return main()
@@ -258,6 +274,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
         "TLS",
         "health",
         "clock",
+        "software",
         "device",
     ):
         assert re.search(rf"^(ok|warning) +{what} ", printed, re.MULTILINE), what
