@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,14 +45,17 @@ def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[i
     """
     if new.exists():
         raise DatasetError(f"{new} exists: remove it, or name another folder")
-    source = read_source(root)
-    lost = source.lost | dict.fromkeys(without, "dropped as asked")
-    try:
-        write_folder(new, lambda folder: _fill(folder, source, lost), replace=False)
-    except OSError:
-        raise
-    except Exception as error:  # of LeRobot, Arrow and FFmpeg: whatever a damaged dataset makes them raise
-        raise DatasetError(f"dataset {root}: nothing can be saved: {one_line(str(error))}") from error
+    with tempfile.TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as scratch:
+        source = read_source(root, Path(scratch))
+        lost = source.lost | dict.fromkeys(without, "dropped as asked")
+        try:
+            write_folder(new, lambda folder: _fill(folder, source, lost), replace=False)
+        except OSError:
+            raise
+        except (
+            Exception
+        ) as error:  # of LeRobot, Arrow and FFmpeg: whatever a damaged dataset makes them raise
+            raise DatasetError(f"dataset {root}: nothing can be saved: {one_line(str(error))}") from error
     return lost
 
 

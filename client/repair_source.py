@@ -1,19 +1,20 @@
 """What `client/repair.py` can still read of a LeRobot dataset of format 2 or 3: its whole episodes.
 
-The tables in data/ decide which frames there are, not what the dataset says of itself, and a file that cannot
-be read is passed over.
+The tables in data/ decide which frames there are, not what the dataset says of itself; a recording that
+LeRobot could not finish is read as far as it goes, and a file that cannot be read is passed over.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.parquet_rescue import rescue_file
 from federation.dataset_advice import is_torn
 from federation.dataset_tables import read_tasks
-from federation.episode_faults import video_of_episode
+from federation.episode_faults import frame_times, video_of_episode
 from federation.errors import DatasetError, one_line
 
 if TYPE_CHECKING:
@@ -72,8 +73,11 @@ class Source:
         return table.sort_by("frame_index")
 
 
-def read_source(root: Path) -> Source:
+def read_source(root: Path, scratch: Path) -> Source:
     """Read what is whole in the dataset in `root`.
+
+    Args:
+        scratch: an empty folder, for copies of unfinished tables; it must outlive the result.
 
     Raises:
         DatasetError: there is no dataset of format 2 or 3, or nothing of it can be read.
@@ -81,14 +85,14 @@ def read_source(root: Path) -> Source:
     try:
         info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8-sig"))
         version = str(info["codebase_version"])
-        features = info["features"]
-        keys = [key for key, feature in features.items() if feature["dtype"] == "video"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+        float(info["fps"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = one_line(error)
         raise DatasetError(
             f"dataset {root}: meta/info.json cannot be used ({reason}); copy that file again"
         ) from None
-    counts, unreadable = _count_frames(root)
+    counts, unreadable = _count_frames(root, info, scratch)
     if version.startswith("v3."):
         tasks = dict(enumerate(read_tasks(root)))
         source = Source(info, tasks, [], {}, [], unreadable)
@@ -101,7 +105,9 @@ def read_source(root: Path) -> Source:
     return source
 
 
-def _count_frames(root: Path) -> tuple[dict[tuple[int, Path], int], list[str]]:
+def _count_frames(
+    root: Path, info: Mapping[str, Any], scratch: Path
+) -> tuple[dict[tuple[int, Path], int], list[str]]:
     """How many frames of which episode each file in data/ has, and the files that cannot be read."""
     import numpy as np
     import pyarrow as pa
@@ -109,20 +115,39 @@ def _count_frames(root: Path) -> tuple[dict[tuple[int, Path], int], list[str]]:
 
     counts: dict[tuple[int, Path], int] = {}
     unreadable = []
-    for file in sorted((root / "data").glob("*/*.parquet")):
+    files = sorted((root / "data").glob("*/*.parquet"))
+    for file in files:
+        readable = file
         try:
-            table = pq.read_table(file, columns=list(_NUMBERS), partitioning=None)
+            if is_torn(file):
+                readable = scratch / f"{len(counts)}.parquet"
+                if not rescue_file(file, _schema(info, files), readable):
+                    raise ValueError("has no end, and no whole episode")
+            table = pq.read_table(readable, columns=list(_NUMBERS), partitioning=None)
             numbers, times = np.unique(table["episode_index"].drop_null().to_numpy(), return_counts=True)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            ending = "has no end" if is_torn(file) else one_line(error)
-            unreadable.append(f"{file.relative_to(root)} ({ending})")
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            unreadable.append(f"{file.relative_to(root)}: {one_line(error)}")
             continue
-        counts |= {(int(number), file): int(n) for number, n in zip(numbers, times, strict=True)}
+        counts |= {(int(number), readable): int(n) for number, n in zip(numbers, times, strict=True)}
     return counts, unreadable
 
 
+def _schema(info: Mapping[str, Any], files: Sequence[Path]) -> "pa.Schema":
+    """Of the tables in data/: that of a whole one, else what LeRobot makes of the features."""
+    import pyarrow.parquet as pq
+
+    if whole := next((file for file in files if not is_torn(file)), None):
+        return pq.read_schema(whole)
+    from lerobot.datasets.feature_utils import get_hf_features_from_features
+
+    features = info["features"].items()
+    return get_hf_features_from_features(
+        {key: feature | {"shape": tuple(feature["shape"])} for key, feature in features}
+    ).arrow_schema
+
+
 def _read_rows(root: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of meta/episodes, in order, with statistics of pictures only where they are needed."""
+    """The rows of meta/episodes, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,8 +155,8 @@ def _read_rows(root: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
         try:
             yield from pq.read_table(file, partitioning=None).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            ending = "has no end" if is_torn(file) else one_line(error)
-            unreadable.append(f"{file.relative_to(root)} ({ending})")
+            reason = "has no end" if is_torn(file) else one_line(error)
+            unreadable.append(f"{file.relative_to(root)}: {reason}")
 
 
 def _find_episodes(
@@ -154,8 +179,38 @@ def _find_episodes(
             source.lost[number] = f"meta/episodes has no {one_line(error)} for it"
             continue
         _add(root, source, number, length, footage, counts, row)
-    for number in {number for number, _ in counts} - rows.keys():
-        source.lost[number] = "meta/episodes has no entry for it"
+    others = {number: n for (number, _), n in sorted(counts.items()) if number not in rows}
+    found = {key: _locate(root / "videos" / key, source, others) for key in keys}
+    for number, length in others.items():
+        footage = {key: found[key][number] for key in keys if number in found[key]}
+        if len(footage) < len(keys):
+            source.lost[number] = "meta/episodes lacks it, and where its video begins cannot be told"
+        else:
+            _add(root, source, number, length, footage, counts, {})
+
+
+def _locate(folder: Path, source: Source, lengths: Mapping[int, int]) -> dict[int, Footage]:
+    """Where episodes that meta/episodes lacks lie in the videos in `folder` that it does not name either.
+
+    LeRobot adds each episode to the newest video, or begins another: a video that ends with an episode, by
+    the numbers of frames, holds that and those before it.
+
+    Args:
+        lengths: frames of each episode, in the order of recording.
+    """
+    named = {part.file for part in source.footage}
+    found: dict[int, Footage] = {}
+    left = list(lengths.items())
+    for file in (file for file in sorted(folder.glob("*/*.mp4")) if file not in named):
+        parts, frames, total = {}, 0, len(frame_times(file))
+        while left and frames < total:
+            number, length = left.pop(0)
+            parts[number] = Footage(file, frames / float(source.info["fps"]), length)
+            frames += length
+        if frames != total:
+            break
+        found |= parts
+    return found
 
 
 def _find_old_episodes(

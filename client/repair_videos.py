@@ -7,6 +7,7 @@ picture is encoded again.
 
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from client.repair_source import Footage
 from client.video_checks import decoded_times
 from federation.episode_faults import frame_times, lacking_frames, video_of_episode
 
-__all__ = ["VideoCopies", "find_gaps"]
+__all__ = ["VideoCopies", "find_gaps", "sample_pictures"]
 
 _TICKS = 512  # of a video's clock for each frame
+_SAMPLED = 4  # pictures of an episode, for statistics
 
 
 class VideoCopies:
@@ -112,6 +114,27 @@ def find_gaps(root: Path, info: Mapping[str, Any], rows: Iterable[Mapping[str, A
                     f"{key} has no picture for {lacking} of its {row['length']} frames"
                 )
     return gaps
+
+
+def sample_pictures(part: Footage, fps: int) -> np.ndarray:
+    """Some pictures of an episode: (n, 3, height, width) uint8.
+
+    Raises:
+        ValueError: none can be decoded.
+    """
+    pictures: list[np.ndarray] = []
+    with suppress(av.FFmpegError, OSError, IndexError), av.open(str(part.file)) as container:
+        stream = container.streams.video[0]
+        for number in np.linspace(0, part.length - 1, _SAMPLED, dtype=int):
+            second = part.start + int(number) / fps
+            container.seek(int(second / (stream.time_base or 1)), stream=stream)
+            for frame in container.decode(stream):
+                if frame.time is not None and frame.time >= second - 0.5 / fps:
+                    pictures.append(frame.to_ndarray(format="rgb24").transpose(2, 0, 1))
+                    break
+    if not pictures:
+        raise ValueError(f"no picture of {part.file} can be decoded")
+    return np.stack(pictures)
 
 
 def _retime(old: Path, new: Path, fps: int, places: np.ndarray) -> bool:

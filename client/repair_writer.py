@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lerobot.datasets.compute_stats import compute_episode_stats
+from lerobot.datasets.compute_stats import DEFAULT_QUANTILES, compute_episode_stats, get_feature_stats
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.utils.constants import DEFAULT_FEATURES
 
 from client.repair_source import Episode, Source
-from client.repair_videos import VideoCopies
+from client.repair_videos import VideoCopies, sample_pictures
 from federation.errors import DatasetError, one_line
 
 __all__ = ["measure_rate", "write_dataset"]
@@ -71,6 +71,7 @@ def write_dataset(root: Path, source: Source, episodes: Sequence[Episode], fps: 
     schema = get_hf_features_from_features(meta.features).arrow_schema
     kept = [part for episode in episodes for part in episode.footage.values()]
     copies = VideoCopies(root, str(meta.video_path), source.footage, kept, fps)
+    pictures = _picture_statistics(episodes, fps)
     data = _DataFiles(root, meta, schema)
     for number, episode in enumerate(episodes):
         frames = source.frames_of(episode)
@@ -89,7 +90,7 @@ def write_dataset(root: Path, source: Source, episodes: Sequence[Episode], fps: 
         places: dict[str, Any] = data.write(table)
         for key in videos:
             places |= copies.place(key, episode.footage[key])
-        statistics = compute_episode_stats(_numbers(table), meta.features) | _picture_statistics(episode)
+        statistics = compute_episode_stats(_numbers(table), meta.features) | pictures[number]
         meta.save_episode(number, episode.length, distinct, statistics, places)
     data.close()
     meta.finalize()
@@ -177,7 +178,36 @@ def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
     return numbers
 
 
-def _picture_statistics(episode: Episode) -> dict[str, dict[str, np.ndarray]]:
+def _picture_statistics(episodes: Sequence[Episode], fps: int) -> list[dict[str, dict[str, np.ndarray]]]:
+    """Statistics of each episode's pictures: what the old dataset knew, if of all, else of some pictures.
+
+    LeRobot's tables need the same columns for every episode.
+    """
+    known = [_known_statistics(episode) for episode in episodes]
+    columns = {tuple(sorted((key, *sorted(named)) for key, named in each.items())) for each in known}
+    if len(columns) == 1 and known[0].keys() >= episodes[0].footage.keys():
+        return known
+    try:
+        return [
+            {key: _measure(sample_pictures(part, fps)) for key, part in episode.footage.items()}
+            for episode in episodes
+        ]
+    except (
+        ValueError
+    ):  # without statistics of pictures; the judgement finds the episode whose pictures are lost
+        return [{} for _ in episodes]
+
+
+def _measure(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """LeRobot's statistics of (n, 3, height, width), scaled to 0..1."""
+    measured = get_feature_stats(pictures, axis=(0, 2, 3), keepdims=True, quantile_list=DEFAULT_QUANTILES)
+    return {
+        name: value if name == "count" else np.squeeze(value / 255.0, axis=0)
+        for name, value in measured.items()
+    }
+
+
+def _known_statistics(episode: Episode) -> dict[str, dict[str, np.ndarray]]:
     """What the old dataset knew of the episode's pictures, as far as it has LeRobot's form."""
     statistics: dict[str, dict[str, np.ndarray]] = {}
     for path, value in episode.statistics.items():

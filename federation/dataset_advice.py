@@ -68,13 +68,12 @@ def check_finalised(root: Path, info: Mapping[str, Any]) -> None:
     torn = [str(file.relative_to(root)) for file in [*tables, *episodes] if is_torn(file)]
     if not torn and (episodes or not info.get("total_episodes")):
         return
-    whole = name_range(_whole_episodes(tables, episodes))
     what = f"{torn[0]} has no end" if torn else "meta/episodes is missing"
     why = "as after a crash or a power cut before LeRobot ended the recording, or a copy that broke off"
-    fix = (
-        f"episodes {whole} are whole, {repair(root)} saves them" if whole else "no episode of it can be saved"
-    )
-    raise DatasetError(f"dataset {root}: {what}, {why}; if its original is whole copy it again, else {fix}")
+    whole = name_range(_whole_episodes(tables, episodes))
+    named = f"episodes {whole} are whole" if whole else "no episode is whole as it is"
+    fix = f"if its original is whole copy it again, else {repair(root)} saves what it can to a new folder"
+    raise DatasetError(f"dataset {root}: {what}, {why}; {named}; {fix}")
 
 
 def check_totals(root: Path, rows: Sequence[Mapping[str, Any]], episodes: int, frames: int) -> None:

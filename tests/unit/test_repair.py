@@ -218,27 +218,39 @@ def test_the_recorded_times_are_believed_before_fps(copy: Path, new: Path) -> No
     assert len(list(LeRobotDataset("local/new", root=new, video_backend="pyav"))) == 36
 
 
-def test_a_resumed_recording_that_broke_off_keeps_its_whole_sessions(
-    copy: Path, frames: list[dict[str, Any]], new: Path, tmp_path: Path
+def test_a_recording_that_broke_off_is_saved(
+    tmp_path: Path, frames: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finalize, broken = LeRobotDataset.finalize, tmp_path / "broken"
+
+    def copy_first(dataset: LeRobotDataset) -> None:
+        shutil.copytree(dataset.root, broken)  # what is on the disk if the power goes now
+        finalize(dataset)
+
+    monkeypatch.setattr(LeRobotDataset, "finalize", copy_first)
+    record_dataset(tmp_path / "whole", episodes=3, frames=FRAMES)
+    message = refusal(broken)
+    assert "data/chunk-000/file-000.parquet has no end, as after a crash" in message
+    assert "no episode is whole as it is" in message
+    assert_trains(follow(message), frames, [0, 1, 2])
+
+
+def test_a_resumed_recording_that_broke_off_is_saved_with_its_earlier_sessions(
+    copy: Path, tmp_path: Path
 ) -> None:
     dataset = LeRobotDataset.resume("local/site-a", root=copy)
-    frame = {key: np.zeros((64, 64, 3), np.uint8) for key in dataset.meta.video_keys}
-    for _ in range(20):
-        dataset.add_frame(
-            frame
-            | {
-                "action": np.zeros(6, np.float32),
-                "observation.state": np.zeros(6, np.float32),
-                "task": "none",
-            }
-        )
+    frame = dict.fromkeys(dataset.meta.video_keys, np.full((64, 64, 3), 50, np.uint8))
+    for k in range(FRAMES):
+        joints = np.full(6, k, np.float32)
+        dataset.add_frame(frame | {"action": joints, "observation.state": joints, "task": "another"})
     dataset.save_episode()
-    broken = Path(shutil.copytree(copy, tmp_path / "broken"))  # what is on the disk if the power goes now
+    broken = Path(shutil.copytree(copy, tmp_path / "broken"))
     dataset.finalize()
     message = refusal(broken)
     assert "data/chunk-000/file-001.parquet has no end, as after a crash" in message
     assert "episodes 0 to 2 are whole" in message
-    assert_trains(follow(message), frames, [0, 1, 2])
+    frames = list(LeRobotDataset("local/site-a", root=copy, video_backend="pyav"))
+    assert_trains(follow(message), frames, [0, 1, 2, 3])
 
 
 def as_format_2(root: Path, version: str) -> None:
@@ -275,7 +287,7 @@ def test_format_2_becomes_format_3(copy: Path, frames: list[dict[str, Any]], new
 
 def test_where_nothing_is_whole_nothing_is_written(copy: Path, new: Path) -> None:
     (copy / DATA).write_bytes(b"PAR1")
-    assert refusal(copy).endswith("no episode of it can be saved")
+    assert "no episode is whole as it is" in refusal(copy)
     with pytest.raises(DatasetError, match=r"nothing can be saved: no episode is whole.*has no end"):
         repair_dataset(copy, new)
     assert not new.exists()
