@@ -1,10 +1,13 @@
 """What is in the images, and what is not."""
 
 import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.container.cluster import IMAGES, docker, image_named
+from tests.container.cluster import IMAGES, REPOSITORY, docker, image_named
 
 pytestmark = pytest.mark.container
 
@@ -59,3 +62,38 @@ def test_an_image_names_itself_and_an_ordinary_user(images, image: str) -> None:
     )
     assert description
     assert user not in ("", "0", "root", "0:0")
+
+
+@pytest.fixture
+def strict_checkout(tmp_path: Path) -> Path:
+    """What a clone under umask 077 is like, as far as images are made of it."""
+    for name in ("docker", "federation", "client", "server"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".dockerignore"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o700)
+    return tmp_path
+
+
+@pytest.fixture
+def tag() -> Iterator[str]:
+    tag = "so100-test/strict"
+    yield tag
+    docker("image", "rm", "--force", tag)
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("client", ["doctor", "--help"]),
+        ("server", ["python", "-m", "server.submit", "--help"]),
+        ("gateway", ["cat", "/etc/haproxy/haproxy.cfg"]),
+    ],
+)
+def test_any_user_reads_an_image_made_of_a_checkout_under_a_strict_umask(
+    images, strict_checkout: Path, tag: str, target: str, command: list[str]
+) -> None:
+    file = str(strict_checkout / "docker" / "Dockerfile")
+    docker("build", "--file", file, "--target", target, "--tag", tag, str(strict_checkout), timeout=600)
+    assert docker("run", "--rm", "--user", "12345:12345", tag, *command)

@@ -72,3 +72,14 @@ def test_a_site_behind_a_slow_and_lossy_network_takes_part_in_every_round(
     run = cluster.submit("two-rounds")
     cluster.wait_for(run, lambda event: event["event"] == "run_finished", 400)
     assert _both_took_part(cluster, run)
+
+
+def test_nothing_here_goes_through_a_proxy_that_docker_hands_to_containers(
+    cluster: Cluster, finished_run: str
+) -> None:
+    nowhere = "http://127.0.0.1:9"
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    proxies = [argument for name in names for argument in ("-e", f"{name}={nowhere}")]
+    printed = cluster.compose("run", "--rm", "-T", "--no-deps", *proxies, "supernode-a", "doctor")
+    assert "health" in printed
+    assert "this site is ready" in printed

@@ -1,0 +1,29 @@
+"""docker-compose.yml as a file; tests/container starts it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+SERVICES = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+DIRECT = {"localhost", "127.0.0.1", "::1", "superlink", "gateway", "prometheus"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_reaches_another_through_a_proxy(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert environment["NO_PROXY"] == environment["no_proxy"]
+    *hosts, own = environment["NO_PROXY"].split(",")
+    assert set(hosts) == DIRECT
+    assert own == "${NO_PROXY:-}"
+
+
+@pytest.mark.parametrize(
+    "name", ["superlink", "gateway", "server", "exporter", "supernode-a", "supernode-b", "run"]
+)
+def test_every_host_that_a_service_names_is_direct(name: str) -> None:
+    words = " ".join(map(str, [SERVICES[name].get("command"), SERVICES[name].get("entrypoint")]))
+    for service in SERVICES:
+        if f"={service}:" in words:
+            assert service in DIRECT
