@@ -101,12 +101,14 @@ def _fix_for(root: Path, info: Mapping[str, Any]) -> Callable[[Sequence[int]], s
     keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
 
     def fix(episodes: Sequence[int]) -> str:
-        drop = f"{repair(root, episodes)} drops {'it' if len(episodes) == 1 else 'them'}"
-        if not keys:
-            return drop
-        video = root / video_of_episode(info, rows[episodes[0]], keys[0])
-        start = rows[episodes[0]][f"videos/{keys[0]}/from_timestamp"]
-        return f"look at {video} from {start:.1f} s on; {drop}"
+        fixes = []
+        if keys:
+            video = root / video_of_episode(info, rows[episodes[0]], keys[0])
+            start = rows[episodes[0]][f"videos/{keys[0]}/from_timestamp"]
+            fixes.append(f"look at {video} from {start:.1f} s on")
+        if len(episodes) < len(rows):
+            fixes.append(f"{repair(root, episodes)} drops {'it' if len(episodes) == 1 else 'them'}")
+        return "; ".join(fixes) or "record again"
 
     return fix
 

@@ -171,8 +171,9 @@ def find_datasets(folder: Path) -> dict[str, Path]:
         return {folder.name: folder}
     if folder.is_dir():
         found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / "meta").is_dir()}
-        for name in [name for name in found if f"{name}{REPAIRED}" in found]:
-            found[name] = found.pop(f"{name}{REPAIRED}")
+        for name in sorted(found, key=len, reverse=True):  # what was repaired twice first
+            if f"{name}{REPAIRED}" in found:
+                found[name] = found.pop(f"{name}{REPAIRED}")
         converted = {f"{name}_old" for name in found}
         if found:
             return {name: sub for name, sub in found.items() if name not in converted}

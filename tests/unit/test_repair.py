@@ -317,6 +317,9 @@ def test_a_repaired_dataset_takes_the_place_of_the_damaged(copy: Path) -> None:
     shutil.copytree(copy, copy.parent / "site-b")
     shutil.copytree(copy, copy.parent / "site-b_old")  # as LeRobot's conversion leaves beside it
     assert find_datasets(copy.parent) == {"site-a": repaired, "site-b": copy.parent / "site-b"}
+    again = Path(shutil.copytree(repaired, f"{repaired}-repaired"))
+    assert find_datasets(copy.parent)["site-a"] == again
+    assert len(find_datasets(copy.parent)) == 2
 
 
 @pytest.mark.parametrize(
