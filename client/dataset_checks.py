@@ -1,7 +1,5 @@
 """The doctor's look at a dataset: what the judgement that it shares with the join found, and how it moves."""
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +12,7 @@ from federation.cameras import CameraChoice, spell_cameras
 from federation.config import PolicyConfig
 from federation.dataset_advice import repair
 from federation.dataset_description import DatasetDescription, check_fits, describe_dataset
+from federation.dataset_info import read_info
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import split_episodes, video_of_episode
 from federation.errors import DatasetError
@@ -48,15 +47,12 @@ def check_dataset(
         matched = check_fits(description, policy, str(root), names)
     except DatasetError as error:
         return [Check("error", *_named(str(error)))]
-    except OSError as error:
-        fix = f"give user {os.getuid()} the right to read it; in a site's bundle see SITE_UID in .env"
-        return [Check("error", "dataset", f"{root}: cannot be read ({error.strerror}); {fix}")]
     checks = [
         Check("ok", "dataset", _amount(root, description)),
         *_check_excluded(root, description),
         *(Check("warning", *_named(warning)) for warning in description.warnings),
     ]
-    info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
+    info = read_info(root)
     episodes = split_episodes(read_frames(root))
     usable = {index: episodes[index] for index in description.usable_episodes}
     found = [
@@ -123,12 +119,12 @@ def _check_cameras(wanted: Sequence[str], matched: Mapping[str, str], recorded: 
 
 def _check_tasks(root: Path) -> Check:
     tasks = read_tasks(root)
-    if empty := [index for index, task in enumerate(tasks) if not task.strip()]:
+    if empty := [number for number, task in tasks.items() if not task.strip()]:
         text = f"{len(empty)} of {plural(len(tasks), 'task')} without text, the first is {empty[0]}"
         fix = "the policy is told nothing there: give them one in meta/tasks.parquet"
         return Check("warning", "tasks", f"{text}; {fix}")
-    first = repr(tasks[0]) if len(tasks) == 1 else f"{len(tasks)}, the first is {tasks[0]!r}"
-    return Check("ok", "tasks", first)
+    first = repr(tasks[min(tasks)])
+    return Check("ok", "tasks", first if len(tasks) == 1 else f"{len(tasks)}, the first is {first}")
 
 
 def _check_range(description: DatasetDescription, feature: str) -> Check:

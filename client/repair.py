@@ -92,7 +92,8 @@ def _fill(folder: Path, source: Source, lost: dict[int, str]) -> None:
         write_dataset(folder, source, kept, fps)
         info = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
         rows, frames, tasks = read_episodes(folder), read_frames(folder), read_tasks(folder)
-        faults = find_faults(folder, info, rows, frames, len(tasks))
+        videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+        faults = find_faults(folder, info, rows, frames, tasks, videos)
         faults = find_gaps(folder, info, rows) | faults
         if not faults:
             break

@@ -94,8 +94,7 @@ def read_source(root: Path, scratch: Path) -> Source:
         ) from None
     counts, unreadable = _count_frames(root, info, scratch)
     if version.startswith("v3."):
-        tasks = dict(enumerate(read_tasks(root)))
-        source = Source(info, tasks, [], {}, [], unreadable)
+        source = Source(info, read_tasks(root), [], {}, [], unreadable)
         _find_episodes(root, source, keys, counts)
     elif version.startswith("v2."):
         source = Source(info, _read_old_tasks(root), [], {}, [], unreadable)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pandas as pd
 import torch
 from datasets import Dataset as ArrowDataset
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -19,6 +20,7 @@ from lerobot.utils.utils import SuppressProgressBars
 from pyarrow import dataset as parquet
 from torch.utils.data import Dataset
 
+from federation.dataset_tables import read_tasks
 from federation.errors import DatasetError, first_cause, one_line
 
 __all__ = ["DECODE_ERRORS", "Frames", "open_dataset", "policy_inputs", "with_empty_cameras"]
@@ -83,6 +85,7 @@ def open_dataset(
     """
     try:
         metadata = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+        metadata.tasks = _numbered_tasks(root)
         metadata.info.features = _used_features(metadata.features, cameras)
         reader = _Reader(
             metadata,
@@ -113,6 +116,13 @@ def _used_features(
         wanted |= {f"{OBS_IMAGES}.{own}" for own in cameras.values()}
     is_used = {key: key in wanted or (cameras is None and key.startswith(OBS_IMAGES)) for key in recorded}
     return {**DEFAULT_FEATURES, **{key: value for key, value in recorded.items() if is_used[key]}}
+
+
+def _numbered_tasks(root: Path) -> pd.DataFrame:
+    """The tasks as LeRobot reads them: it takes the number of a task for that of its row."""
+    texts = read_tasks(root)
+    numbers = range(max(texts, default=-1) + 1)
+    return pd.DataFrame({"task_index": numbers}, index=[texts.get(number, "") for number in numbers])
 
 
 def policy_inputs(

@@ -6,8 +6,8 @@ would try to download a missing file from the Hub; so every file is looked for h
 anything.
 """
 
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,10 @@ import numpy as np
 from federation.cameras import CameraChoice, match_cameras
 from federation.config import PolicyConfig
 from federation.dataset_advice import REPAIRED, check_finalised, check_totals, conversion, repair
-from federation.dataset_tables import read_episodes, read_frames, read_tasks
-from federation.episode_faults import find_faults, split_episodes, video_of_episode
+from federation.dataset_files import check_data_files, check_files
+from federation.dataset_info import IMAGE_PREFIX, check_info, check_stats, load_info, recorded_cameras
+from federation.dataset_tables import check_episodes, read_episodes, read_frames, read_tasks
+from federation.episode_faults import find_faults, split_episodes
 from federation.errors import DatasetError
 from federation.joint_names import check_joint_names
 from federation.joint_units import JointUnits, check_joint_units, find_joint_units
@@ -31,7 +33,7 @@ __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "f
 
 ARM_DIM = 6  # an SO-100/SO-101 arm: five joints and the gripper, in state and in action
 _MOST_LEFT_OUT = 0.2
-_IMAGE_PREFIX = "observation.images."
+_VERSION = re.compile(r"v?3(\.\d+)*")
 
 
 @dataclass(frozen=True)
@@ -71,50 +73,58 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
         cameras: which cameras the run uses; all of them if None.
 
     Raises:
-        DatasetError: `root` is no dataset, is of another format version, a file is missing, damaged or may
-            not be read, more than a fifth of the episodes must be left out, or a camera is lacking.
+        DatasetError: `root` is no dataset, is of another format version or another arm, a file is missing,
+            damaged or may not be read, more than a fifth of the episodes must be left out, or a camera is
+            lacking.
     """
-    if not (root / "meta" / "info.json").is_file():
+    try:
+        return _describe(root, cameras)
+    except OSError as error:
         raise DatasetError(
-            f"dataset {root}: no meta/info.json there; give the folder of a LeRobot v3 dataset "
-            "(it holds data/, meta/ and videos/)"
-        )
-    info = _read_json(root, "meta/info.json")
+            f"dataset {root}: cannot be read ({error.strerror}); give user {os.getuid()} the right to read "
+            f"it: chmod -R a+rX {root}; in a site's bundle see SITE_UID in .env"
+        ) from None
+
+
+def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
+    info = load_info(root)
     version = str(info.get("codebase_version", "none"))
-    if not version.startswith("v3."):
+    if not isinstance(info.get("codebase_version"), str) or not _VERSION.fullmatch(version.strip()):
         raise DatasetError(
             f"dataset {root}: format version is {version}, must be v3.x; {conversion(root, version)}"
         )
-    try:
-        features = info["features"]
-        recorded = tuple(
-            key.removeprefix(_IMAGE_PREFIX)
-            for key, feature in features.items()
-            if key.startswith(_IMAGE_PREFIX) and feature["dtype"] in ("video", "image")
-        )
-        dims = [int(np.prod(features[key]["shape"])) for key in FEATURES]
-        fps, episodes, frames = int(info["fps"]), int(info["total_episodes"]), int(info["total_frames"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"dataset {root}: meta/info.json lacks or garbles {error}") from None
+    info = check_info(root, info)
+    check_stats(root)
+    episodes, frames = info["total_episodes"], info["total_frames"]
     if episodes < 1 or frames < 1:
         raise DatasetError(f"dataset {root}: holds {episodes} episodes and {frames} frames; record some")
+    dims = _check_dims(root, info)
+    recorded = recorded_cameras(info)
     used = {camera: camera for camera in recorded}
     if cameras is not None:
         used = match_cameras(cameras.wanted, recorded, cameras.names, cameras.may_lack, str(root))
     warnings = check_joint_names(info, root)
+    videos = [
+        key
+        for key in (f"{IMAGE_PREFIX}{own}" for own in used.values())
+        if info["features"][key]["dtype"] == "video"
+    ]
     check_finalised(root, info)
     rows = read_episodes(root)
-    _check_files(root, info, rows)
+    check_episodes(root, rows, videos)
+    check_files(root, info, rows, videos)
     check_totals(root, rows, episodes, frames)
     values = read_frames(root)
+    _check_shapes(root, dims, values)
+    check_data_files(root, info, rows, values)
     own = split_episodes(values)
     check_joint_values(own, root)
-    left_out = find_faults(root, info, rows, values, len(read_tasks(root)))
+    left_out = find_faults(root, info, rows, values, read_tasks(root), videos)
     if len(left_out) > _MOST_LEFT_OUT * episodes:
         raise _too_many(root, left_out, episodes)
     usable = {index: frames for index, frames in own.items() if index not in left_out}
     return DatasetDescription(
-        fps=fps,
+        fps=info["fps"],
         episodes=episodes,
         frames=frames,
         cameras=recorded,
@@ -125,7 +135,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
         simulated=is_simulated(info),
         used_cameras=used,
         joint_units=find_joint_units(usable, root),
-        warnings=(*warnings, *value_warnings(usable, fps, root)),
+        warnings=(*warnings, *value_warnings(usable, info["fps"], root)),
     )
 
 
@@ -142,12 +152,6 @@ def check_fits(
         DatasetError: the dataset lacks what the policy needs, or is of another arm, in other units or at
             another rate.
     """
-    for what, dim in (("observation.state", description.state_dim), ("action", description.action_dim)):
-        if dim != ARM_DIM:
-            raise DatasetError(
-                f"dataset {name}: {what} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
-                "use a dataset of that arm"
-            )
     check_joint_units(description.joint_units, policy.joint_units, name)
     if description.fps != policy.fps:
         raise DatasetError(
@@ -189,42 +193,21 @@ def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> Dataset
     )
 
 
-def _read_json(root: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((root / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"dataset {root}: {name} is missing; copy the dataset again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"dataset {root}: {name} cannot be read ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"dataset {root}: {name} must hold a JSON object")
-    return content
+def _check_dims(root: Path, info: Mapping[str, Any]) -> list[int]:
+    dims = [int(info["features"][feature]["shape"][0]) for feature in FEATURES]
+    for feature, dim in zip(FEATURES, dims, strict=True):
+        if dim != ARM_DIM:
+            raise DatasetError(
+                f"dataset {root}: {feature} has {dim} values, an SO-100/SO-101 arm has {ARM_DIM}; "
+                "use a dataset of that arm"
+            )
+    return dims
 
 
-def _check_files(root: Path, info: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Every file the episodes name must be there, and this user must be allowed to read it."""
-    video_keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    needed = {"meta/tasks.parquet", "meta/stats.json"}
-    columns = {"episode_index", "length", "dataset_from_index"}
-    columns |= {f"videos/{key}/from_timestamp" for key in video_keys}
-    try:
-        for row in rows:
-            if lacking := sorted(columns - row.keys()):
-                raise KeyError(lacking[0])
-            chunk, file = row["data/chunk_index"], row["data/file_index"]
-            needed.add(info["data_path"].format(chunk_index=chunk, file_index=file))
-            for key in video_keys:
-                needed.add(video_of_episode(info, row, key))
-    except KeyError as error:
-        raise DatasetError(f"dataset {root}: meta/episodes lacks {error}; copy the dataset again") from None
-    missing = sorted(name for name in needed if not (root / name).is_file())
-    if missing:
-        raise DatasetError(
-            f"dataset {root}: {len(missing)} files are missing, the first is {missing[0]}; copy it again"
-        )
-    closed = sorted(name for name in needed if not os.access(root / name, os.R_OK))
-    if closed:
-        raise DatasetError(
-            f"dataset {root}: user {os.getuid()} may not read {len(closed)} files, the first is "
-            f"{closed[0]}; give it the right: chmod -R a+rX {root}"
-        )
+def _check_shapes(root: Path, dims: Sequence[int], frames: Mapping[str, np.ndarray]) -> None:
+    for feature, dim in zip(FEATURES, dims, strict=True):
+        if (there := frames[feature].shape[1]) != dim:
+            raise DatasetError(
+                f"dataset {root}: {feature} has {there} values in data/ and {dim} in meta/info.json, an "
+                f"SO-100/SO-101 arm has {ARM_DIM} in both; use a dataset of that arm"
+            )

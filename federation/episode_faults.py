@@ -5,7 +5,7 @@ videos are read (150,000 packets a second), nothing is decoded. What is damaged 
 training, which leaves single frames out, and by the doctor.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ Frames = Mapping[str, np.ndarray]
 
 
 def find_faults(
-    root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], frames: Frames, tasks: int
+    root: Path,
+    info: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    frames: Frames,
+    tasks: Collection[int],
+    videos: Sequence[str],
 ) -> dict[int, str]:
     """Index of an episode -> why it cannot be trained on; the others can.
 
@@ -31,7 +36,8 @@ def find_faults(
         info: what meta/info.json holds.
         rows: as `read_episodes` gives them.
         frames: as `read_frames` gives them.
-        tasks: how many there are.
+        tasks: their numbers.
+        videos: the cameras that are used and stored as video, with `observation.images.`.
     """
     own = split_episodes(frames)
     faults = {}
@@ -39,15 +45,15 @@ def find_faults(
     for row in rows:
         episode = int(row["episode_index"])
         fault = _fault_in_tables(row, own.get(episode), int(info["fps"]), tasks)
-        fault = fault or _fault_in_videos(root, info, row, times)
+        fault = fault or _fault_in_videos(root, info, row, videos, times)
         if fault:
             faults[episode] = fault
-    return faults
+    return faults | _faults_in_numbers([row for row in rows if int(row["episode_index"]) not in faults])
 
 
 def split_episodes(frames: Frames) -> dict[int, dict[str, np.ndarray]]:
-    """The frames of each episode, by its index, in the order in which they are stored."""
-    order = np.argsort(frames["episode_index"], kind="stable")
+    """The frames of each episode, by its index, in the order of time, however they are stored."""
+    order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     episodes, starts = np.unique(frames["episode_index"][order], return_index=True)
     parts = {name: np.split(values[order], starts[1:]) for name, values in frames.items()}
     return {
@@ -71,12 +77,27 @@ def lacking_frames(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str
     return int((~_near(nearest, wanted)).sum())
 
 
-def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks: int) -> str:
+def _faults_in_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """LeRobot finds a frame by its number in the dataset: no two episodes may share one."""
+    faults: dict[int, str] = {}
+    end, owner = -np.inf, 0
+    for row in sorted(rows, key=lambda row: (row["dataset_from_index"], row["episode_index"])):
+        if row["dataset_from_index"] < end:
+            faults[int(row["episode_index"])] = f"its frames have numbers that those of episode {owner} have"
+        else:
+            end, owner = row["dataset_to_index"], int(row["episode_index"])
+    return faults
+
+
+def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks: Collection[int]) -> str:
     if not row["length"]:
         return "it is empty"
     length = len(own["index"]) if own else 0
     if not own or length != row["length"]:
         return f"data/ has {length} of its {row['length']} frames"
+    end = row["dataset_from_index"] + length
+    if row["dataset_to_index"] != end:
+        return f"it ends at frame {row['dataset_to_index']} in meta/episodes, by its length at {end}"
     numbers = np.arange(length)
     if not (
         np.array_equal(own["frame_index"], numbers)
@@ -91,19 +112,21 @@ def _fault_in_tables(row: Mapping[str, Any], own: Frames | None, fps: int, tasks
     if len(bad := np.flatnonzero(~_near(own["timestamp"], numbers / fps))):
         first = bad[0]
         return f"frame {first} is at {own['timestamp'][first]:.4f} s, must be at {first}/{fps} s"
-    known = (own["task_index"] >= 0) & (own["task_index"] < tasks)
+    known = np.isin(own["task_index"], list(tasks))
     if not known.all():
         return f"frame {np.flatnonzero(~known)[0]} has a task that meta/tasks.parquet lacks"
     return ""
 
 
 def _fault_in_videos(
-    root: Path, info: Mapping[str, Any], row: Mapping[str, Any], times: dict[Path, np.ndarray]
+    root: Path,
+    info: Mapping[str, Any],
+    row: Mapping[str, Any],
+    videos: Sequence[str],
+    times: dict[Path, np.ndarray],
 ) -> str:
     """Several episodes share a file: `times` keeps what is known of it."""
-    for key, feature in info["features"].items():
-        if feature["dtype"] != "video":
-            continue
+    for key in videos:
         file = root / video_of_episode(info, row, key)
         if file not in times:
             times[file] = frame_times(file)

@@ -4,7 +4,6 @@
 has torch anyway.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +68,7 @@ def _check_samples(use: DatasetUse, description: DatasetDescription, folder: Pat
     """
     root, cameras = use.root, description.used_cameras
     smolvla = build_policy_config(use.policy, use.scratch)
-    info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8-sig"))
+    info = read_info(root)
     wanted = set(description.usable_episodes)
     rows = [row for row in read_episodes(root) if row["episode_index"] in wanted]
     _check_resolutions(root, info, rows, cameras, smolvla)

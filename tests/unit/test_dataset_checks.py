@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from client import dataset_checks
 from client.check import Check
 from client.dataset_checks import check_dataset
 from federation.dataset_description import describe_dataset
@@ -247,7 +246,7 @@ def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: p
     def denied(root: Path, cameras: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(dataset_checks, "describe_dataset", denied)
+    monkeypatch.setattr("federation.dataset_description.read_episodes", denied)
     (check,) = check_dataset(data / "site-a", CAMERAS)
     assert check.level == "error"
     assert "Permission denied" in check.text

@@ -17,7 +17,15 @@ FPS, FRAMES, EPISODES = 30, 20, 3
 
 def _tables() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Three good episodes of twenty frames, as read from a dataset."""
-    rows = [{"episode_index": i, "length": FRAMES, "dataset_from_index": i * FRAMES} for i in range(EPISODES)]
+    rows = [
+        {
+            "episode_index": i,
+            "length": FRAMES,
+            "dataset_from_index": i * FRAMES,
+            "dataset_to_index": (i + 1) * FRAMES,
+        }
+        for i in range(EPISODES)
+    ]
     number = np.tile(np.arange(FRAMES, dtype=np.float64), EPISODES)
     vectors = np.random.default_rng(0).normal(size=(EPISODES * FRAMES, 6))
     return rows, {
@@ -32,16 +40,18 @@ def _tables() -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
 
 
 def _faults(rows: list[dict[str, Any]], frames: dict[str, np.ndarray]) -> dict[int, str]:
-    return find_faults(Path(), {"fps": FPS, "features": {}}, rows, frames, tasks=1)
+    return find_faults(Path(), {"fps": FPS}, rows, frames, tasks=[0], videos=[])
 
 
 def test_good_episodes_have_no_fault_in_whatever_order_they_are_stored() -> None:
     rows, frames = _tables()
     assert _faults(rows, frames) == {}
-    turned = {name: np.concatenate([values[40:], values[:40]]) for name, values in frames.items()}
-    assert _faults(rows, turned) == {}
-    assert list(split_episodes(turned)) == [0, 1, 2]
-    assert split_episodes(turned)[2]["index"].tolist() == list(range(40, 60))
+    order = np.random.default_rng(0).permutation(EPISODES * FRAMES)
+    shuffled = {name: values[order] for name, values in frames.items()}
+    assert _faults(rows, shuffled) == {}
+    assert list(split_episodes(shuffled)) == [0, 1, 2]
+    assert split_episodes(shuffled)[2]["index"].tolist() == list(range(40, 60))
+    np.testing.assert_array_equal(split_episodes(shuffled)[2]["action"], frames["action"][40:])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +89,23 @@ def test_an_episode_without_frames_is_empty_or_lost() -> None:
     assert _faults(rows, frames) == {2: "data/ has 0 of its 20 frames"}
     rows[2]["length"] = 0
     assert _faults(rows, frames) == {2: "it is empty"}
+
+
+@pytest.mark.parametrize("end", [20, 60, 59.5, 10**6])
+def test_an_episode_that_ends_elsewhere_than_its_frames_is_named(end: float) -> None:
+    rows, frames = _tables()
+    rows[1]["dataset_to_index"] = end
+    assert _faults(rows, frames) == {1: f"it ends at frame {end} in meta/episodes, by its length at 40"}
+
+
+def test_numbers_of_frames_may_have_gaps_and_lie_in_any_order_but_belong_to_one_episode() -> None:
+    rows, frames = _tables()
+    shared = "its frames have numbers that those of episode 0 have"
+    for starts, faults in (([100, 0, 20], {}), ([0, 20, 10], {2: shared})):
+        for row, start in zip(rows, starts, strict=True):
+            row |= {"dataset_from_index": start, "dataset_to_index": start + FRAMES}
+        frames["index"] = np.concatenate([start + np.arange(FRAMES) for start in starts])
+        assert _faults(rows, frames) == faults
 
 
 @pytest.fixture(scope="module")
