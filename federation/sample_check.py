@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from federation.dataset import DECODE_ERRORS, Frames, open_dataset
 from federation.dataset_advice import repair
 from federation.dataset_description import DatasetDescription
+from federation.dataset_info import read_info
 from federation.dataset_tables import read_episodes
 from federation.episode_faults import video_of_episode
 from federation.errors import DatasetError, FederationError, PolicyError, first_cause, one_line
