@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from federation.dataset_advice import repair
 from federation.errors import DatasetError, one_line
 from federation.statistics import FEATURES
 
@@ -111,17 +112,14 @@ def check_info(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         DatasetError: a key is missing or holds what LeRobot cannot use.
     """
     checked = dict(info)
+    fix = f"{repair(root)} finds it out and writes a new dataset"
     for key in ("fps", "total_episodes", "total_frames"):
         if (number := _whole_number(info.get(key))) is None:
-            meaning = "the frames per second of the recording" if key == "fps" else "how many there are"
-            raise _wrong(root, key, info.get(key), "a whole number", f"set it to {meaning}")
+            raise _wrong(root, key, info.get(key), "a whole number", fix)
         checked[key] = number
     if checked["fps"] < 1:
-        raise _wrong(
-            root, "fps", info["fps"], "1 or more", "set it to the frames per second of the recording"
-        )
+        raise _wrong(root, "fps", info["fps"], "1 or more", fix)
     if "total_tasks" in info and _whole_number(info["total_tasks"]) is None:
-        fix = "set it to the number of rows in meta/tasks.parquet"
         raise _wrong(root, "total_tasks", info["total_tasks"], "a whole number", fix)
     for key in _SIZES:
         if key in info and not (_is_number(info[key]) and info[key] > 0):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from federation.dataset_advice import repair
 from federation.errors import DatasetError, one_line
 
 __all__ = ["check_episodes", "read_episodes", "read_frames", "read_tasks"]
@@ -43,7 +44,7 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
         if unknown := sorted(set(names) - first):
             raise DatasetError(
                 f"dataset {root}: {table.relative_to(root)} has the column {one_line(unknown[0])!r}, which "
-                f"the first file of meta/episodes lacks, LeRobot cannot read both; {_RECORD_AGAIN}"
+                f"the first file of meta/episodes lacks, LeRobot cannot read both; {_fix(root)}"
             )
     return rows
 
@@ -60,14 +61,14 @@ def check_episodes(root: Path, rows: Sequence[Mapping[str, Any]], videos: Sequen
     for number, row in enumerate(rows):
         for column in (*_WHOLE, *files, *times):
             if column not in row:
-                raise DatasetError(f"dataset {root}: meta/episodes lacks {column!r}; {_RECORD_AGAIN}")
+                raise DatasetError(f"dataset {root}: meta/episodes lacks {column!r}; {_fix(root)}")
             value = row[column]
             if not isinstance(value, int if column in files else int | float) or not (
                 abs(value) <= _MAX_NUMBER and (column in times or value == int(value))
             ):
                 raise DatasetError(
                     f"dataset {root}: {column} in row {number} of meta/episodes is {one_line(repr(value))}, "
-                    f"must be a {'' if column in times else 'whole '}number; {_RECORD_AGAIN}"
+                    f"must be a {'' if column in times else 'whole '}number; {_fix(root)}"
                 )
 
 
@@ -186,6 +187,10 @@ def _vectors(column: Any, name: str) -> np.ndarray:
 
 def _floats(column: Any) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False).astype(np.float64))
+
+
+def _fix(root: Path) -> str:
+    return f"{repair(root)} writes what can be saved to a new folder"
 
 
 def _cannot_read(root: Path, file: Path, error: Exception) -> DatasetError:

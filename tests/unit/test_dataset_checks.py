@@ -243,7 +243,7 @@ def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:
 
 
 def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(root: Path, cameras: object) -> None:
+    def denied(root: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("federation.dataset_description.read_episodes", denied)
