@@ -47,8 +47,9 @@ _FIXED = ("run.name", "run.seed", "policy.", "aggregation.strategy", "privacy.",
 
 
 def new_run_name(prefix: str) -> str:
-    """A folder name that sorts by time, e.g. `demo-20261123-184002`."""
-    return f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    """A folder name that sorts by time, e.g. `demo-20261123-184002`; of "my demo" `my-demo-...`."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in prefix.lstrip("."))
+    return f"{plain}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 class RunRecord:

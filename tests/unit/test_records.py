@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig
+from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig, parse_run_config
 from federation.errors import ConfigError, FederationError
 from server import records
 from server.records import RunRecord, new_run_name, read_metrics, recorded_config
@@ -196,6 +196,9 @@ def test_a_folder_in_which_nothing_was_recorded_does_not_stop_a_run(tmp_path: Pa
 
 def test_run_names_sort_by_time() -> None:
     assert new_run_name("demo").startswith("demo-20")
+    for stem in ("my quick", "a+b (2)", "..hidden", "münchen", " "):
+        name = new_run_name(stem)
+        assert parse_run_config({"run.name": name}, "tests").run.name == name
 
 
 _SIMULATED = {
