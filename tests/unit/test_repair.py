@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from client.dataset_checks import check_dataset
@@ -235,15 +236,21 @@ def test_a_recording_that_broke_off_is_saved(
     assert_trains(follow(message), frames, [0, 1, 2])
 
 
+def record_more(root: Path) -> LeRobotDataset:
+    """Resume the recording in `root` for an episode; the session is not ended yet."""
+    dataset = LeRobotDataset.resume("local/more", root=root, rgb_encoder=RGBEncoderConfig(vcodec="h264"))
+    pictures = dict.fromkeys(dataset.meta.video_keys, np.full((64, 64, 3), 50, np.uint8))
+    for k in range(FRAMES):
+        joints = np.full(6, k, np.float32)
+        dataset.add_frame(pictures | {"action": joints, "observation.state": joints, "task": "another"})
+    dataset.save_episode()
+    return dataset
+
+
 def test_a_resumed_recording_that_broke_off_is_saved_with_its_earlier_sessions(
     copy: Path, tmp_path: Path
 ) -> None:
-    dataset = LeRobotDataset.resume("local/site-a", root=copy)
-    frame = dict.fromkeys(dataset.meta.video_keys, np.full((64, 64, 3), 50, np.uint8))
-    for k in range(FRAMES):
-        joints = np.full(6, k, np.float32)
-        dataset.add_frame(frame | {"action": joints, "observation.state": joints, "task": "another"})
-    dataset.save_episode()
+    dataset = record_more(copy)
     broken = Path(shutil.copytree(copy, tmp_path / "broken"))
     dataset.finalize()
     message = refusal(broken)
@@ -251,6 +258,16 @@ def test_a_resumed_recording_that_broke_off_is_saved_with_its_earlier_sessions(
     assert "episodes 0 to 2 are whole" in message
     frames = list(LeRobotDataset("local/site-a", root=copy, video_backend="pyav"))
     assert_trains(follow(message), frames, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("missing", [DATA, VIDEO])
+def test_the_episodes_of_a_file_that_is_missing_are_lost_alone(
+    copy: Path, frames: list[dict[str, Any]], new: Path, missing: str
+) -> None:
+    record_more(copy).finalize()
+    (copy / missing.replace("file-000", "file-001")).unlink()
+    assert main([str(copy), str(new)]) == 0
+    assert_trains(new, frames, [0, 1, 2])
 
 
 def as_format_2(root: Path, version: str) -> None:
