@@ -83,13 +83,12 @@ def _fill(folder: Path, source: Source, lost: dict[int, str]) -> None:
     from client.repair_writer import measure_rate, write_dataset
 
     lost |= {episode.number: why for episode in source.episodes if (why := source.fault_of(episode))}
-    fps = measure_rate(source)
     while True:
         kept = [episode for episode in source.episodes if episode.number not in lost]
         if not kept:
             raise DatasetError(_why_none(source, lost))
         shutil.rmtree(folder)
-        write_dataset(folder, source, kept, fps)
+        write_dataset(folder, source, kept, measure_rate(source, kept))
         info = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
         rows, frames, tasks = read_episodes(folder), read_frames(folder), read_tasks(folder)
         videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]

@@ -58,7 +58,12 @@ class Source:
 
     def fault_of(self, episode: Episode) -> str:
         """Why `episode` cannot be used though its files are there; empty if it can."""
-        tasks = set(self.frames_of(episode)["task_index"].to_pylist())
+        import pyarrow as pa
+
+        try:
+            tasks = set(self.frames_of(episode)["task_index"].to_pylist())
+        except (pa.ArrowException, OSError, KeyError) as error:
+            return f"its frames cannot be read ({one_line(error)})"
         unknown = sorted(str(task) for task in tasks - self.tasks.keys())
         return f"it has task {unknown[0]}, which meta/tasks has not" if unknown else ""
 

@@ -28,7 +28,7 @@ _PICTURE_SHAPES = ((3, 1, 1), (1, 1, 1))
 _FILES_IN_CHUNK = 1000
 
 
-def measure_rate(source: Source) -> int:
+def measure_rate(source: Source, episodes: Sequence[Episode]) -> int:
     """Frames a second: what meta/info.json says unless the recorded times differ clearly.
 
     Raises:
@@ -39,7 +39,7 @@ def measure_rate(source: Source) -> int:
     except (KeyError, TypeError, ValueError):
         told = 0.0
     steps = []
-    for episode in source.episodes:
+    for episode in episodes:
         frames = source.frames_of(episode)
         times = (
             frames["timestamp"].to_numpy().astype(np.float64) if "timestamp" in frames.column_names else None

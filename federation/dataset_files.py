@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from federation.dataset_advice import repair
 from federation.episode_faults import video_of_episode
 from federation.errors import DatasetError
 
@@ -66,5 +67,6 @@ def check_data_files(
 
 def _missing(root: Path, names: Sequence[str]) -> DatasetError:
     return DatasetError(
-        f"dataset {root}: {len(names)} files are missing, the first is {names[0]}; copy it again"
+        f"dataset {root}: {len(names)} files are missing, the first is {names[0]}; copy it again, or "
+        f"{repair(root)} writes what can be saved to a new folder"
     )

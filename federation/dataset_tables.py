@@ -195,4 +195,6 @@ def _fix(root: Path) -> str:
 
 def _cannot_read(root: Path, file: Path, error: Exception) -> DatasetError:
     reason = one_line(error)
-    return DatasetError(f"dataset {root}: {file.relative_to(root)} cannot be read ({reason}); copy it again")
+    return DatasetError(
+        f"dataset {root}: {file.relative_to(root)} cannot be read ({reason}); copy it again, or {_fix(root)}"
+    )
