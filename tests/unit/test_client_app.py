@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -6,7 +7,11 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
+from client.site import read_site
+from federation.config import RunConfig
+from federation.dataset_judgement import describe_fitting
 from federation.errors import DatasetError, RejectionCode
+from federation.joint_names import JOINTS
 
 
 @pytest.mark.parametrize("scratch", ["scratch", "site-a/scratch"])
@@ -24,3 +29,23 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
         "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )
     assert reply.error.code == RejectionCode.DATASET
+
+
+def test_the_join_logs_what_the_judgement_warns_of(
+    data: Path,
+    tmp_path: Path,
+    tiny_config: RunConfig,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+    info = (root / "meta" / "info.json").read_text()
+    for joint in JOINTS:
+        info = info.replace(f'"{joint}.pos"', f'"main_{joint}"')
+    (root / "meta" / "info.json").write_text(info)
+    monkeypatch.setattr(app, "judge_dataset", lambda use: describe_fitting(use.root, use.policy, use.names))
+    settings = {"name": "site-a", "dataset": str(root), "scratch": str(tmp_path / "scratch")}
+    site = read_site(SimpleNamespace(node_config=settings))  # type: ignore[arg-type]
+    app._join(Message(RecordDict(), 1, "query"), tiny_config, site)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"dataset {root}: joints of observation.state are named main_shoulder_pan")
