@@ -87,6 +87,15 @@ def _second_file(height: int, width: int) -> Callable[[Path], None]:
     return lambda root: split_video(root, "top", (height, width))
 
 
+def _byte_order_mark(root: Path) -> None:
+    file = root / "meta" / "info.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+
+
+def _without_stats(root: Path) -> None:
+    (root / "meta" / "stats.json").unlink()
+
+
 def _feature(name: str, entry: dict[str, object]) -> Callable[[Path], None]:
     return lambda root: set_info(root, features={name: entry})
 
@@ -99,7 +108,11 @@ EFFORT = {"dtype": "float32", "shape": [6], "names": None}
 CASES: dict[str, Callable[[Path], None]] = {
     "tasks without the index of a data frame": _tasks_without_index,
     "total_tasks is 0": _info(total_tasks=0),
+    "fps as text": _info(fps="30"),
     "a feature that data/ lacks": _feature("observation.effort", EFFORT),
+    "a feature without dtype": _feature("observation.extra", {"shape": [1], "names": None}),
+    "no stats.json": _without_stats,
+    "a byte order mark": _byte_order_mark,
     "a column that info.json lacks": _extra_column("observation.effort"),
     "pandas' own column": _extra_column("__index_level_0__"),
     "a column in one of two files": _extra_column_in_one_file,
