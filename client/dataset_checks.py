@@ -28,7 +28,7 @@ _MOST_NAMED = 3
 def check_dataset(
     root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None, full: bool = False
 ) -> list[Check]:
-    """Look at the dataset in `root`: its files, cameras, tasks, motion and a few frames of its videos.
+    """Look at the dataset in `root`: its files, cameras, tasks, motion and, if `full`, its videos.
 
     Args:
         cameras: those of the run.
@@ -38,13 +38,8 @@ def check_dataset(
     lack = len(cameras) - 1  # how many a run takes is not known here
     try:
         description = describe_dataset(root, CameraChoice(cameras, names or {}, lack))
-        policy = PolicyConfig(
-            cameras=",".join(cameras),
-            empty_cameras=lack,
-            joint_units=description.joint_units.possible[0],
-            fps=description.fps,
-        )
-        matched = check_fits(description, policy, str(root), names)
+        policy = PolicyConfig(joint_units=description.joint_units.possible[0], fps=description.fps)
+        check_fits(description, policy, str(root))
     except DatasetError as error:
         return [Check("error", *_named(str(error)))]
     checks = [
@@ -56,7 +51,7 @@ def check_dataset(
     episodes = split_episodes(read_frames(root))
     usable = {index: episodes[index] for index in description.usable_episodes}
     found = [
-        _check_cameras(cameras, matched, description.cameras),
+        _check_cameras(cameras, description.used_cameras, description.cameras),
         _check_tasks(root),
         *(_check_range(description, feature) for feature in FEATURES),
         _check_units(description.joint_units),

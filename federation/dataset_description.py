@@ -139,18 +139,11 @@ def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
     )
 
 
-def check_fits(
-    description: DatasetDescription, policy: PolicyConfig, name: str, names: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Which of the dataset's cameras is which of the policy's (see `match_cameras`).
+def check_fits(description: DatasetDescription, policy: PolicyConfig, name: str) -> None:
+    """Raise a `DatasetError` unless the dataset is in the units of `policy` and at its rate.
 
     Args:
         name: names the dataset in errors.
-        names: what the site says of its cameras.
-
-    Raises:
-        DatasetError: the dataset lacks what the policy needs, or is of another arm, in other units or at
-            another rate.
     """
     check_joint_units(description.joint_units, policy.joint_units, name)
     if description.fps != policy.fps:
@@ -159,7 +152,6 @@ def check_fits(
             f"data recorded with --dataset.fps={policy.fps}, or fps = {description.fps} with such data at "
             "all sites"
         )
-    return match_cameras(policy.camera_names, description.cameras, names or {}, policy.empty_cameras, name)
 
 
 def find_datasets(folder: Path) -> dict[str, Path]:

@@ -60,7 +60,7 @@ def describe_fitting(
     """
     choice = CameraChoice(policy.camera_names, names or {}, policy.empty_cameras)
     description = describe_dataset(root, choice)
-    check_fits(description, policy, str(root), names)
+    check_fits(description, policy, str(root))
     return description
 
 

@@ -47,7 +47,7 @@ def check_joint_names(info: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     """Warnings, each one line, if `info`, the content of meta/info.json, is of an SO-100 or may be.
 
     Generic names (motor_1, null) or none cannot be judged and are taken. A feature of other than six values
-    is not judged here: `check_fits` refuses it with its dimension.
+    is not judged here: `describe_dataset` refuses it with its dimension.
 
     Raises:
         DatasetError: it is of another arm, or its joints are in another order.

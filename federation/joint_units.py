@@ -49,7 +49,7 @@ def find_joint_units(episodes: Episodes, root: Path) -> JointUnits:
         DatasetError: state and action are in different units, or episodes are.
     """
     if any(own[feature].shape[1] <= _JOINTS for own in episodes.values() for feature in FEATURES):
-        return JointUnits()  # of another arm, see `check_fits`
+        return JointUnits()  # of another arm, see `describe_dataset`
     parts = {f: {index: own[f][:, :_JOINTS] for index, own in episodes.items()} for f in FEATURES}
     told = {
         feature: units for feature, own in parts.items() if (units := _told_by(feature, own, root)).reason

@@ -41,7 +41,7 @@ def check_joint_values(episodes: Episodes, root: Path) -> None:
 
     Args:
         episodes: as `split_episodes` gives them, those with a fault too. Other than six values
-            are left to `check_fits`.
+            are left to `describe_dataset`.
         root: names the dataset in errors.
     """
     sane = [own for own in map(_sane, episodes.values()) if len(own[_STATE]) and _is_of_arm(own)]
