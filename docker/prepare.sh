@@ -27,6 +27,11 @@ first_without() {
 	find -L "$folder" ! \( "$@" \) -print 2>/dev/null | sed -n 1p
 }
 
+readable=(-type d -perm -005 -o ! -type d -perm -004)  # by anybody
+open_to_all() {
+	[[ -z $(first_without "$1" "${readable[@]}") ]] || chmod -R a+rX "$1" 2>/dev/null || true
+}
+
 uid=$(id -u)
 [[ ! -e .env || -O .env || $uid == 0 ]] || fail ".env belongs to user $(owners_of .env); run sudo chown $uid .env"
 [[ -f $certs/superlink/server.key ]] || fail "$certs holds no certificates that user $uid can see; run make \
@@ -69,8 +74,7 @@ would mix your data with the simulated sample data: set all of ${names[*]} in .e
 
 # Prometheus and Grafana have ids of their own and read files of the project, which a clone under umask 077 hides.
 for folder in docker/prometheus docker/grafana configs; do
-	readable=(-type d -perm -005 -o ! -type d -perm -004)
-	[[ -z $(first_without "$folder" "${readable[@]}") ]] || chmod -R a+rX "$folder" 2>/dev/null || true
+	open_to_all "$folder"
 	closed=$(first_without "$folder" "${readable[@]}")
 	[[ -z $closed ]] || fail "$closed cannot be read by the containers; run sudo chmod -R a+rX $folder"
 done
@@ -99,7 +103,8 @@ for default in SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b
 	[[ -d $folder ]] || fail "$name: no folder $folder; set it in .env, or run make sample-data"
 	require_label "$folder"
 	((configured != 0)) || continue
-	closed=$(first_without "$folder" -type d -perm -005 -o ! -type d -perm -004 \
+	[[ -n $(value_of "$name") ]] || open_to_all "$folder"  # the sample data is no secret
+	closed=$(first_without "$folder" "${readable[@]}" \
 		-o -user "$configured" -o -group "$group" -perm -040)
 	[[ -z $closed ]] || fail "$name: $closed cannot be read by user $configured, whom the containers run as \
 (FEDERATION_UID in .env); run chmod -R a+rX \"$folder\""

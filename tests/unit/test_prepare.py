@@ -198,21 +198,26 @@ def test_files_that_cannot_be_opened_are_named_with_the_command(checkout: Path, 
 def test_data_that_the_containers_could_not_read_is_named_with_the_command(
     checkout: Path, prepare: Prepare
 ) -> None:
-    video = checkout / "data" / "sample" / "site-b" / "videos" / "file-000.mp4"
+    video = checkout / "own" / "videos" / "file-000.mp4"
     video.parent.mkdir()
     video.touch(0o600)
-    result = prepare()
+    own = dict.fromkeys(NAMES, "own")
+    result = prepare(**own)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert (
-        f"SITE_B_DATA: {video.relative_to(checkout)} cannot be read by user {OTHER}".replace(
-            "data/", "./data/"
-        )
-        in result.stderr
-    )
+    assert f"SITE_A_DATA: {video.relative_to(checkout)} cannot be read by user {OTHER}" in result.stderr
     command = result.stderr.partition("run chmod")[2].strip()
     subprocess.run(f"chmod {command}", shell=True, cwd=checkout, check=True)
+    assert prepare(**own).returncode == 0
+
+
+def test_sample_data_that_was_recorded_under_a_strict_umask_is_opened(
+    checkout: Path, prepare: Prepare
+) -> None:
+    (checkout / "data" / "sample" / "site-b" / "info.json").touch(0o600)
+    _closed(checkout / "data" / "sample")
     assert prepare().returncode == 0
+    assert (checkout / "data" / "sample" / "site-b" / "info.json").stat().st_mode & 0o004
 
 
 @root_only
