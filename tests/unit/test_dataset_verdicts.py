@@ -160,6 +160,16 @@ TRAINED_RIGHT: dict[str, Change] = {
         lambda root: (root / "meta/stats.json").unlink(),
         episodes(**{"data/chunk_index": None, "data/file_index": None}),
     ),
+    "features and columns that nobody uses": both(
+        feature("observation.effort", dtype="float32", shape=[6]),
+        feature("observation.untyped", shape=[1]),
+        feature("notes", dtype="floaty", shape="six"),
+        data(lambda t: t.append_column("__index_level_0__", pa.array(list(ALL)))),
+    ),
+    "files with other columns": both(
+        into_files(ALL[:20], ALL[20:]),
+        data(lambda t: t.append_column("next.done", pa.array([False] * 20))),
+    ),
     "what LeRobot takes": both(
         info(fps=30.0, data_path=None, video_path=None, total_videos=3, codebase_version="v3.1"),
         feature("action", dtype="float64"),
