@@ -8,12 +8,11 @@ network reaches the Control API. It knows nothing of certificates' folders; the 
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from federation.errors import FederationError
-from server.control import ControlError, register_supernode, unregister_supernode, write_connection
+from server.control import ControlError, SuperLink, register_supernode, unregister_supernode
 
 __all__ = ["main"]
 
@@ -30,17 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.ca.is_file():
             raise ControlError(f"{options.ca} is missing; run make certs")
-        with tempfile.TemporaryDirectory() as folder:
-            write_connection(Path(folder), options.superlink, options.ca)
-            key = Path(folder) / "node.key.pub"
-            key.write_text(options.key, encoding="utf-8")
-            if not options.revoke:
-                register_supernode(Path(folder), key, options.name)
-                print(f"{options.name} may join")
-            elif unregister_supernode(Path(folder), key):
-                print(f"{options.name} is shut out")
-            else:
-                print(f"{options.name} was not registered")
+        superlink = SuperLink(options.superlink, options.ca)
+        if not options.revoke:
+            register_supernode(superlink, options.key, options.name)
+            print(f"{options.name} may join")
+        elif unregister_supernode(superlink, options.key):
+            print(f"{options.name} is shut out")
+        else:
+            print(f"{options.name} was not registered")
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

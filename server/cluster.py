@@ -25,7 +25,7 @@ from typing import Self
 from certs.issue import verify_server_certificate
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
-from server.control import PROJECT, register_supernode, write_connection
+from server.control import PROJECT, SuperLink, register_supernode
 
 __all__ = ["ClusterError", "LocalCluster", "require_free_port"]
 
@@ -81,7 +81,7 @@ class LocalCluster:
         self._sites, self._evaluation, self._outputs = dict(sites), evaluation, outputs
         self._certs, self._port, self._scratch = certs.resolve(), port, scratch.resolve()
         self._state = Path(tempfile.mkdtemp(prefix="so100-"))  # mode 0700
-        self.flwr_home = self._state / "operator"
+        self.superlink = SuperLink(f"{_HOST}:{port}", self._certs / "superlink" / "ca.crt")
         self.logs = self._state / "logs"
         self.logs.mkdir()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -90,7 +90,6 @@ class LocalCluster:
         """Start everything; return when the SuperNodes run. They may still be connecting."""
         try:
             self._start_superlink()
-            write_connection(self.flwr_home, f"{_HOST}:{self._port}", self._certs / "superlink" / "ca.crt")
             self._start_superexec()
             with ThreadPoolExecutor(len(self._sites)) as pool:
                 list(pool.map(self._register, self._sites))
@@ -169,7 +168,8 @@ class LocalCluster:
         )
 
     def _register(self, site: str) -> None:
-        register_supernode(self.flwr_home, self._certs / "sites" / site / "node.key.pub", site)
+        public_key = (self._certs / "sites" / site / "node.key.pub").read_text(encoding="utf-8")
+        register_supernode(self.superlink, public_key, site)
 
     def start_supernode(self, site: str, dataset: Path) -> None:
         """Start one more SuperNode; it is let in only if its key has been registered."""

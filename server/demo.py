@@ -43,7 +43,7 @@ _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp recor
 _DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
 _SECONDS_BETWEEN_LOOKS = 0.25
-_SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
+_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
             with _logs_kept(cluster, folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / _DEMO_FILE, {"data": str(data.absolute())})
-                run_id = submit_run(cluster.flwr_home, config)
+                run_id = submit_run(cluster.superlink, config)
                 console.print(f"run [bold]{config.run.name}[/] submitted")
                 failure = _show(cluster, run_id, folder, sites, config, console, started)
     finally:
@@ -222,7 +222,7 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
         cluster.check_processes()
         if time.monotonic() > check_at:
             check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
-            status = run_status(cluster.flwr_home, run_id)
+            status = run_status(cluster.superlink, run_id)
             if status.startswith("finished"):
                 # Its last events may have come since we looked; without them it died before it could say.
                 if events.exists() and events.stat().st_size > position:

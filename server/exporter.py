@@ -25,6 +25,7 @@ from federation.logs import configure, get_logger
 from federation.metrics import Samples
 from federation.proxies import bypass_loopback
 from federation.versions import versions
+from server.control import SuperLink
 from server.privacy import privacy_spent
 from server.records import EVENTS_FILE
 from server.round_phases import node_phases, round_phases, steps_taken
@@ -296,7 +297,7 @@ def _start(options: argparse.Namespace) -> str:
         raise FederationError(f"--outputs {options.outputs}: no such folder; name the one runs are kept in")
     if options.superlink and not (options.ca and options.ca.is_file()):
         raise FederationError(f"--ca {options.ca}: no such file; SuperLink is verified with it (make certs)")
-    watch = SuperLinkWatch(options.superlink, options.ca) if options.superlink else None
+    watch = SuperLinkWatch(SuperLink(options.superlink, options.ca)) if options.superlink else None
     registry = CollectorRegistry()
     registry.register(Exporter(options.outputs, options.certificates, watch))
     ProcessCollector(registry=registry)

@@ -9,7 +9,6 @@ same configuration goes on where it was, and a finished one stays finished until
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from federation.errors import FederationError
 from server.control import (
     ControlError,
     RefusedError,
+    SuperLink,
     active_run,
     count_online,
     register_supernode,
     submit_run,
-    write_connection,
 )
 from server.records import new_run_name, recorded_config
 from server.supervisor import as_continuation, config_to_resume, is_finished, recorded_runs, see_through
@@ -61,18 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for file in (options.ca, *(key for _, key in options.sites)):
             if not file.is_file():
                 raise ControlError(f"{file} is missing; run make certs")
-        with tempfile.TemporaryDirectory() as home:
-            write_connection(Path(home), options.superlink, options.ca)
-            for name, key in options.sites:
-                register_supernode(Path(home), key, name)
-            config = _choose(options, Path(home))
-            if config is None:
-                return 0
-            _wait_for_sites(Path(home), len(options.sites), options.wait_seconds)
-            if options.detach:
-                _submit_only(Path(home), options.outputs, config)
-            else:
-                see_through(Path(home), options.outputs, config, _say)
+        superlink = SuperLink(options.superlink, options.ca)
+        for name, key in options.sites:
+            register_supernode(superlink, key.read_text(encoding="utf-8"), name)
+        config = _choose(options, superlink)
+        if config is None:
+            return 0
+        _wait_for_sites(superlink, len(options.sites), options.wait_seconds)
+        if options.detach:
+            _submit_only(superlink, options.outputs, config)
+        else:
+            see_through(superlink, options.outputs, config, _say)
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
         is_passing = isinstance(error, ControlError) and not isinstance(error, RefusedError)
@@ -80,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _choose(options: argparse.Namespace, home: Path) -> RunConfig | None:
+def _choose(options: argparse.Namespace, superlink: SuperLink) -> RunConfig | None:
     """What is to be run: a named run again, the unfinished one of this configuration, or a new one.
 
     None: the newest run of this configuration has finished, and nobody asked for another.
@@ -94,7 +92,7 @@ def _choose(options: argparse.Namespace, home: Path) -> RunConfig | None:
     config = load_run_config(file, {"run.name": new_run_name(file.stem)})
     runs = [] if options.new else recorded_runs(options.outputs)
     if runs and not is_finished(runs[-1]):
-        return _unfinished(runs[-1], config, file, home)
+        return _unfinished(runs[-1], config, file, superlink)
     for folder in reversed(runs):
         if is_finished(folder) and not _differences(recorded_config(folder), config):
             _say(f"run {folder.name} of this configuration has finished; {_COMMAND} --new begins another")
@@ -102,13 +100,13 @@ def _choose(options: argparse.Namespace, home: Path) -> RunConfig | None:
     return config
 
 
-def _unfinished(folder: Path, config: RunConfig, file: Path, home: Path) -> RunConfig:
+def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLink) -> RunConfig:
     """The continuation of the run in `folder`, if `config` from `file` is its configuration."""
     found = recorded_config(folder)
     differences = ", ".join(_differences(found, config))
     if not differences:
         _say(f"run {folder.name} has not finished and goes on; {_COMMAND} --new begins another")
-    elif active_run(home):
+    elif active_run(superlink):
         _say(f"run {folder.name} is active and goes on as it began, with other {differences} than {file}")
     else:
         raise FederationError(
@@ -124,12 +122,12 @@ def _differences(one: RunConfig, other: RunConfig) -> list[str]:
     return [key for key in left if key not in ("run.name", "run.resume") and left[key] != right[key]]
 
 
-def _wait_for_sites(home: Path, sites: int, wait_seconds: float) -> None:
-    if active_run(home):
+def _wait_for_sites(superlink: SuperLink, sites: int, wait_seconds: float) -> None:
+    if active_run(superlink):
         return
     _say(f"waiting for {sites} sites")
     give_up_at = time.monotonic() + wait_seconds
-    while (online := count_online(home)) < sites:
+    while (online := count_online(superlink)) < sites:
         if time.monotonic() > give_up_at:
             _say(
                 f"{online} of {sites} sites are online after {wait_seconds:.0f} s, the run waits for "
@@ -139,11 +137,11 @@ def _wait_for_sites(home: Path, sites: int, wait_seconds: float) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _submit_only(home: Path, outputs: Path, config: RunConfig) -> None:
-    if run_id := active_run(home):
+def _submit_only(superlink: SuperLink, outputs: Path, config: RunConfig) -> None:
+    if run_id := active_run(superlink):
         _say(f"run {run_id} is active; no other is submitted")
         return
-    run_id = submit_run(home, config)
+    run_id = submit_run(superlink, config)
     _say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
 
 

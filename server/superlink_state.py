@@ -1,21 +1,15 @@
-"""What SuperLink knows of nodes and runs, asked at intervals in the background for the exporter.
+"""What SuperLink knows of nodes and runs, asked at intervals in the background for the exporter."""
 
-Flower's command line starts a Python process for each question, 1.5 s of a core; its own HTTP client is used
-in this process instead, without the interceptor that ends the process on a version mismatch.
-"""
-
-import ssl
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
-from flwr.supercore.control import ControlHttpClient
 
 from federation.errors import one_line
 from federation.logs import get_logger
+from server.control import SuperLink, connect
 
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
 
@@ -40,12 +34,11 @@ class SuperLinkState:
     last_seen: dict[str, float] = field(default_factory=dict)
 
 
-def ask_superlink(address: str, ca_certificate: bytes) -> SuperLinkState:
-    """Ask the SuperLink at `address` ("host:port") over TLS; any failure is an answer too: not up."""
+def ask_superlink(superlink: SuperLink) -> SuperLinkState:
+    """Ask `superlink` over TLS; any failure is an answer too: not up."""
     started = time.monotonic()
     try:
-        trust = ssl.create_default_context(cadata=ca_certificate.decode("ascii"))
-        client = ControlHttpClient(f"https://{address}", verify=trust, timeout=_TIMEOUT_SECONDS)
+        client = connect(superlink, _TIMEOUT_SECONDS)
         try:
             nodes = list(client.ListNodes(ListNodesRequest()).nodes_info)
             runs = list(client.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict.values())
@@ -76,19 +69,19 @@ def ask_superlink(address: str, ca_certificate: bytes) -> SuperLinkState:
 class SuperLinkWatch:
     """Asks every 15 seconds in a thread of its own, so that a scrape never waits for SuperLink."""
 
-    def __init__(self, address: str, ca_certificate: Path) -> None:
-        self._address, self._ca = address, ca_certificate.read_bytes()
+    def __init__(self, superlink: SuperLink) -> None:
+        self._superlink = superlink
         self.state = SuperLinkState(up=True)
         self.look()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def look(self) -> None:
         """Ask now; a change from up to down or back is logged, not every answer."""
-        before, self.state = self.state, ask_superlink(self._address, self._ca)
+        before, self.state = self.state, ask_superlink(self._superlink)
         if before.up and not self.state.up:
-            _log.warning("SuperLink at %s does not answer: %s", self._address, self.state.error)
+            _log.warning("SuperLink at %s does not answer: %s", self._superlink.address, self.state.error)
         elif self.state.up and not before.up:
-            _log.info("SuperLink at %s answers again", self._address)
+            _log.info("SuperLink at %s answers again", self._superlink.address)
 
     def _watch(self) -> None:
         while True:

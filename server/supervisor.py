@@ -16,7 +16,7 @@ from pathlib import Path
 
 from federation.config import RunConfig, load_run_config
 from federation.errors import FederationError
-from server.control import ControlError, RefusedError, active_run, run_status, stop_run, submit_run
+from server.control import ControlError, RefusedError, SuperLink, active_run, run_status, stop_run, submit_run
 from server.records import EVENTS_FILE, METRICS_FILE, is_being_written, read_metrics, recorded_config
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 _MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
 _SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_STATUS_CHECKS = 30.0  # each starts a process, 1.5 s of a core
+_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
 _SECONDS_BEFORE_CONTINUATION = 3.0
 _RECORD_SECONDS = 60.0  # a ServerApp starts within it
 
@@ -39,7 +39,7 @@ class RunGivenUpError(FederationError):
     """A run was stopped by its operator, or failed again and again without one more round."""
 
 
-def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
     """Submit `config`, or follow the run that is active instead, until it has finished.
 
     Args:
@@ -51,9 +51,9 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
         ControlError: SuperLink refuses a submission or cannot be reached for the first one.
     """
-    active = _active_run(flwr_home, outputs)
+    active = _active_run(superlink, outputs)
     if active is None:
-        run_id = submit_run(flwr_home, config)
+        run_id = submit_run(superlink, config)
         say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
     else:
         run_id, config = active
@@ -61,7 +61,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
     folder = outputs / config.run.name
     failures, newest, reported_waits = 0, _complete_rounds(folder), 0
     while True:
-        status = _wait_for_end(flwr_home, folder, run_id, say)
+        status = _wait_for_end(superlink, folder, run_id, say)
         if is_finished(folder, run_id):
             say(f"run {config.run.name} has finished")
             return
@@ -85,7 +85,7 @@ def see_through(flwr_home: Path, outputs: Path, config: RunConfig, say: Callable
         # Before its record begins a run has nothing to continue, and the name is still free.
         again = as_continuation(config) if _has_record(folder) else config
         # Asked first each time: a submission that seemed to fail may have come through.
-        run_id = _when_reachable(say, partial(_active_or_submitted, flwr_home, again))
+        run_id = _when_reachable(say, partial(_active_or_submitted, superlink, again))
         say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
 
 
@@ -111,14 +111,14 @@ def recorded_runs(outputs: Path) -> list[Path]:
     return [file.parent for file in files]
 
 
-def _active_run(flwr_home: Path, outputs: Path) -> tuple[str, RunConfig] | None:
+def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
     """Flower's id of the active run and its configuration; None if there is none, or soon.
 
     For a moment a run is active without a record, while its ServerApp starts, and after its record was
     finished, while its ServerApp ends.
     """
     give_up_at = time.monotonic() + _RECORD_SECONDS
-    while (run_id := active_run(flwr_home)) is not None:
+    while (run_id := active_run(superlink)) is not None:
         for folder in recorded_runs(outputs):
             if _is_record_of(folder, run_id) and not is_finished(folder):
                 return run_id, recorded_config(folder)
@@ -135,7 +135,7 @@ def _is_record_of(folder: Path, run_id: str) -> bool:
         return False
 
 
-def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
+def _wait_for_end(superlink: SuperLink, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
     """How the run ended, once it is over; a finished record is enough."""
     check_at = time.monotonic()
     was_written = False
@@ -143,21 +143,21 @@ def _wait_for_end(flwr_home: Path, folder: Path, run_id: str, say: Callable[[str
         is_written = is_being_written(folder)
         has_gone, was_written = was_written and not is_written, is_written
         if has_gone or time.monotonic() >= check_at:
-            status = _when_reachable(say, lambda: run_status(flwr_home, run_id))
+            status = _when_reachable(say, lambda: run_status(superlink, run_id))
             if status == "unknown" or status.startswith("finished"):
                 return status
             check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
         if has_gone and not is_finished(folder, run_id):
             # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
             with contextlib.suppress(ControlError):
-                stop_run(flwr_home, run_id)
+                stop_run(superlink, run_id)
             return "its ServerApp died"
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return "finished:completed"
 
 
-def _active_or_submitted(flwr_home: Path, config: RunConfig) -> str:
-    return active_run(flwr_home) or submit_run(flwr_home, config)
+def _active_or_submitted(superlink: SuperLink, config: RunConfig) -> str:
+    return active_run(superlink) or submit_run(superlink, config)
 
 
 def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:

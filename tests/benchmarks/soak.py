@@ -71,7 +71,7 @@ def main() -> None:
         outputs, scratch = base / "outputs", base / "scratch"
         with FaultyCluster(sites, base / "holdout", outputs, base / "certs", free_port(), scratch) as cluster:
             run = threading.Thread(
-                target=see_through, args=(cluster.flwr_home, outputs, config, print), daemon=True
+                target=see_through, args=(cluster.superlink, outputs, config, print), daemon=True
             )
             run.start()
             samples: list[dict[str, int]] = []

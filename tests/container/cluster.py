@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from certs.issue import issue_all
 
@@ -37,14 +38,12 @@ num_workers = 0
 [evaluation]
 frame_stride = 20
 """
-_FLWR = """
-import os, subprocess, sys
+_CONTROL = """
+import json, sys
 from pathlib import Path
-from server.control import write_connection
-home = Path("/tmp/operator")
-write_connection(home, "superlink:8000", Path("/run/secrets/ca.crt"))
-command = ["flwr", *sys.argv[1:], "--format", "json"]
-sys.exit(subprocess.run(command, env=os.environ | {"FLWR_HOME": str(home)}).returncode)
+from server import control
+superlink = control.SuperLink("superlink:8000", Path("/run/secrets/ca.crt"))
+print(json.dumps(getattr(control, sys.argv[1])(superlink, *sys.argv[2:])))
 """
 
 
@@ -124,14 +123,11 @@ class Cluster:
         command = [f"--config=configs/{config}.toml", "--new", "--detach"]
         return run_name(self.compose("run", "--rm", "-T", "run", *command))
 
-    def flwr(self, *arguments: str) -> dict:
-        """Run `flwr` where the operator does: in a container of the control network."""
-        mounts = ["--volume", f"{self.certs / 'sites'}:/sites:ro"]
-        python = ["--entrypoint", "python", "run", "-c", _FLWR]
-        command = ["run", "--rm", "-T", *mounts, *python, *arguments]
-        output = self.compose(*command)
-        answer: dict = json.JSONDecoder().raw_decode(output, output.index("{"))[0]
-        return answer
+    def control(self, function: str, *arguments: str) -> Any:
+        """What this function of `server/control.py` returns where the operator is: in the control network."""
+        python = ["--entrypoint", "python", "run", "-c", _CONTROL]
+        output = self.compose("run", "--rm", "-T", *python, function, *arguments)
+        return json.loads(output.splitlines()[-1])
 
     def knock(self, *arguments: str, site: str | None, ca: Path | None = None) -> str:
         """Start one more SuperNode for a while, where the sites are, and return what it printed."""

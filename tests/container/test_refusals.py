@@ -13,10 +13,10 @@ _NOT_REGISTERED = "code: 2004"
 
 
 def test_a_registered_key_is_let_in_until_it_is_revoked(cluster: Cluster, finished_run: str) -> None:
-    register = ("supernode", "register", "/sites/site-c/node.key.pub", "federation", "--name", "site-c")
-    node_id = str(cluster.flwr(*register)["node-id"])
+    key = (cluster.certs / "sites" / "site-c" / "node.key.pub").read_text()
+    cluster.control("register_supernode", key, "site-c")
     assert _LET_IN in cluster.knock(site="site-c")
-    cluster.flwr("supernode", "unregister", node_id, "federation")
+    assert cluster.control("unregister_supernode", key)
     assert _NOT_REGISTERED in cluster.knock(site="site-c")
 
 

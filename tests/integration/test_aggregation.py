@@ -94,7 +94,7 @@ def _run(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[
     settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2}
     settings |= {"policy.empty_cameras": 1} | changes
     said: list[str] = []
-    see_through(cluster[0].flwr_home, cluster[1], parse_run_config(settings, "tests"), said.append)
+    see_through(cluster[0].superlink, cluster[1], parse_run_config(settings, "tests"), said.append)
     metrics = read_metrics(cluster[1] / name)
     assert metrics["status"] == "finished", said
     cameras = {name: facts["cameras"] for name, facts in metrics["nodes"].items()}

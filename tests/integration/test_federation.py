@@ -173,14 +173,14 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
     with cluster:
         # A SuperNode with a key that nobody registered knocks as well.
         cluster.start_supernode("site-c", data / "site-a")
-        run_id = submit_run(cluster.flwr_home, config)
+        run_id = submit_run(cluster.superlink, config)
         give_up_at = time.monotonic() + 180
-        while not run_status(cluster.flwr_home, run_id).startswith("finished"):
+        while not run_status(cluster.superlink, run_id).startswith("finished"):
             assert time.monotonic() < give_up_at
             time.sleep(1)
         events = _events(tmp_path / "one-site")
         serverapp = (cluster.logs / "superexec.log").read_text()
-        assert run_status(cluster.flwr_home, run_id) == "finished:completed", (events, serverapp[-2000:])
+        assert run_status(cluster.superlink, run_id) == "finished:completed", (events, serverapp[-2000:])
         stranger = (cluster.logs / "site-c.log").read_text()
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
     reason = next(e["reason"] for e in events if e["event"] == "node_refused")

@@ -142,9 +142,9 @@ def monitoring(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             watched.start_site_exporter(site, cluster.progress_file(site).parent)
         watched.start_exporter()
         watched.start_prometheus()
-        run_id = submit_run(cluster.flwr_home, config)
+        run_id = submit_run(cluster.superlink, config)
         _wait_until(
-            lambda: run_status(cluster.flwr_home, run_id).startswith("finished"), 400, "the run does not end"
+            lambda: run_status(cluster.superlink, run_id).startswith("finished"), 400, "the run does not end"
         )
         _wait_until(
             lambda: watched.query('federation_run_state{state="finished"} == 1'), 60, "Prometheus has no end"

@@ -27,7 +27,7 @@ class RemoteSite(LocalCluster):
 
 def _wait_for_nodes(cluster: LocalCluster, count: int) -> None:
     give_up_at = time.monotonic() + 60
-    while count_online(cluster.flwr_home) < count:
+    while count_online(cluster.superlink) < count:
         cluster.check_processes()
         assert time.monotonic() < give_up_at, (cluster.logs / "site-b.log").read_text()
         time.sleep(0.5)

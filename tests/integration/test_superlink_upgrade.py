@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flwr.proto.control_pb2 import ListNodesRequest
 
 from server.cluster import LocalCluster
-from server.control import _flwr as flwr
-from server.control import run_status, write_connection
+from server.control import SuperLink, connect, run_status
 from tests.integration.conftest import free_port
 from tests.integration.superlink import with_database
 
@@ -33,7 +33,9 @@ def database(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def flwr_home(database: Path, certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def superlink(
+    database: Path, certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SuperLink]:
     """The connection to an installed SuperLink that was started on the old database."""
     port = free_port()
     cluster = LocalCluster({}, tmp_path, tmp_path / "outputs", certs, port, tmp_path / "scratch")
@@ -43,8 +45,7 @@ def flwr_home(database: Path, certs: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     try:
         cluster._start_superlink()
-        write_connection(cluster.flwr_home, f"127.0.0.1:{port}", certs / "superlink" / "ca.crt")
-        yield cluster.flwr_home
+        yield cluster.superlink
     finally:
         cluster._stop()
 
@@ -57,8 +58,10 @@ def _revision(database: Path) -> str:
         connection.close()
 
 
-def test_keys_and_runs_of_the_release_before_are_there(database: Path, flwr_home: Path) -> None:
-    nodes = flwr(flwr_home, "supernode", "ls", "federation")["nodes"]
-    assert {node["node-id"]: node["status"] for node in nodes} == NODES
-    assert {run_id: run_status(flwr_home, run_id) for run_id in RUNS} == RUNS
+def test_keys_and_runs_of_the_release_before_are_there(database: Path, superlink: SuperLink) -> None:
+    client = connect(superlink)
+    nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    client.close()
+    assert {str(node.node_id): node.status for node in nodes} == NODES
+    assert {run_id: run_status(superlink, run_id) for run_id in RUNS} == RUNS
     assert _revision(database) != "d90a2f91f23c"  # it was migrated

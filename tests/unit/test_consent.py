@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,13 +17,15 @@ from flwr.cli.install import install_from_fab
 
 from client import consent
 from client.consent import ALLOW_APP, INSTALLED, ConsentError, give_consent, read_bundle
-from server.control import _stage_app as stage_app
+from server.control import app_files
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     """The app as the server would submit it, free to be changed."""
-    stage_app(tmp_path / "app")
+    for name, file in app_files().items():
+        (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(file), tmp_path / "app" / name)
     return tmp_path / "app"
 
 

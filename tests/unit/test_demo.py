@@ -14,6 +14,7 @@ from federation.config import RunConfig, parse_run_config
 from federation.errors import DatasetError
 from server import demo
 from server.cluster import LocalCluster
+from server.control import SuperLink
 from server.records import RunRecord
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
@@ -24,7 +25,7 @@ from tests.synthetic import split_video
 class Cluster:
     """Stands in for the processes."""
 
-    flwr_home = Path("unused")
+    superlink = SuperLink("unused:1", Path("unused"))
 
     def __init__(self, *_: object, **__: object) -> None:
         """Start nothing."""

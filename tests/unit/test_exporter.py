@@ -18,6 +18,7 @@ from federation.privacy_budget import epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
 from server import exporter as exporter_module
 from server import superlink_state
+from server.control import SuperLink
 from server.exporter import Exporter
 from server.exporter import main as exporter_main
 from server.metrics_table import markdown
@@ -430,8 +431,8 @@ def test_superlinks_answer_is_shown_and_the_later_sign_of_life_counts(
 
 def test_a_superlink_that_is_not_there_is_down_and_no_error(tmp_path: Path) -> None:
     issue_all(tmp_path / "certs", hosts=[], sites=["site-a"])
-    ca = (tmp_path / "certs" / "superlink" / "ca.crt").read_bytes()
-    state = ask_superlink("127.0.0.1:1", ca)
+    ca = tmp_path / "certs" / "superlink" / "ca.crt"
+    state = ask_superlink(SuperLink("127.0.0.1:1", ca))
     assert not state.up
     assert "refused" in state.error
 
@@ -446,7 +447,7 @@ def test_a_superlink_that_accepts_and_says_nothing_is_down_and_holds_nobody_up(
     issue_all(tmp_path / "certs", hosts=[], sites=["site-a"])
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        watch = SuperLinkWatch(address, tmp_path / "certs" / "superlink" / "ca.crt")
+        watch = SuperLinkWatch(SuperLink(address, tmp_path / "certs" / "superlink" / "ca.crt"))
         watch.look()
     assert not watch.state.up
     assert len({r for r in caplog.records if "does not answer" in r.getMessage()}) == 1  # said once

@@ -46,12 +46,10 @@ def _find(path: str) -> Any:
         ("flwr.supernode.cli:flwr_clientapp", []),
         ("flwr.cli.install:install_from_fab", ["fab_file", "install_dir", "skip_prompt"]),
         ("flwr.clientapp.utils:get_load_client_app_fn", ["default_app_ref", "app_path", "multi_app"]),
-        (
-            "flwr.supercore.control:ControlHttpClient.from_server_address",
-            ["server_address", "insecure", "root_certificates", "interceptors"],
-        ),
-        ("flwr.supercore.interceptors:RuntimeVersionHttpInterceptor", ["component_name"]),
-        ("flwr.cli.supernode.register:try_load_public_key", ["public_key_path"]),
+        ("flwr.supercore.control:ControlHttpClient", ["base_url", "verify", "timeout"]),
+        ("flwr.cli.build:build_fab_from_files", ["files"]),
+        ("flwr.common.serde:user_config_to_proto", ["user_config"]),
+        ("flwr.supercore.primitives.asymmetric:public_key_to_bytes", ["public_key"]),
     ],
 )
 def test_what_is_called_takes_what_it_is_given(path: str, parameters: list[str]) -> None:
@@ -66,7 +64,9 @@ def test_what_is_called_takes_what_it_is_given(path: str, parameters: list[str])
     "path",
     [
         "flwr.supercore.exit:ExitCode.SUPERNODE_CONNECTION_ERROR",
+        "flwr.supercore.constant:NodeStatus.ONLINE",
         "flwr.supercore.constant:NodeStatus.UNREGISTERED",
+        "flwr.supercore.error.base:ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE",
         "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
         "flwr.proto.control_pb2:ListNodesRequest",
         "flwr.supernode.runtime.run_clientapp:install_from_fab",

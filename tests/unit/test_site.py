@@ -261,10 +261,8 @@ def test_admission_says_what_it_did(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     keys: list[str] = []
-    monkeypatch.setattr(admission, "register_supernode", lambda home, key, name: keys.append(key.read_text()))
-    monkeypatch.setattr(
-        admission, "unregister_supernode", lambda home, key: keys.append(key.read_text()) or known
-    )
+    monkeypatch.setattr(admission, "register_supernode", lambda superlink, key, name: keys.append(key))
+    monkeypatch.setattr(admission, "unregister_supernode", lambda superlink, key: keys.append(key) or known)
     arguments = ["--superlink", "superlink:8000", "--ca", str(certs / "superlink" / "ca.crt")]
     arguments += ["--name", "lab-b", "--key", "ecdsa-sha2-nistp384 AAAA", *(["--revoke"] if revoke else [])]
     assert admission.main(arguments) == 0

@@ -119,9 +119,9 @@ def test_a_continuation_that_superlink_refuses_is_the_end(
 ) -> None:
     superlink.outcomes = [(1, "killed"), (4, "finished")]
     superlink.refuses = 1
-    superlink.refusal = RefusedError("flwr run: [code: 15] Invalid run configuration.")
+    superlink.refusal = RefusedError("SuperLink refuses to start a run: Invalid run configuration.", 15)
     assert submit.main(arguments) == 2
-    assert "error: flwr run: [code: 15] Invalid run configuration." in capsys.readouterr().err
+    assert "error: SuperLink refuses to start a run: Invalid run configuration." in capsys.readouterr().err
     assert len(superlink.submitted) == 1
 
 

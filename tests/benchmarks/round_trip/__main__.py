@@ -10,10 +10,7 @@ Prints and writes seconds, bytes and the peak resident memory of each process. N
 import argparse
 import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +24,7 @@ from federation.codec import encoded_bytes
 from federation.config import PolicyConfig, RunConfig
 from federation.policy import build_policy, trainable_parameters
 from server.cluster import LocalCluster
-from server.control import PROJECT, run_status
+from server.control import app_files, run_status, start_run
 from tests.benchmarks.full_size_round import MemoryWatch
 from tests.integration.conftest import free_port
 
@@ -35,15 +32,9 @@ SITES = ("site-a", "site-b")
 _PATIENCE_SECONDS = 900.0
 
 
-def _stage_app(folder: Path) -> Path:
+def _app() -> dict[str, bytes | Path]:
     """The project's packages with this benchmark's app in the place of theirs."""
-    app = folder / "app"
-    app.mkdir()
-    for package in ("server", "client", "federation"):
-        shutil.copytree(PROJECT / package, app / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(Path(__file__).with_name("app.py"), app / "round_trip.py")
-    (app / "pyproject.toml").write_text(
-        """[project]
+    project = b"""[project]
 name = "round-trip"
 version = "1.0.0"
 
@@ -57,13 +48,11 @@ clientapp = "round_trip:client_app"
 
 [tool.flwr.app.config]
 ours = true
-""",
-        encoding="utf-8",
-    )
-    return app
+"""
+    return app_files() | {"pyproject.toml": project, "round_trip.py": Path(__file__).with_name("app.py")}
 
 
-def run_once(ours: bool, app: Path, certs: Path, shapes_file: Path) -> dict[str, Any]:
+def run_once(ours: bool, certs: Path, shapes_file: Path) -> dict[str, Any]:
     """One round trip on a fresh cluster."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,26 +70,17 @@ def run_once(ours: bool, app: Path, certs: Path, shapes_file: Path) -> dict[str,
         watch.start()
         with cluster:
             before = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
-            run_id = _submit(cluster.flwr_home, app, ours)
-            # Not `flwr ls` again and again: it takes a core for as long as it asks.
+            run_id = start_run(cluster.superlink, _app(), {"ours": ours})
             give_up_at = time.monotonic() + _PATIENCE_SECONDS
             while not result.exists():
                 if time.monotonic() > give_up_at:
                     logs = [file.read_text()[-3000:] for file in cluster.logs.iterdir()]
-                    raise SystemExit("\n".join([run_status(cluster.flwr_home, run_id), *logs]))
+                    raise SystemExit("\n".join([run_status(cluster.superlink, run_id), *logs]))
                 time.sleep(0.5)
             loopback = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
         watch.stop()
         seconds = json.loads(result.read_text(encoding="utf-8"))["seconds"]
         return {"seconds": seconds, "loopback_bytes": loopback, "peak_bytes": watch.peak_bytes}
-
-
-def _submit(flwr_home: Path, app: Path, ours: bool) -> str:
-    command = [str(Path(sys.executable).with_name("flwr")), "run", str(app), "federation"]
-    command += ["--run-config", f"ours={str(ours).lower()}", "--format", "json"]
-    environment = os.environ | {"FLWR_HOME": str(flwr_home)}
-    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return str(json.loads(output[output.index("{") :])["run-id"])
 
 
 def main() -> None:
@@ -119,11 +99,10 @@ def main() -> None:
         shapes_file = folder / "shapes.json"
         shapes_file.write_text(json.dumps({name: list(shape) for name, shape in shapes.items()}))
         issue_all(folder / "certs", hosts=[], sites=list(SITES))
-        app = _stage_app(folder)
         runs: dict[str, list[dict[str, Any]]] = {"flower": [], "ours": []}
         for _ in range(arguments.repeats):
             for way in runs:
-                runs[way].append(run_once(way == "ours", app, folder / "certs", shapes_file))
+                runs[way].append(run_once(way == "ours", folder / "certs", shapes_file))
                 print(way, f"{runs[way][-1]['seconds']:.1f} s", flush=True)
     result = {"parameters": sum(shape.numel() for shape in shapes.values()), **_result(runs, shapes)}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -63,13 +63,13 @@ class FaultyCluster(LocalCluster):
 
     def finish(self, config: RunConfig) -> str:
         """Submit a run that nobody sees through; return how it ended."""
-        run_id, status = submit_run(self.flwr_home, config), ""
+        run_id, status = submit_run(self.superlink, config), ""
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
         while not status.startswith("finished"):
             assert time.monotonic() < give_up_at, events(self._outputs / config.run.name)[-5:]
             time.sleep(1)
             with contextlib.suppress(ControlError):  # SuperLink is busy
-                status = run_status(self.flwr_home, run_id)
+                status = run_status(self.superlink, run_id)
         return status
 
     def _start(self, name: str, command: list[str], *others: Any, **more: Any) -> None:
@@ -152,7 +152,7 @@ def run_with_faults(
 
     def work() -> None:
         try:
-            see_through(cluster.flwr_home, outputs, config, lambda line: said.append((time.time(), line)))
+            see_through(cluster.superlink, outputs, config, lambda line: said.append((time.time(), line)))
         except BaseException as error:
             failures.append(error)
 
