@@ -20,7 +20,9 @@ from federation.simulated import check_one_kind
 from federation.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.versions import check_versions, versions
 from federation.wire import record_to_statistics
-from server.exchange import LateReplies, Patience, Reply, look, online_nodes, send
+from server.exchange import Exchange, Reply, WaitPolicy
+from server.grid_calls import online_nodes
+from server.late_replies import LateReplies
 from server.records import RunRecord
 from server.waiting import WaitReport
 
@@ -175,9 +177,8 @@ class NodeTable:
         current = {id_ for id_ in self._known if self._asked_since.get(id_) == online.get(id_)}
         strangers = sorted(online.keys() - current - self._shut_out.keys() - self._asked.keys())
         if strangers:
-            patience = Patience(JOIN_SECONDS)
-            pending = send(self._grid, strangers, RecordDict, QUERY_JOIN, "join", patience)
-            self._inquiries.append(look(pending))
+            exchange = Exchange(self._grid, RecordDict, QUERY_JOIN, "join", WaitPolicy(JOIN_SECONDS))
+            self._inquiries.append(exchange.send(strangers).poll_replies())
             self._asked |= dict.fromkeys(strangers, time.monotonic())
             self._asked_since |= {node_id: online[node_id] for node_id in strangers}
         for inquiry in list(self._inquiries):
@@ -224,7 +225,8 @@ class NodeTable:
     def _tell(self, node_id: int, reason: str) -> None:
         """Have the node's own log say why it takes no part. Nobody waits for its answer."""
         content = RecordDict({REASON: ConfigRecord({"text": reason})})
-        send(self._grid, [node_id], lambda: content, QUERY_SHUT_OUT, "join", Patience(JOIN_SECONDS))
+        policy = WaitPolicy(JOIN_SECONDS)
+        Exchange(self._grid, lambda: content, QUERY_SHUT_OUT, "join", policy).send([node_id])
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         registered = self._registered.get(node.node_id)

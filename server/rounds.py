@@ -31,7 +31,8 @@ from federation.statistics import Statistics
 from federation.wire import Header, Payload, pack_tensors, statistics_to_record
 from server.adaptation import average_weights, proximal_mu
 from server.aggregation import apply_update, make_aggregator
-from server.exchange import LateReplies, Patience, Reply, receive, send
+from server.exchange import Exchange, Reply, WaitPolicy
+from server.late_replies import LateReplies
 from server.nodes import Node
 from server.privacy import count_requests
 from server.records import RunRecord
@@ -105,10 +106,10 @@ def run_round(
 
     settings = config.federation
     names = {node.node_id: node.name for node in nodes}
-    patience = Patience(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
+    policy = WaitPolicy(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
     payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
     limits = limits_of_update(payload_bytes)
-    pending = send(grid, list(names), order, TRAIN, str(round_), patience, limits, count)
+    exchange = Exchange(grid, order, TRAIN, str(round_), policy, limits, count).send(list(names))
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)
@@ -116,14 +117,14 @@ def run_round(
     most_examples = {n.name: training.steps_in_round(n.frames) * training.frames_in_step for n in nodes}
     intake = _Intake(model, expected, config, record, most_examples)
     aggregate_seconds = 0.0
-    for reply in receive(pending):
+    for reply in exchange.replies():
         arrived = time.monotonic()
         if not intake.take(names[reply.node_id], reply):
-            pending.discounted.add(reply.node_id)
+            exchange.discount(reply.node_id)
         del reply  # the encoded update, before the next one is fetched
         aggregate_seconds += time.monotonic() - arrived
     if late is not None:
-        late.watch(pending)
+        late.watch(exchange)
     started_step = time.monotonic()
     aggregated = intake.close() >= settings.min_updates
     step_norm = apply_update(intake.aggregator, model.weights, model.optimizer) if aggregated else 0.0

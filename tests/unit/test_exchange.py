@@ -7,8 +7,9 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from federation.errors import RejectionCode
-from server import exchange
-from server.exchange import LateReplies, Patience, receive, send
+from server import exchange, grid_calls
+from server.exchange import Exchange, WaitPolicy
+from server.late_replies import LateReplies
 from tests.fake_grid import FakeGrid, RawReply, raw_reply
 
 GONE = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
@@ -16,16 +17,20 @@ GONE = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_SECONDS_BETWEEN_LOOKS", 0.02)
-    monkeypatch.setattr(exchange, "_LEAST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(exchange, "_POLL_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(exchange, "_MIN_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(exchange, "_RETURN_SECONDS", 0.3)
 
 
-def _exchange(grid: FakeGrid, patience: Patience | float = 1.0):
-    if not isinstance(patience, Patience):
-        patience = Patience(patience)
-    pending = send(grid, [*grid.answers, *grid.not_sent], RecordDict, "train", "1", patience)  # type: ignore
-    return {reply.node_id: reply for reply in receive(pending)}
+def _send(grid: FakeGrid, policy: WaitPolicy, *node_ids: int) -> Exchange:
+    return Exchange(grid, RecordDict, "train", "1", policy).send(node_ids)  # type: ignore[arg-type]
+
+
+def _exchange(grid: FakeGrid, policy: WaitPolicy | float = 1.0):
+    if not isinstance(policy, WaitPolicy):
+        policy = WaitPolicy(policy)
+    sent = _send(grid, policy, *grid.answers, *grid.not_sent)
+    return {reply.node_id: reply for reply in sent.replies()}
 
 
 def test_every_node_that_was_asked_is_answered_for() -> None:
@@ -91,7 +96,7 @@ def test_a_site_chooses_among_the_codes_of_its_own_faults(said: int, counted_as:
 @pytest.mark.parametrize("seconds", [30.0, 90.0])
 def test_a_message_expires_with_its_deadline(seconds: float) -> None:
     grid = FakeGrid({5: RecordDict()})
-    send(grid, [5], RecordDict, "train", "1", Patience(seconds))  # type: ignore[arg-type]
+    _send(grid, WaitPolicy(seconds), 5)
     assert next(iter(grid.sent.values())).metadata.ttl == seconds
 
 
@@ -145,17 +150,17 @@ def test_a_node_that_stays_away_is_not_waited_for_until_the_deadline() -> None:
 def test_a_message_that_waited_for_its_node_is_not_sent_twice() -> None:
     grid = RestartingGrid({5: None, 6: RecordDict()})
     grid.online_since = {6: "t0"}
-    send_pending = send(grid, [5, 6], RecordDict, "train", "1", Patience(0.5))  # type: ignore[arg-type]
-    send_pending.online_since[5] = None  # it was offline when it was asked
+    sent = _send(grid, WaitPolicy(0.5), 5, 6)
+    sent._online_since[5] = None  # it was offline when it was asked
     grid.looks = 10
-    assert [reply.missing for reply in receive(send_pending)] == [False, True]
+    assert [reply.missing for reply in sent.replies()] == [False, True]
     assert len(grid.sent) == 2
 
 
 def test_stragglers_are_left_behind_once_the_quorum_is_in() -> None:
     answers = {5: RecordDict(), 6: RecordDict(), 7: RecordDict(), 8: None}
     started = time.monotonic()
-    replies = _exchange(FakeGrid(answers), Patience(60.0, quorum=0.75, straggler_factor=4.0))
+    replies = _exchange(FakeGrid(answers), WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0))
     assert time.monotonic() - started < 10
     assert replies[8].missing
     assert "while 3 nodes have replied" in replies[8].error
@@ -164,7 +169,7 @@ def test_stragglers_are_left_behind_once_the_quorum_is_in() -> None:
 def test_below_the_quorum_the_deadline_counts() -> None:
     answers = {5: RecordDict(), 6: RecordDict(), 7: Error(2, "no"), 8: None}
     started = time.monotonic()
-    replies = _exchange(FakeGrid(answers), Patience(1.0, quorum=0.75, straggler_factor=1.0))
+    replies = _exchange(FakeGrid(answers), WaitPolicy(1.0, quorum=0.75, straggler_factor=1.0))
     assert time.monotonic() - started >= 1.0
     assert "no reply within 1 s" in replies[8].error
 
@@ -180,7 +185,7 @@ def _withheld(kind: bytes) -> RawReply:
 def test_an_upload_that_does_not_end_holds_up_nobody_else(kind: bytes) -> None:
     grid = FakeGrid({5: _withheld(kind), 6: RecordDict(), 7: RecordDict(), 8: RecordDict()})
     started = time.monotonic()
-    replies = _exchange(grid, Patience(60.0, quorum=0.75, straggler_factor=4.0))
+    replies = _exchange(grid, WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0))
     assert time.monotonic() - started < 10
     assert replies[5].missing
     assert replies[5].error.endswith(", its upload was under way")
@@ -226,15 +231,15 @@ def test_an_unreadable_reply_is_its_nodes_error() -> None:
     assert replies[6].content is not None
 
 
-def _late(grid: FakeGrid, patience: Patience) -> LateReplies:
+def _late(grid: FakeGrid, policy: WaitPolicy) -> LateReplies:
     late = LateReplies(grid)  # type: ignore[arg-type]
-    pending = send(grid, list(grid.answers), RecordDict, "train", "1", patience)  # type: ignore[arg-type]
-    list(receive(pending))
-    late.watch(pending)
+    sent = _send(grid, policy, *grid.answers)
+    list(sent.replies())
+    late.watch(sent)
     return late
 
 
-HASTY = Patience(60.0, quorum=0.5, straggler_factor=1.0)
+HASTY = WaitPolicy(60.0, quorum=0.5, straggler_factor=1.0)
 
 
 def test_a_node_that_was_not_waited_for_is_busy_until_its_reply_is_in() -> None:
@@ -254,7 +259,7 @@ def test_a_node_that_was_not_waited_for_is_free_once_it_has_restarted() -> None:
 
 
 def test_a_node_is_busy_no_longer_than_to_the_deadline_where_it_stops_by_itself() -> None:
-    late = _late(FakeGrid({5: None, 6: RecordDict()}), Patience(1.0, quorum=0.5, straggler_factor=1.0))
+    late = _late(FakeGrid({5: None, 6: RecordDict()}), WaitPolicy(1.0, quorum=0.5, straggler_factor=1.0))
     assert late.busy_nodes({5: "t0"}) == {5}
     time.sleep(1.0)
     assert late.busy_nodes({5: "t0"}) == set()
@@ -262,7 +267,7 @@ def test_a_node_is_busy_no_longer_than_to_the_deadline_where_it_stops_by_itself(
 
 def test_a_node_that_replied_once_to_two_messages_is_not_busy() -> None:
     grid = RestartingGrid({5: [None, RecordDict()], 6: RecordDict()})
-    assert _late(grid, Patience(20.0)).busy_nodes({5: "t1", 6: "t0"}) == set()
+    assert _late(grid, WaitPolicy(20.0)).busy_nodes({5: "t1", 6: "t0"}) == set()
 
 
 class BrokenGrid(FakeGrid):
@@ -285,11 +290,11 @@ class BrokenGrid(FakeGrid):
 
 
 def test_a_superlink_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.01)
+    monkeypatch.setattr(grid_calls, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.01)
     assert _exchange(BrokenGrid({5: RecordDict()}))[5].content is not None
 
 
 def test_a_superlink_that_goes_on_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_SERVER_ERROR_SECONDS", 0.0)
+    monkeypatch.setattr(grid_calls, "_SERVER_ERROR_SECONDS", 0.0)
     with pytest.raises(httpx.HTTPStatusError):
         _exchange(BrokenGrid({5: RecordDict()}))

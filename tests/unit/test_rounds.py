@@ -30,7 +30,7 @@ from federation.statistics import Statistics
 from federation.versions import versions
 from federation.wire import Header, pack_tensors, statistics_to_record
 from server import exchange, nodes, rounds, waiting
-from server.exchange import Patience, Reply, receive, send
+from server.exchange import Exchange, Reply, WaitPolicy
 from server.nodes import Node, NodeTable, sample_nodes
 from server.records import RunRecord
 from server.rounds import GlobalModel, run_round
@@ -194,8 +194,8 @@ def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics)
 def test_useless_replies_make_no_quorum_that_honest_nodes_are_late_for(
     record, statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "_LEAST_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(exchange, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(exchange, "_MIN_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "_POLL_INTERVAL_SECONDS", 0.02)
     ready_at = time.monotonic() + 0.5
 
     class Slow(FakeGrid):
@@ -557,14 +557,14 @@ def test_a_late_node_joins_and_an_offline_one_is_left_out(record, reported) -> N
 def test_a_node_that_still_works_on_an_earlier_round_is_asked_nothing_more(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "_LEAST_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "_MIN_WAIT_SECONDS", 0.05)
     grid = FakeGrid({10: [_answer("a", reported), None], 11: [_answer("b", reported), _reply()]})
     table = _table(grid, record, min_nodes=2)
     table.wait_for_nodes()
-    patience = Patience(60.0, quorum=0.5, straggler_factor=1.0)
-    pending = send(grid, [10, 11], RecordDict, "train", "1", patience)  # type: ignore[arg-type]
-    list(receive(pending))
-    table.late.watch(pending)
+    policy = WaitPolicy(60.0, quorum=0.5, straggler_factor=1.0)
+    sent = Exchange(grid, RecordDict, "train", "1", policy).send([10, 11])  # type: ignore[arg-type]
+    list(sent.replies())
+    table.late.watch(sent)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     grid.answers[10] = _reply()
     assert [node.name for node in table.wait_for_nodes().values()] == ["a", "b"]
