@@ -1,0 +1,56 @@
+"""The documents: short where they must be, and no link that leads nowhere."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
+_COMMAND = re.compile(r"\bmake ([a-z][a-z-]*)\b")
+
+
+def _documents() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return [name for name in listed.stdout.splitlines() if not name.startswith("docker/site/")]
+
+
+def _anchors(text: str) -> set[str]:
+    """As code hosts make them of headings."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", _documents())
+def test_every_link_leads_somewhere(name: str) -> None:
+    document = REPOSITORY / name
+    for link in _LINK.findall(document.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in _documents() if "/" not in name or name.startswith("docs/")]
+)
+def test_every_target_of_make_that_is_named_is_there(name: str) -> None:
+    targets = set(_TARGET.findall((REPOSITORY / "Makefile").read_text(encoding="utf-8")))
+    code = re.findall(
+        r"`([^`]+)`|^```$(.*?)^```$", (REPOSITORY / name).read_text(encoding="utf-8"), re.M | re.S
+    )
+    named = {target for part in code for text in part for target in _COMMAND.findall(text)}
+    assert named <= targets
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
