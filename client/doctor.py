@@ -33,7 +33,7 @@ def main() -> int:
     for check in _examine(arguments):
         print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
         failed |= check.level == "error"
-    print("this site is not ready: mend the errors above" if failed else "this site is ready")
+    print("this site is not ready: fix the errors above" if failed else "this site is ready")
     return int(failed)
 
 

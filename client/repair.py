@@ -52,9 +52,7 @@ def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[i
             write_folder(new, lambda folder: _fill(folder, source, lost), replace=False)
         except OSError:
             raise
-        except (
-            Exception
-        ) as error:  # of LeRobot, Arrow and FFmpeg: whatever a damaged dataset makes them raise
+        except Exception as error:  # whatever a damaged dataset makes LeRobot, Arrow and FFmpeg raise
             raise DatasetError(f"dataset {root}: nothing can be saved: {one_line(str(error))}") from error
     return lost
 
@@ -70,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FederationError, OSError) as error:
         print(f"repair: {error}", file=sys.stderr)
         return 2
+    finally:
+        logging.disable(logging.NOTSET)
     for number, why in sorted(lost.items()):
         print(f"episode {number} is not in it: {why}")
     saved = f"{description.episodes} episodes, {description.frames} frames, {description.fps} frames/s"

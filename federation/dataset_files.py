@@ -66,7 +66,9 @@ def check_data_files(
 
 
 def _missing(root: Path, names: Sequence[str]) -> DatasetError:
+    what = (
+        f"{names[0]} is missing" if len(names) == 1 else f"{len(names)} files are missing, such as {names[0]}"
+    )
     return DatasetError(
-        f"dataset {root}: {len(names)} files are missing, the first is {names[0]}; copy it again, or "
-        f"{repair(root)} writes what can be saved to a new folder"
+        f"dataset {root}: {what}; copy it again, or {repair(root)} writes what can be saved to a new folder"
     )

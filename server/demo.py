@@ -94,7 +94,9 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
     require_free_port(port)
     scratch = outputs / ".scratch"
     with console.status("looking at samples of the datasets; half a minute the first time"):
-        _check_samples(config, sites, evaluation, scratch)
+        warnings = _check_samples(config, sites, evaluation, scratch)
+    for warning in warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     started = time.monotonic()
     folder = outputs / config.run.name
     cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch)
@@ -144,10 +146,14 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     return sites, found["holdout"]
 
 
-def _check_samples(config: RunConfig, sites: dict[str, Path], evaluation: Path, scratch: Path) -> None:
-    """Judge all datasets as the join does; the verdicts lie where the SuperNodes look for them."""
+def _check_samples(config: RunConfig, sites: dict[str, Path], evaluation: Path, scratch: Path) -> list[str]:
+    """Judge all datasets as the join does; return what their owner should know.
+
+    The verdicts lie where the SuperNodes look for them.
+    """
     folders = {**sites, "server": evaluation}
-    judge_datasets([DatasetUse(root, config.policy, scratch / name) for name, root in folders.items()])
+    uses = [DatasetUse(root, config.policy, scratch / name) for name, root in folders.items()]
+    return [warning for description in judge_datasets(uses) for warning in description.warnings]
 
 
 def _issue_missing_keys(certs: Path, sites: Iterable[str]) -> None:

@@ -208,7 +208,7 @@ VALID = "[policy]\nsize = 'tiny'\n"
     [
         ("data", r"no dataset in .*; make sample-data records the demo's"),
         ("camera", r"dataset .*site-a: lacks the camera front \(it has top, wrist\); record it, or change"),
-        ("file", r"dataset .*site-b: 1 files are missing, the first is meta/stats.json; copy it again"),
+        ("file", r"dataset .*site-b: meta/tasks.parquet is missing; copy it again"),
         ("key", r"run.toml: unknown key 'training.local_step': did you mean training.local_steps\?"),
         ("value", r"run.toml: training.local_steps = -3: must be at least 1"),
         ("port", r"port \d+ is in use: stop what holds it, or choose another PORT"),
@@ -226,7 +226,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(
         config += "cameras = 'top,front'\n"
     elif fault == "file":
         data = Path(shutil.copytree(data, tmp_path / "data"))
-        (data / "site-b" / "meta" / "stats.json").unlink()
+        (data / "site-b" / "meta" / "tasks.parquet").unlink()
     elif fault == "key":
         config += "[training]\nlocal_step = 3\n"
     elif fault == "value":

@@ -69,7 +69,7 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         (lambda d: (d / "meta/tasks.parquet").write_bytes(b"x" * 100), "meta/tasks.parquet cannot be read"),
         (
             lambda d: (d / "meta/tasks.parquet").unlink(),
-            "1 files are missing, the first is meta/tasks.parquet",
+            "meta/tasks.parquet is missing; copy it again",
         ),
         (lambda d: shutil.rmtree(d / "meta/episodes"), "meta/episodes is missing, as after a crash"),
         (
@@ -78,7 +78,7 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
         ),
         (lambda d: next((d / "data").rglob("*.parquet")).write_bytes(b"x" * 100), "cannot be read"),
         (lambda d: next((d / "data").rglob("*.parquet")).unlink(), "no file in data/"),
-        (lambda d: shutil.rmtree(d / "videos"), "2 files are missing, the first is videos/"),
+        (lambda d: shutil.rmtree(d / "videos"), "2 files are missing, such as videos/"),
     ],
 )
 def test_damage_is_named_before_lerobot_asks_the_hub(

@@ -61,7 +61,7 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(demo, "LocalCluster", Cluster)
     monkeypatch.setattr(demo, "_check_data", check)
     for name in ("_check_samples", "verify_server_certificate", "require_free_port"):
-        monkeypatch.setattr(demo, name, lambda *_: None)
+        monkeypatch.setattr(demo, name, lambda *_: [])
     monkeypatch.setattr(demo, "_logs_kept", _no_logs)
     monkeypatch.setattr(demo, "submit_run", submit)
     monkeypatch.setattr(demo, "_show", lambda *_: "disk full")
