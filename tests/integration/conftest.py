@@ -9,6 +9,7 @@ import pytest
 from certs.issue import issue_all
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests on one worker, one after the other: each has many processes."""
     for item in items:
