@@ -113,11 +113,16 @@ lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
 .PHONY: test
-test: $(VENV)/.installed ## the whole test suite with coverage; the tests with real processes on one core, the others beside them
+test: $(VENV)/.installed ## the whole test suite with coverage: unit tests on one core, those with real processes beside them
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory --jobs 2 test-unit test-integration
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
+
+.PHONY: test-unit test-integration
+test-unit test-integration: test-%: $(VENV)/.installed
+	@set -o pipefail; COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest tests/$* $(PYTEST_ARGS) \
+		2>&1 | sed -u 's/^/$*: /'
 
 .PHONY: faults
 faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
