@@ -36,6 +36,13 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_outer_make() -> None:
+    """Forget the variables of `make test`, which change what a make that a test starts does and prints."""
+    for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> RunConfig:
     """A run of the tiny policy, short enough for a test."""

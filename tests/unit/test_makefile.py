@@ -15,12 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 def _make(
     folder: Path, *arguments: str, without: tuple[str, ...] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    # Under `make test` an outer make set variables that let this one print the folders that it enters.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in without and not name.startswith(("MAKE", "MFLAGS"))
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in without}
     return subprocess.run(
         ["make", *arguments],
         cwd=folder,
