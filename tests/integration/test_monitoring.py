@@ -53,7 +53,7 @@ class _Monitoring:
             *("--superlink", f"127.0.0.1:{self.superlink}", "--ca", str(self.tls / "ca.crt")),
             *("--certificates", str(self.tls / "ca.crt"), str(self.tls / "server.crt")),
         )
-        _wait_until(self.scrape, 60, "the exporter does not answer")
+        _wait_until(self.scrape, 180, "the exporter does not answer")
 
     def start_site_exporter(self, site: str, scratch: Path) -> None:
         arguments = ("--node", site, "--scratch", str(scratch), "--port", str(self.ports[site]))
@@ -147,7 +147,7 @@ def monitoring(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             lambda: run_status(cluster.superlink, run_id).startswith("finished"), 400, "the run does not end"
         )
         _wait_until(
-            lambda: watched.query('federation_run_state{state="finished"} == 1'), 60, "Prometheus has no end"
+            lambda: watched.query('federation_run_state{state="finished"} == 1'), 180, "Prometheus has no end"
         )
         yield watched
 
@@ -163,7 +163,7 @@ def test_every_query_of_every_panel_returns_data(monitoring: _Monitoring) -> Non
     panels = list(_panels())
     assert len(panels) > 40
     # The newest rule evaluation is a moment behind the newest scrape.
-    _wait_until(lambda: monitoring.query("federation:site_progress:ratio"), 60, "no rule was evaluated")
+    _wait_until(lambda: monitoring.query("federation:site_progress:ratio"), 180, "no rule was evaluated")
     time.sleep(3)
     empty = [f"{title}: {expression}" for title, expression in panels if not monitoring.query(expression)]
     assert empty == []
