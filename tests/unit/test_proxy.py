@@ -89,8 +89,8 @@ def test_a_proxy_that_wants_a_login_gets_that_of_the_setting(
         (check,) = _check(certs)
         assert check.level == "error"
         assert "407" in check.text
-        assert "http://user:password@host:port" in check.text
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://ann:p%40ss@"))
+        assert "put them into HTTPS_PROXY, http://USER:" in check.text
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//" + "ann:p%40ss" + "@"))
         checks = _check(certs)
     assert [check.level for check in checks] == ["ok"] * 4, checks
     assert "ss@" not in checks[0].text
