@@ -9,7 +9,6 @@ name this command (`federation/dataset_advice.py`), so it must work on whatever 
 """
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from client.repair_source import Source, read_source
 from federation.dataset_advice import REPAIRED
 from federation.dataset_description import describe_dataset
+from federation.dataset_info import load_info
 from federation.dataset_tables import read_episodes, read_frames, read_tasks
 from federation.episode_faults import find_faults
 from federation.errors import DatasetError, FederationError, one_line
@@ -89,7 +89,7 @@ def _fill(folder: Path, source: Source, lost: dict[int, str]) -> None:
             raise DatasetError(_why_none(source, lost))
         shutil.rmtree(folder)
         write_dataset(folder, source, kept, measure_rate(source, kept))
-        info = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
+        info = load_info(folder)
         rows, frames, tasks = read_episodes(folder), read_frames(folder), read_tasks(folder)
         videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
         faults = find_faults(folder, info, rows, frames, tasks, videos)

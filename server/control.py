@@ -37,6 +37,7 @@ from federation.errors import FederationError, one_line
 from federation.proxies import bypass_loopback
 
 __all__ = [
+    "MAX_RUNS",
     "PROJECT",
     "ControlError",
     "RefusedError",
@@ -55,7 +56,7 @@ __all__ = [
 
 PROJECT = Path(__file__).resolve().parents[1]  # the folder of pyproject.toml: the Flower app
 _TIMEOUT_SECONDS = 120.0
-_MAX_RUNS = 1000  # Flower's own 20 are the newest
+MAX_RUNS = 1000  # Flower's own 20 are the newest
 
 
 class ControlError(FederationError):
@@ -201,7 +202,7 @@ def stop_run(superlink: SuperLink, run_id: str) -> None:
 
 
 def _statuses(superlink: SuperLink) -> dict[str, str]:
-    request = ListRunsRequest(limit=_MAX_RUNS)
+    request = ListRunsRequest(limit=MAX_RUNS)
     runs = _ask(superlink, "list runs", lambda client: client.ListRuns(request)).run_dict
     newest_first = sorted(runs.values(), key=lambda run: run.pending_at, reverse=True)
     return {

@@ -23,7 +23,6 @@ from prometheus_client.core import Metric
 from federation.errors import FederationError
 from federation.logs import configure, get_logger
 from federation.metrics import Samples
-from federation.proxies import bypass_loopback
 from federation.versions import versions
 from server.control import SuperLink
 from server.privacy import privacy_spent
@@ -281,7 +280,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     configure()
-    os.environ.update(bypass_loopback(os.environ))
     try:
         server_url = _start(options)
     except FederationError as error:

@@ -9,13 +9,12 @@ from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
 
 from federation.errors import one_line
 from federation.logs import get_logger
-from server.control import SuperLink, connect
+from server.control import MAX_RUNS, SuperLink, connect
 
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
 
 _SECONDS_BETWEEN_QUESTIONS = 15.0
 _TIMEOUT_SECONDS = 5.0  # Flower's own 30 would show a SuperLink that hangs as up for as long
-_MOST_RUNS = 1000  # Flower's own 20 are the newest
 # A node is online until two heartbeat intervals after its last heartbeat (flwr.supercore.constant).
 _HEARTBEATS_BEFORE_OFFLINE = 2
 _log = get_logger("server.superlink_state")
@@ -41,7 +40,7 @@ def ask_superlink(superlink: SuperLink) -> SuperLinkState:
         client = connect(superlink, _TIMEOUT_SECONDS)
         try:
             nodes = list(client.ListNodes(ListNodesRequest()).nodes_info)
-            runs = list(client.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict.values())
+            runs = list(client.ListRuns(ListRunsRequest(limit=MAX_RUNS)).run_dict.values())
         finally:
             client.close()
     except Exception as error:  # whatever keeps SuperLink from answering, the exporter must go on
