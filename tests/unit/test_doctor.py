@@ -98,8 +98,8 @@ def test_a_ca_that_cannot_serve_is_an_error_with_the_reason(certs: Path, tmp_pat
 
 
 @contextmanager
-def _server(certs: Path | None, answer: bytes = b"", host: str = "127.0.0.1") -> Iterator[int]:
-    """A server for one connection: TLS with `certs`, or plaintext. It answers any request with `answer`."""
+def _server(certs: Path | None, *answers: bytes, host: str = "127.0.0.1") -> Iterator[int]:
+    """A server for one connection: TLS with `certs`, or plaintext. It sends `answers`, one a request."""
     listener = socket.create_server((host, 0))
     context = None
     if certs:
@@ -113,8 +113,9 @@ def _server(certs: Path | None, answer: bytes = b"", host: str = "127.0.0.1") ->
             with closing(
                 context.wrap_socket(connection, server_side=True) if context else connection
             ) as peer:
-                peer.recv(4096)
-                peer.sendall(answer)
+                for answer in answers or (b"",):
+                    peer.recv(4096)
+                    peer.sendall(answer)
         except OSError:
             pass  # the client went away, as it should when it does not like the certificate
 
@@ -148,11 +149,21 @@ def test_a_healthy_superlink_passes_every_step(certs: Path) -> None:
     ("ahead", "level"), [(0, "ok"), (4, "warning"), (20, "error"), (-60, "warning"), (-290, "error")]
 )
 def test_a_clock_that_is_off_is_told_before_signatures_fail(certs: Path, ahead: int, level: str) -> None:
-    with _server(certs, _health(datetime.now(UTC) - timedelta(seconds=ahead))) as port:
+    answer = _health(datetime.now(UTC) - timedelta(seconds=ahead))
+    with _server(certs, answer, answer) as port:
         check = _one(check_superlink("127.0.0.1", port, certs / "superlink" / "ca.crt"), "clock")
     assert check.level == level
     if ahead:
         assert ("ahead of" if ahead > 0 else "behind") in check.text
+
+
+def test_one_old_date_of_a_busy_server_is_no_wrong_clock(certs: Path) -> None:
+    old, now = (_health(datetime.now(UTC) - timedelta(seconds=age)) for age in (20, 0))
+    ca = certs / "superlink" / "ca.crt"
+    with _server(certs, old, now) as port:
+        assert _one(check_superlink("127.0.0.1", port, ca), "clock").level == "ok"
+    with _server(certs, old) as port:  # it answers once
+        assert _one(check_superlink("127.0.0.1", port, ca), "clock").level == "error"
 
 
 def test_a_server_without_a_date_or_a_health_is_told(certs: Path) -> None:
