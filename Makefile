@@ -65,39 +65,39 @@ certs-check: $(VENV)/.installed ## show subjects, names and days left; exit 1 if
 
 .PHONY: sample-data
 sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a, site-b and holdout
-	@$(PY) -m federation.sample_data --out data/sample
+	@$(PY) -m server.simulation.recording --out data/sample
 
 .PHONY: demo
 demo: keys $(if $(subst data/sample,,$(DATA)),,sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.demo --config "$(CONFIG)" --data "$(DATA)" --port $(PORT)
+	@$(PY) -m server.deploy.demo --config "$(CONFIG)" --data "$(DATA)" --port $(PORT)
 
 .PHONY: arm
 arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
-	@$(PY) -m federation.sample_data --out data/arm --scenes left,right --episodes 100 --eval-episodes 8
-	@$(PY) -m server.demo --config configs/arm.toml --data data/arm --port $(PORT)
+	@$(PY) -m server.simulation.recording --out data/arm --scenes left,right --episodes 100 --eval-episodes 8
+	@$(PY) -m server.deploy.demo --config configs/arm.toml --data data/arm --port $(PORT)
 
 .PHONY: resume
 resume: keys ## go on with an interrupted run after its last complete round, as it began (RUN=name, or other CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data "$(DATA)") \
+	@$(PY) -m server.deploy.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data "$(DATA)") \
 		$(if $(filter-out file,$(origin CONFIG)),--config "$(CONFIG)") --port $(PORT)
 
 .PHONY: rollback
 rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)
-	@$(PY) -m server.rollback "outputs/$(RUN)" "$(ROUND)"
+	@$(PY) -m server.deploy.rollback "outputs/$(RUN)" "$(ROUND)"
 
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
-	@$(PY) -m server.report "outputs/$(RUN)"
+	@$(PY) -m server.output.report.report "outputs/$(RUN)"
 
 .PHONY: simulate
 simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20, SCENES=left,right)
-	@$(PY) -m server.simulation --policy "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" \
+	@$(PY) -m server.evaluation.closed_loop --policy "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" \
 		--out "$(or $(POLICY),outputs/$(RUN))/simulation.json" --episodes $(or $(EPISODES),20) \
 		$(if $(SCENES),--variants $(SCENES))
 
 .PHONY: compare
 compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50 SCENES=)
-	@$(PY) -m server.compare "$(A)" "$(B)" --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
+	@$(PY) -m server.evaluation.compare "$(A)" "$(B)" --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
 
 .PHONY: serve
 serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=name or POLICY=folder, SERVE_PORT=8080)
@@ -176,20 +176,20 @@ test-container: $(VENV)/.installed ## the container tests; they need a Docker en
 
 .PHONY: site
 site: $(VENV)/.installed ## the archive for a site elsewhere, and its key let in (NAME=lab-b SUPERLINK=fed.example.org:443)
-	@$(PY) -m server.site --name "$(NAME)" --superlink "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
+	@$(PY) -m server.deploy.invite --name "$(NAME)" --superlink "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: site-revoke
 site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)
-	@$(PY) -m server.site --name "$(NAME)" --revoke $(if $(CONTROL),--control $(CONTROL))
+	@$(PY) -m server.deploy.invite --name "$(NAME)" --revoke $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: doctor
 doctor: $(VENV)/.installed ## look at datasets and this machine before joining (DATA=folder, SUPERLINK=host:port, FULL=1)
-	@$(PY) -m client.doctor --dataset "$(DATA)" $(if $(FULL),--full) \
+	@$(PY) -m client.doctor.main --dataset "$(DATA)" $(if $(FULL),--full) \
 		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
 
 .PHONY: repair
 repair: $(VENV)/.installed ## what can be saved of a damaged or an old dataset, in a new folder (DATA=folder, NEW=folder, WITHOUT=3,7)
-	@$(PY) -m client.repair "$(DATA)" $(if $(NEW),"$(NEW)") $(if $(WITHOUT),--without "$(WITHOUT)")
+	@$(PY) -m client.repair.main "$(DATA)" $(if $(NEW),"$(NEW)") $(if $(WITHOUT),--without "$(WITHOUT)")
 
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of it anew
@@ -204,5 +204,5 @@ lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of
 
 .PHONY: clean
 clean: ## remove the environment, caches and the sample data; recordings of your own, certificates and outputs stay
-	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 "$(PYTHON)" -m federation.sample_folder data/sample data/arm
+	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 "$(PYTHON)" -m server.simulation.sample_folder data/sample data/arm
 	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,13 +17,13 @@ from client.private_paths import hide_paths
 from client.round import answer_train_request
 from client.site import Site, read_site
 from federation import logs
-from federation.cameras import spell_cameras
 from federation.config import RunConfig, parse_run_config
-from federation.dataset_judgement import DatasetUse, judge_dataset
+from federation.data.cameras import spell_cameras
+from federation.data.judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.versions import versions
-from federation.wire import statistics_to_record
+from federation.wire.payload import statistics_to_record
 
 app = ClientApp()
 _log = logs.get_logger("client.app")

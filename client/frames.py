@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from federation.dataset import DECODE_ERRORS
+from federation.data.loading import DECODE_ERRORS
 from federation.errors import DatasetError, one_line
 from federation.logs import get_logger
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors import SafetensorError
 
-from client.kept_reply import keep_reply, load_reply, scratch_for_one
 from client.privacy_rules import check_privacy, count_release
 from client.site import Site
+from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.dataset_judgement import DatasetUse, judge_dataset
+from federation.data.judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
-from federation.wire import Header, Payload, open_payload, pack_tensors, record_to_statistics
+from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -122,9 +122,9 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     started = time.monotonic()
     # LeRobot keeps an Arrow copy of the parquet files; the dataset itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
-    from client.carried import drop_carried
     from client.device import peak_memory_bytes
-    from client.optimizer_state import keep_optimizer_state, restore_optimizer_state
+    from client.state.carried import drop_carried
+    from client.state.optimizer import keep_optimizer_state, restore_optimizer_state
 
     drop_carried(site.scratch, request.run, request.undone_rounds)
     components, weights = _set_up(message, request, config, site)
@@ -161,9 +161,9 @@ def _set_up(
 ) -> tuple["TrainingComponents", Payload]:
     """What the steps of the round work on, and the global weights of the round as they came."""
     from client.training import setup_training_components
-    from federation.normalisation import merge_statistics
-    from federation.policy import build_policy, select_device
-    from federation.sample_cache import open_samples
+    from federation.data.normalisation import merge_statistics
+    from federation.data.sample_cache import open_samples
+    from federation.policy.build import build_policy, select_device
 
     description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
     statistics = (
@@ -197,7 +197,7 @@ def _open_weights(
     message: Message, request: TrainRequest, config: RunConfig, policy: "SmolVLAPolicy"
 ) -> Payload:
     """The global weights of the round, verified; `policy` must have the server's frozen weights."""
-    from federation.policy import frozen_fingerprint, trainable_parameters
+    from federation.policy.build import frozen_fingerprint, trainable_parameters
 
     if frozen_fingerprint(policy) != request.fingerprint:
         raise FederationError(
@@ -217,7 +217,7 @@ def _run_steps(
     request: TrainRequest, config: RunConfig, site: Site, components: "TrainingComponents"
 ) -> "TrainingResult":
     """Train, write the progress down, and stop once nobody waits any more."""
-    from client.progress import ProgressFile
+    from client.state.progress import ProgressFile
     from client.training import run_training_loop
 
     progress = ProgressFile(site.scratch, request.round, components.steps)
@@ -234,7 +234,7 @@ def _pack(
     request: TrainRequest, config: RunConfig, site: Site, update: "Mapping[str, Tensor]", base: str
 ) -> RecordDict:
     """Clip and noise `update` where that is asked for, encode it, and keep what the encoding lost of it."""
-    from client.feedback import add_residual, keep_residual
+    from client.state.feedback import add_residual, keep_residual
     from federation.privacy import add_noise, clip
 
     scratch, run, round_ = site.scratch, request.run, request.round

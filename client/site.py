@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.privacy_rules import PrivacyRules, parse_privacy_rules
-from federation.cameras import parse_camera_names
+from federation.data.cameras import parse_camera_names
 from federation.errors import ConfigError
 from federation.logs import get_logger
 

@@ -18,16 +18,16 @@ from torch import Tensor
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
 from federation.config import RunConfig, TrainingConfig
+from federation.data.sample_cache import SampleCache
+from federation.data.statistics import Statistics
 from federation.errors import FederationError, RejectionCode
-from federation.policy import (
+from federation.policy.build import (
     autocast,
     build_processors,
     load_trainable,
     trainable_parameters,
 )
-from federation.sample_cache import SampleCache
 from federation.schedule import global_step, learning_rate
-from federation.statistics import Statistics
 
 __all__ = [
     "StepMetrics",

@@ -84,13 +84,13 @@ class PolicyConfig:
     pretrained: str = _setting("lerobot/smolvla_base")  # Hub id or folder, for size "pretrained"
     vlm: str = _setting("")  # folder or Hub id that overrides the pretrained policy's own vlm_model_name
     cameras: str = _setting("top,wrist")  # what the policy sees, as observation.images.<each of these>
-    empty_cameras: int = _setting(0, at_least=0)  # how many of them a site may lack (see `cameras.py`)
+    empty_cameras: int = _setting(0, at_least=0)  # how many of them a site may lack (see `data/cameras.py`)
     chunk_size: int = _setting(50, at_least=1)  # actions predicted at once
-    # What all sites' joints are recorded in: "range" is -100 to 100 (see `joint_units.py`).
+    # What all sites' joints are recorded in: "range" is -100 to 100 (see `data/joint_units.py`).
     joint_units: str = _setting("degrees", one_of=("degrees", "range"))
     fps: int = _setting(30, at_least=1)  # of all recordings: how long an action lasts; LeRobot's default
     # Whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to
-    # compare with, each node's own (see `normalisation.py`).
+    # compare with, each node's own (see `data/normalisation.py`).
     normalisation: str = _setting("federated", one_of=("federated", "pretrained", "site"))
 
     @property
@@ -110,7 +110,9 @@ class TrainingConfig:
     batch_size: int = _setting(16, at_least=1)
     gradient_accumulation_steps: int = _setting(1, at_least=1)  # batches of an optimizer step
     proximal_mu: float = _setting(0.001, at_least=0)  # FedProx mu; 0 is FedAvg
-    adapt_proximal_mu: bool = _setting(False)  # raise mu while the sites' losses spread (`adaptation.py`)
+    adapt_proximal_mu: bool = _setting(
+        False
+    )  # raise mu while the sites' losses spread (`aggregation/adaptation.py`)
     learning_rate: float = _setting(1e-4, above=0)
     min_learning_rate: float = _setting(2.5e-6, at_least=0)  # where the cosine ends
     schedule: str = _setting("cosine", one_of=("cosine", "warm_restarts", "constant"))
@@ -139,7 +141,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """How the updates of a round become a change of the global weights (see `server/aggregation.py`)."""
+    """How the updates of a round become a change of the global weights (see `server/aggregation/`)."""
 
     # "fedprox" is the mean of the updates, trained with training.proximal_mu; "fedavg" the same without the
     # proximal term; "fedavgm" and "fedadam" give the mean, trained as for "fedprox", to a server optimizer.
@@ -147,7 +149,7 @@ class AggregationConfig:
     method: str = _setting("mean", one_of=("mean", "median", "trimmed_mean", "krum"))
     # From three updates on, one with a norm beyond this many times the median is refused; with any number,
     # one that no training at this learning rate makes. 0, or privacy.mode "central", which clips it: none is.
-    # See `server/verification.py`.
+    # See `server/aggregation/verification.py`.
     max_norm_ratio: float = _setting(10.0, at_least=0)
     clip_norm: float = _setting(0.0, at_least=0)  # "mean": larger updates are scaled down to it; 0: never
     # "trimmed_mean": cut at either end, one update at least; of fewer than three updates it takes the median.
@@ -160,7 +162,7 @@ class AggregationConfig:
 
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """Differential privacy of each site (see `privacy.py`, `privacy_budget.py`)."""
+    """Differential privacy of each site (see `run/accountant.py`, `privacy_budget.py`)."""
 
     mode: str = _setting("none", one_of=("none", "central", "local"))
     clip_norm: float = _setting(1.0, above=0)  # C: no update counts for more
@@ -170,7 +172,7 @@ class PrivacyConfig:
 
 @dataclass(frozen=True)
 class WireConfig:
-    """How what travels is encoded (see `codec.py`)."""
+    """How what travels is encoded (see `wire/codec.py`)."""
 
     download: str = _setting("bf16", one_of=("fp32", "bf16"))  # global weights, server to node
     upload: str = _setting("int8", one_of=("fp32", "bf16", "int8", "int4"))  # updates, node to server
@@ -192,7 +194,9 @@ class EvaluationConfig:
     # Closed loop: every how many rounds the policy drives the simulated arm, beside the run; 0: never.
     sim_frequency: int = _setting(0, at_least=0)
     sim_episodes: int = _setting(20, at_least=1)
-    sim_variants: str = _setting("site-a,site-b")  # scenes that they are in, in turn (see `so101.py`)
+    sim_variants: str = _setting(
+        "site-a,site-b"
+    )  # scenes that they are in, in turn (see `simulation/so101.py`)
 
 
 @dataclass(frozen=True)

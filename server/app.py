@@ -21,22 +21,22 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.dataset_description import DatasetDescription, find_datasets
-from federation.dataset_judgement import DatasetUse, describe_fitting
+from federation.data.description import DatasetDescription, find_datasets
+from federation.data.judgement import DatasetUse, describe_fitting
+from federation.data.simulated import check_one_kind
 from federation.errors import ConfigError, FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
-from federation.simulated import check_one_kind
 from server.nodes import Node, NodeTable, sample_nodes
-from server.privacy import format_max_epsilon, privacy_spent
-from server.records import RunRecord, new_run_name
-from server.tracking import Tracking, evaluation_scalars, round_scalars
+from server.output.tracking import Tracking, evaluation_scalars, round_scalars
+from server.run.accountant import format_max_epsilon, privacy_spent
+from server.run.records import RunRecord, new_run_name
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    from server.checkpoints import Checkpoint, Checkpoints
-    from server.evaluation import Evaluator
+    from server.evaluation.held_out import Evaluator
     from server.rounds import GlobalModel
+    from server.run.checkpoints import Checkpoint, Checkpoints
 
 app = ServerApp()
 _MAX_REVERTS_IN_ROW = 3
@@ -89,7 +89,7 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
             raise
         return
     try:
-        from server.report import write_report
+        from server.output.report.report import write_report
 
         write_report(record.folder)
     except Exception as error:  # of the disk, of matplotlib, of our own: the run has ended all the same
@@ -114,10 +114,10 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         policy = building.result()
         checking.result()
 
-    from server.checkpoints import Checkpoints
-    from server.delivery import Delivery
-    from server.evaluation import Evaluator, measure
+    from server.evaluation.held_out import Evaluator, measure
+    from server.output.after_round import Delivery
     from server.rounds import run_round
+    from server.run.checkpoints import Checkpoints
 
     delivery = endings.enter_context(Delivery(policy, config, record))
     measured_on = measure(datasets, descriptions, config.evaluation)
@@ -173,11 +173,11 @@ def _begin_or_resume(
     record: RunRecord,
 ) -> tuple["GlobalModel", "Checkpoint | None"]:
     """The model to go on with, and the checkpoint it is from; None if not even round 0 is complete."""
-    from federation.normalisation import choose_normalisation
-    from federation.policy import frozen_fingerprint, trainable_parameters
-    from server.aggregation import make_server_optimizer
-    from server.checkpoints import restore_model
+    from federation.data.normalisation import choose_normalisation
+    from federation.policy.build import frozen_fingerprint, trainable_parameters
+    from server.aggregation.collector import make_server_optimizer
     from server.rounds import GlobalModel
+    from server.run.checkpoints import restore_model
 
     checkpoint = checkpoints.newest() if config.run.resume else None
     weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
@@ -203,7 +203,7 @@ def _begin_or_resume(
 
 def _back_to_best(model: "GlobalModel", checkpoints: "Checkpoints", policy_loss: float) -> int:
     """Undo what made the loss spike: put `model` into the state of the best round, and return that round."""
-    from server.checkpoints import load_checkpoint, restore_model
+    from server.run.checkpoints import load_checkpoint, restore_model
 
     best = load_checkpoint(checkpoints.best)
     restore_model(model, best)
@@ -225,8 +225,8 @@ def _evaluate_round(
     entry: dict[str, Any],
 ) -> float | None:
     """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
-    from server.adaptation import is_spike
-    from server.evaluation import DivergedError
+    from server.aggregation.adaptation import is_spike
+    from server.evaluation.held_out import DivergedError
 
     policy_loss = math.inf
     try:
@@ -252,8 +252,8 @@ def _evaluate_best_anew(
     Its held-out data, or how they are evaluated, are others than before: a new round measured against the
     best loss of old would be reverted for nothing, or kept for nothing.
     """
-    from federation.policy import trainable_parameters
-    from server.checkpoints import load_checkpoint
+    from federation.policy.build import trainable_parameters
+    from server.run.checkpoints import load_checkpoint
 
     _log.warning(
         "the held-out data or evaluation.* have changed: the weights before training and the best are "
@@ -296,7 +296,7 @@ def _check_samples(
     config: RunConfig, datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription]
 ) -> None:
     """Look at samples of the held-out datasets here: this process has torch anyway."""
-    from federation.sample_check import judge_samples_of
+    from federation.data.sample_check import judge_samples_of
 
     scratch = _folder("FEDERATION_SCRATCH")
     for name, root in datasets.items():
@@ -307,7 +307,7 @@ def _check_samples(
 
 
 def _build_policy(config: RunConfig) -> "SmolVLAPolicy":
-    from federation.policy import build_policy, select_device
+    from federation.policy.build import build_policy, select_device
 
     cache = _folder("FEDERATION_SCRATCH")
     return build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=cache)

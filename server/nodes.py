@@ -12,18 +12,18 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from federation.config import FederationConfig, RunConfig
-from federation.dataset_description import ARM_DIM
+from federation.data.description import ARM_DIM
+from federation.data.simulated import check_one_kind
+from federation.data.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.errors import FederationError, RejectionCode, one_line
 from federation.logs import get_logger
 from federation.messages import ANSWER, JOIN_SECONDS, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
-from federation.simulated import check_one_kind
-from federation.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.versions import check_versions, versions
-from federation.wire import record_to_statistics
-from server.exchange import Exchange, Reply, WaitPolicy
-from server.grid_calls import online_nodes
-from server.late_replies import LateReplies
-from server.records import RunRecord
+from federation.wire.payload import record_to_statistics
+from server.grid.calls import online_nodes
+from server.grid.exchange import Exchange, Reply, WaitPolicy
+from server.grid.late_replies import LateReplies
+from server.run.records import RunRecord
 from server.waiting import WaitReport
 
 __all__ = ["Node", "NodeTable", "sample_nodes"]

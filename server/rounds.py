@@ -1,10 +1,10 @@
 """One round of FedProx on the server: send the weights, fold the updates in as they arrive, apply the mean.
 
 The proximal term itself is the nodes' business (`client/fedprox.py`). An update is used only after its
-names, shapes, values, norm and example count have been verified (`verification.py`); a bad one is refused
-by name and never ends the round. With `local_epochs` a site weighs by the frames it trained on, of which it
-alone knows the number: it counts up to the bound of `federation/claims.py`, and the round's entry names the
-sites that were cut to it. If fewer than `min_updates` good ones come, the weights stay as they are
+names, shapes, values, norm and example count have been verified (`aggregation/verification.py`); a bad one is
+refused by name and never ends the round. With `local_epochs` a site weighs by the frames it trained on, of
+which it alone knows the number: it counts up to the bound of `federation/claims.py`, and the round's entry
+names the sites that were cut to it. If fewer than `min_updates` good ones come, the weights stay as they are
 and the round is marked so (`"aggregated": false`).
 """
 
@@ -22,22 +22,22 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from federation.claims import max_weight
-from federation.codec import encoded_bytes
 from federation.config import RunConfig
+from federation.data.statistics import Statistics
 from federation.errors import WireError, one_line
 from federation.logs import get_logger
 from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
-from federation.statistics import Statistics
-from federation.wire import Header, Payload, pack_tensors, statistics_to_record
-from server.adaptation import average_weights, proximal_mu
-from server.aggregation import apply_update, make_aggregator
-from server.exchange import Exchange, Reply, WaitPolicy
-from server.late_replies import LateReplies
+from federation.wire.codec import encoded_bytes
+from federation.wire.payload import Header, Payload, pack_tensors, statistics_to_record
+from server.aggregation.adaptation import average_weights, proximal_mu
+from server.aggregation.collector import apply_update, make_aggregator
+from server.aggregation.verification import NORMS_KEPT, NormJudge, largest_norm, typical_norm, verify_reply
+from server.grid.exchange import Exchange, Reply, WaitPolicy
+from server.grid.late_replies import LateReplies
+from server.grid.replies import limits_of_update
 from server.nodes import Node
-from server.privacy import count_requests
-from server.records import RunRecord
-from server.replies import limits_of_update
-from server.verification import NORMS_KEPT, NormJudge, largest_norm, typical_norm, verify_reply
+from server.run.accountant import count_requests
+from server.run.records import RunRecord
 
 __all__ = ["GlobalModel", "run_round"]
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 from federation.logs import get_logger
-from server.records import RunRecord
+from server.run.records import RunRecord
 
 __all__ = ["WaitReport"]
 

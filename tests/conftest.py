@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from federation import sample_process
 from federation.config import PolicyConfig, RunConfig, parse_run_config
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import build_policy, trainable_parameters
-from federation.statistics import Statistics
+from federation.data import sample_process
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.statistics import Statistics
+from federation.policy.build import build_policy, trainable_parameters
 from tests.synthetic import record_dataset
 
 # On a busy machine an example may take any time; that is no failure.

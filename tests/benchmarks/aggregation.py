@@ -62,8 +62,8 @@ def run_ours(nodes: int, codec: str) -> dict[str, float]:
     import torch
     from flwr.app import Array, ArrayRecord, ConfigRecord
 
-    from federation.wire import Header, open_payload, pack_tensors
-    from server.aggregation import WeightedMean, apply_update
+    from federation.wire.payload import Header, open_payload, pack_tensors
+    from server.aggregation.collector import WeightedMean, apply_update
 
     record, header_record, sealed = pack_tensors(_tensors(), Header(codec, "benchmark", 1, ""))
     header = dict(header_record)
@@ -98,7 +98,7 @@ def run_ours(nodes: int, codec: str) -> dict[str, float]:
 
 def run_codecs() -> dict[str, dict[str, float]]:
     """Encode and decode speed of each codec, in fp32 bytes a second, over that of a copy."""
-    from federation.codec import decode, encode
+    from federation.wire.codec import decode, encode
 
     tensors = [tensor for _, tensor in _tensors()]
     fp32_bytes = sum(tensor.numel() * 4 for tensor in tensors)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from client.training import run_training_loop, setup_training_components
-from federation import codec
-from federation.codec import Blocked, decode, encode, encoded_bytes
 from federation.config import load_run_config
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import build_policy, trainable_parameters
-from federation.sample_cache import open_samples
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.sample_cache import open_samples
+from federation.policy.build import build_policy, trainable_parameters
+from federation.wire import codec
+from federation.wire.codec import Blocked, decode, encode, encoded_bytes
 
 BITS = (8, 4)
 VALUES = (32, 64, 128, 256, 512, 1024)

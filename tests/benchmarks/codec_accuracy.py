@@ -26,16 +26,16 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
     """Train `ROUNDS` rounds of two sites with one codec and seed; the policy loss after each round."""
     import torch
 
-    from client.feedback import add_residual, keep_residual
+    from client.state.feedback import add_residual, keep_residual
     from client.training import run_training_loop, setup_training_components
     from federation.config import load_run_config
-    from federation.dataset_description import describe_dataset
-    from federation.normalisation import merge_statistics
-    from federation.policy import build_policy, trainable_parameters
-    from federation.sample_cache import open_samples
-    from federation.wire import Header
-    from server.aggregation import WeightedMean, apply_update
-    from server.evaluation import Evaluator
+    from federation.data.description import describe_dataset
+    from federation.data.normalisation import merge_statistics
+    from federation.data.sample_cache import open_samples
+    from federation.policy.build import build_policy, trainable_parameters
+    from federation.wire.payload import Header
+    from server.aggregation.collector import WeightedMean, apply_update
+    from server.evaluation.held_out import Evaluator
 
     codec, seed, data = job
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def run_federation(job: tuple[str, int, Path]) -> dict[str, Any]:
 
 def _send(tensors: dict, header: Any, shapes: dict) -> Any:
     """What arrives at the other end: the encoded payload."""
-    from federation.wire import open_payload, pack_tensors
+    from federation.wire.payload import open_payload, pack_tensors
 
     record, header_record, sealed = pack_tensors(tensors.items(), header)
     return open_payload(record, header_record, shapes, sealed)

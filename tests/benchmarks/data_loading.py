@@ -67,8 +67,8 @@ def main() -> None:
 
     from client.frames import FrameStream
     from federation.config import PolicyConfig
-    from federation.policy import build_policy
-    from federation.sample_cache import open_samples
+    from federation.data.sample_cache import open_samples
+    from federation.policy.build import build_policy
 
     parser = argparse.ArgumentParser(description="Samples a second against LeRobot's own DataLoader.")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/data_loading.json"))

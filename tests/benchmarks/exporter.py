@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from federation.config import parse_run_config
-from server.records import EVENTS_FILE, RunRecord
+from server.run.records import EVENTS_FILE, RunRecord
 
 NODES, ROUNDS = 100, 1000
 PORT = 19494
@@ -79,7 +79,15 @@ def main() -> int:
         for number in range(1, ROUNDS + 1):
             _play_round(record, number)
         size = (record.folder / EVENTS_FILE).stat().st_size
-        command = [sys.executable, "-m", "server.exporter", "--outputs", folder, "--host", "127.0.0.1"]
+        command = [
+            sys.executable,
+            "-m",
+            "server.monitoring.exporter",
+            "--outputs",
+            folder,
+            "--host",
+            "127.0.0.1",
+        ]
         process = subprocess.Popen([*command, "--port", str(PORT)], stderr=subprocess.DEVNULL)
         try:
             results = _measure(psutil.Process(process.pid), record) | {"record_bytes": size}

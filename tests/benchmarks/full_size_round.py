@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from federation.config import parse_run_config
-from server import demo
-from server.records import METRICS_FILE
+from server.deploy import demo
+from server.run.records import METRICS_FILE
 
 SETTINGS = {
     "run.name": "full-size",

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from federation.wire import Header, Payload, open_payload, pack_tensors
+from federation.wire.payload import Header, Payload, open_payload, pack_tensors
 
 __all__ = ["Pooled", "as_received"]
 

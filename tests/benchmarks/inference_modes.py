@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from federation.config import PolicyConfig
-from federation.policy import build_policy
+from federation.policy.build import build_policy
 
 CPU = torch.device("cpu")
 

@@ -58,19 +58,19 @@ def run_federation(job: tuple[int, str, str, Path]) -> dict[str, Any]:
     import torch
     from flwr.app import Message, MetricRecord, RecordDict
 
-    from client.feedback import add_residual, keep_residual
+    from client.state.feedback import add_residual, keep_residual
     from client.training import run_training_loop, setup_training_components
     from federation.config import parse_run_config
-    from federation.dataset_description import describe_dataset
+    from federation.data.description import describe_dataset
+    from federation.data.normalisation import merge_statistics
+    from federation.data.sample_cache import open_samples
     from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
-    from federation.normalisation import merge_statistics
-    from federation.policy import build_policy, trainable_parameters
-    from federation.sample_cache import open_samples
-    from federation.wire import Header, open_payload, pack_tensors
-    from server.evaluation import Evaluator
+    from federation.policy.build import build_policy, trainable_parameters
+    from federation.wire.payload import Header, open_payload, pack_tensors
+    from server.evaluation.held_out import Evaluator
     from server.nodes import Node
-    from server.records import RunRecord
     from server.rounds import GlobalModel, run_round
+    from server.run.records import RunRecord
     from tests.fake_grid import FakeGrid
 
     count, rule, attack, data = job

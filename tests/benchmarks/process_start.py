@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 
 from federation.config import PolicyConfig, parse_run_config
-from federation.policy import build_policy
-from federation.vlm_folder import vlm_folder
-from server import demo
-from server.records import METRICS_FILE
+from federation.policy.build import build_policy
+from federation.policy.vlm_folder import vlm_folder
+from server.deploy import demo
+from server.run.records import METRICS_FILE
 
 _SETTINGS = {
     "run.num_rounds": 2,

@@ -19,7 +19,7 @@ import psutil
 
 from certs.issue import issue_all
 from federation.config import parse_run_config
-from server.supervisor import see_through
+from server.deploy.supervise import see_through
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import FaultyCluster, events

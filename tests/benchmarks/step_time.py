@@ -5,9 +5,9 @@
 
 Steps alternate, each kind with a policy and an AdamW of its own, and what is compared is the medians, since a
 shared machine only ever adds time. LeRobot's step is `lerobot.scripts.lerobot_train.update_policy`, on CUDA
-under Accelerate's bf16 as ours is under `federation.policy.autocast`. Beside it: the loss and the gradient
-under that autocast against fp32's, the peak of CUDA memory with one policy there, and a round of the whole
-training loop with its data loading. A part that fails is written as its error, and the others go on.
+under Accelerate's bf16 as ours is under `federation.policy.build.autocast`. Beside it: the loss and the
+gradient under that autocast against fp32's, the peak of CUDA memory with one policy there, and a round of the
+whole training loop with its data loading. A part that fails is written as its error, and the others go on.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from client.training import (
     setup_training_components,
 )
 from federation.config import RunConfig, parse_run_config
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import autocast, build_policy, trainable_parameters
-from federation.sample_cache import open_samples
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.sample_cache import open_samples
+from federation.policy.build import autocast, build_policy, trainable_parameters
 
 _WARM_UP = 3
 

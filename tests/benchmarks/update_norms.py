@@ -1,4 +1,4 @@
-"""How does the norm of an update grow with the number of local steps? What `server/verification.py` rests on.
+"""How does an update's norm grow with the number of local steps? `aggregation/verification.py` rests on it.
 
     python -m tests.benchmarks.update_norms [--out tests/benchmarks/update_norms.json]
 
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from client.training import run_training_loop, setup_training_components
 from federation.config import parse_run_config
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import build_policy, trainable_parameters
-from federation.sample_cache import open_samples
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.sample_cache import open_samples
+from federation.policy.build import build_policy, trainable_parameters
 
 _STEPS = (10, 30, 100, 300, 1000)
 # Case -> learning rate, and the most steps.

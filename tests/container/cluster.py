@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from certs.issue import issue_all
+from tests import REPOSITORY
 
 __all__ = ["IMAGES", "SITES", "Cluster", "docker", "image_named", "run_name"]
 
-REPOSITORY = Path(__file__).parents[2]
 _VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 _BUILT = ("superlink", "gateway", "server", "client", "prometheus")
 IMAGES = tuple(f"so100-federation/{name}:{_VERSION}" for name in _BUILT)
@@ -41,7 +41,7 @@ frame_stride = 20
 _CONTROL = """
 import json, sys
 from pathlib import Path
-from server import control
+from server.deploy import control
 superlink = control.SuperLink("superlink:8000", Path("/run/secrets/ca.crt"))
 print(json.dumps(getattr(control, sys.argv[1])(superlink, *sys.argv[2:])))
 """
@@ -124,7 +124,7 @@ class Cluster:
         return run_name(self.compose("run", "--rm", "-T", "run", *command))
 
     def control(self, function: str, *arguments: str) -> Any:
-        """What this function of `server/control.py` returns where the operator is: in the control network."""
+        """What this function of `server/deploy/control.py` returns inside the control network."""
         python = ["--entrypoint", "python", "run", "-c", _CONTROL]
         output = self.compose("run", "--rm", "-T", *python, function, *arguments)
         return json.loads(output.splitlines()[-1])

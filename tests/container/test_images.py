@@ -34,7 +34,11 @@ def test_no_key_is_in_an_image(images, image: str) -> None:
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_only_source_files_are_in_the_app(images, name: str) -> None:
     files = _as_root(image_named(name), "find /app -type f")
-    others = [file for file in files if not file.endswith(".py") and not file.startswith("/app/client/bin/")]
+    others = [
+        file
+        for file in files
+        if not file.endswith(".py") and not file.startswith("/app/client/supernode/bin/")
+    ]
     assert others == ["/app/pyproject.toml"]
 
 
@@ -87,7 +91,7 @@ def tag() -> Iterator[str]:
     ("target", "command"),
     [
         ("client", ["doctor", "--help"]),
-        ("server", ["python", "-m", "server.submit", "--help"]),
+        ("server", ["python", "-m", "server.deploy.submit", "--help"]),
         ("gateway", ["cat", "/etc/haproxy/haproxy.cfg"]),
     ],
 )

@@ -31,7 +31,7 @@ def _operate(cluster: Cluster, *arguments: str) -> str:
         "COMPOSE_PROJECT_NAME": cluster.project,
         "COMPOSE_ENV_FILES": str(cluster.folder / ".env"),
     }
-    command = [sys.executable, "-m", "server.site", "--certs", str(cluster.certs), "--name", "lab-b"]
+    command = [sys.executable, "-m", "server.deploy.invite", "--certs", str(cluster.certs), "--name", "lab-b"]
     result = subprocess.run(
         [*command, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )

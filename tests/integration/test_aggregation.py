@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from federation.config import parse_run_config
 from federation.privacy_budget import NOT_COVERED, epsilon
-from server.cluster import LocalCluster
-from server.records import read_metrics
-from server.supervisor import see_through
+from server.deploy.local_cluster import LocalCluster
+from server.deploy.supervise import see_through
+from server.run.records import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.synthetic import record_dataset

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from federation.policy import frozen_fingerprint
-from federation.vlm_folder import vlm_folder
+from federation.policy.build import frozen_fingerprint
+from federation.policy.vlm_folder import vlm_folder
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 POLICY_ID, VLM_ID = "lerobot/smolvla_base", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 BUILD = """
@@ -24,7 +24,7 @@ import torch
 from pathlib import Path
 from federation.config import PolicyConfig
 from federation.errors import FederationError
-from federation.policy import build_policy, frozen_fingerprint
+from federation.policy.build import build_policy, frozen_fingerprint
 try:
     policy = build_policy(PolicyConfig(), seed=0, device=torch.device("cpu"), cache=Path("unused"))
     print("fingerprint", frozen_fingerprint(policy))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from federation.policy import build_processors
-from federation.policy_folder import save_policy_folder
-from server.model_card import model_card
-from tests.unit.test_export import METRICS
+from federation.policy.build import build_processors
+from federation.policy.folder import save_policy_folder
+from server.output.model_card import model_card
+from tests import REPOSITORY
+from tests.unit.server.output.test_export import METRICS
 
-REPOSITORY = Path(__file__).parents[2]
 # Imported by Python at its start: what only this project installs is not there.
 ONLY_LEROBOT = """
 import sys
@@ -46,7 +46,7 @@ def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path:
     )
     (plugin / "sitecustomize.py").write_text(ONLY_LEROBOT)
     command = [Path(sys.executable).with_name("lerobot-eval"), "--policy.path=.", "--policy.device=cpu"]
-    command += ["--env.type=so101_pick", "--env.discover_packages_path=federation.gym_so101"]
+    command += ["--env.type=so101_pick", "--env.discover_packages_path=server.simulation.gym_so101"]
     command += ["--env.image_size_px=32", "--eval.n_episodes=1", "--eval.batch_size=1"]
     ended = subprocess.run(
         [*command, f"--output_dir={tmp_path / 'eval'}"],

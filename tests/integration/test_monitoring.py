@@ -18,13 +18,13 @@ import yaml
 
 from certs.issue import issue_all
 from federation.config import parse_run_config
-from server.cluster import LocalCluster
-from server.control import run_status, submit_run
+from server.deploy.control import run_status, submit_run
+from server.deploy.local_cluster import LocalCluster
+from tests import REPOSITORY
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 
 pytestmark = pytest.mark.integration
-REPOSITORY = Path(__file__).parents[2]
 SITES = ("site-a", "site-b")
 
 
@@ -48,7 +48,7 @@ class _Monitoring:
     def start_exporter(self) -> None:
         self._start(
             "exporter",
-            *(sys.executable, "-m", "server.exporter", "--host", "127.0.0.1"),
+            *(sys.executable, "-m", "server.monitoring.exporter", "--host", "127.0.0.1"),
             *("--port", str(self.ports["exporter"]), "--outputs", str(self.outputs)),
             *("--superlink", f"127.0.0.1:{self.superlink}", "--ca", str(self.tls / "ca.crt")),
             *("--certificates", str(self.tls / "ca.crt"), str(self.tls / "server.crt")),
@@ -57,7 +57,9 @@ class _Monitoring:
 
     def start_site_exporter(self, site: str, scratch: Path) -> None:
         arguments = ("--node", site, "--scratch", str(scratch), "--port", str(self.ports[site]))
-        self._start(site, sys.executable, "-m", "client.exporter", "--host", "127.0.0.1", *arguments)
+        self._start(
+            site, sys.executable, "-m", "client.supernode.exporter", "--host", "127.0.0.1", *arguments
+        )
 
     def start_prometheus(self) -> None:
         binary = shutil.which("prometheus")

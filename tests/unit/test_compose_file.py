@@ -1,11 +1,10 @@
 """docker-compose.yml as a file; tests/container starts it."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 SERVICES = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
 DIRECT = {"localhost", "127.0.0.1", "::1", "superlink", "gateway", "prometheus"}
 

@@ -2,11 +2,11 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TARGETS = re.compile(r"^([a-z][a-z -]*):", re.MULTILINE)
 _COMMAND = re.compile(r"\bmake ([a-z][a-z-]*)\b")

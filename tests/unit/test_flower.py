@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from client import supernode
-
-PROJECT = Path(supernode.__file__).parents[1]
+from tests import REPOSITORY
 
 
 def _imported() -> Iterator[tuple[str, str]]:
     """Module and name of everything that our packages import from Flower, also inside functions."""
     for file in (
-        f for package in ("client", "federation", "server") for f in (PROJECT / package).rglob("*.py")
+        f for package in ("client", "federation", "server") for f in (REPOSITORY / package).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "flwr":
@@ -78,7 +76,7 @@ def test_what_is_named_is_there(path: str) -> None:
 
 
 def test_a_supernode_asks_the_module_that_we_patch_for_its_retries() -> None:
-    """Else the patience with broken handshakes (client/supernode.py) would be lost without a word."""
+    """Else the patience with broken handshakes (client/supernode/wrapper.py) would be lost without a word."""
     module = importlib.import_module("flwr.supernode.fleet_http_connection")
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}

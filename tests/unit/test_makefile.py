@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
 
 
 def _make(
@@ -133,7 +133,7 @@ def test_a_path_with_a_blank_arrives_whole(clone: Path, target: list[str], expec
 
 def test_only_the_samples_own_folder_is_recorded_anew(clone: Path) -> None:
     def recorded(*arguments: str) -> bool:
-        return any("federation.sample_data" in call for call in _calls(clone, "demo", *arguments))
+        return any("server.simulation.recording" in call for call in _calls(clone, "demo", *arguments))
 
     assert recorded()
     assert recorded("DATA=data/sample")
@@ -174,7 +174,7 @@ def test_sample_data_is_recorded_unless_env_names_data_of_ones_own(
 ) -> None:
     (clone / ".env").write_text(line)
     calls = _calls(clone, target)
-    assert any("federation.sample_data" in call for call in calls) == recorded
+    assert any("server.simulation.recording" in call for call in calls) == recorded
 
 
 @pytest.fixture

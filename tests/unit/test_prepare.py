@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from certs.issue import issue_all, main
+from tests import REPOSITORY
 
-PROJECT = Path(__file__).parents[2]
 USER, OTHER = 1234, 10001
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 Prepare = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,9 +29,9 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     (folder / "docker").mkdir(parents=True)
     for name in ("prepare.sh", "env.sh", "prometheus", "grafana"):
-        source = PROJECT / "docker" / name
+        source = REPOSITORY / "docker" / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / "docker" / name)
-    shutil.copytree(PROJECT / "configs", folder / "configs")
+    shutil.copytree(REPOSITORY / "configs", folder / "configs")
     issue_all(folder / "certs" / "generated", hosts=[], sites=["site-a", "site-b"])
     for name in ("site-a", "site-b", "holdout"):
         (folder / "data" / "sample" / name).mkdir(parents=True)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from federation.config import RunConfig, load_run_config
-from federation.intervals import sign_test
-from federation.sample_data import SampleParameters, ensure_sample_data
+from server.evaluation.intervals import sign_test
+from server.simulation.recording import SampleParameters, ensure_sample_data
 from tests.benchmarks.closed_loop.drive import (
     Controller,
     blind,
@@ -42,7 +42,7 @@ LEARNERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "centralised": (SITES,),
     UNTRAINED: (SITES,),
 }
-FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.simulation`
+FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.evaluation.closed_loop`
 
 
 def trained(name: str, config: RunConfig, data: Path, work: Path) -> Path:

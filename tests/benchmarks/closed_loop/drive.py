@@ -1,7 +1,8 @@
 """Drive the simulated arm and draw only what is looked at.
 
-`server.simulation` draws every step, as `lerobot-eval` must; a policy looks once for each chunk of actions,
-so here an episode costs a tenth. Success, seeds and time limit are those of `federation.gym_so101`.
+`server.evaluation.closed_loop` draws every step, as `lerobot-eval` must; a policy looks once for each chunk
+of actions, so here an episode costs a tenth. Success, seeds and time limit are those of
+`server.simulation.gym_so101`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ import mujoco
 import numpy as np
 import torch
 
-from federation.gym_so101 import MAX_STEPS
-from federation.intervals import wilson_interval
-from federation.policy_folder import load_policy_folder
-from federation.so101 import CUBE_HALF_SIZE_M, VARIANTS, SO101Scene
-from federation.so101_expert import plan_pick
+from federation.policy.folder import load_policy_folder
+from server.evaluation.intervals import wilson_interval
+from server.simulation.expert import plan_pick
+from server.simulation.gym_so101 import MAX_STEPS
+from server.simulation.so101 import CUBE_HALF_SIZE_M, VARIANTS, SO101Scene
 
 __all__ = ["Controller", "blind", "drive", "expert", "open_scenes", "policy_controller"]
 

@@ -13,12 +13,12 @@ import torch
 
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import build_policy, build_processors, load_trainable, trainable_parameters
-from federation.policy_folder import save_policy_folder
-from federation.sample_cache import open_samples
-from server.aggregation import apply_update, make_aggregator, make_server_optimizer
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.sample_cache import open_samples
+from federation.policy.build import build_policy, build_processors, load_trainable, trainable_parameters
+from federation.policy.folder import save_policy_folder
+from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
 from tests.benchmarks.in_process import Pooled, as_received
 
 __all__ = ["train"]

@@ -20,11 +20,11 @@ import psutil
 import torch
 
 from certs.issue import issue_all
-from federation.codec import encoded_bytes
 from federation.config import PolicyConfig, RunConfig
-from federation.policy import build_policy, trainable_parameters
-from server.cluster import LocalCluster
-from server.control import app_files, run_status, start_run
+from federation.policy.build import build_policy, trainable_parameters
+from federation.wire.codec import encoded_bytes
+from server.deploy.control import app_files, run_status, start_run
+from server.deploy.local_cluster import LocalCluster
 from tests.benchmarks.full_size_round import MemoryWatch
 from tests.integration.conftest import free_port
 

@@ -57,8 +57,8 @@ def _stock(grid: Grid, weights: dict[str, Any]) -> float:
 def _ours(grid: Grid, weights: dict[str, Any]) -> float:
     from federation.config import RunConfig
     from server.nodes import Node
-    from server.records import RunRecord
     from server.rounds import GlobalModel, run_round
+    from server.run.records import RunRecord
 
     nodes = [Node(id_, f"site-{i}", 30, 1, 1, (), {}) for i, id_ in enumerate(grid.get_node_ids())]
     config = RunConfig()
@@ -90,10 +90,10 @@ def _stock_answer(message: Message, scratch: Path) -> RecordDict:
 def _our_answer(message: Message, scratch: Path) -> RecordDict:
     import torch
 
-    from client.feedback import add_residual, keep_residual
+    from client.state.feedback import add_residual, keep_residual
     from federation.config import RunConfig
     from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
-    from federation.wire import Header, open_payload, pack_tensors
+    from federation.wire.payload import Header, open_payload, pack_tensors
 
     received_at = time.time()
     wire = RunConfig().wire

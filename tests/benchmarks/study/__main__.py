@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from federation.sample_data import SampleParameters, ensure_sample_data
+from server.simulation.recording import SampleParameters, ensure_sample_data
 from tests.benchmarks.study.arms import ARMS, LONG, SITES, STEPS
 from tests.benchmarks.study.train import run_job
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig, parse_run_config
-from federation.dataset_description import describe_dataset
-from federation.normalisation import merge_statistics
-from federation.policy import build_policy, load_trainable, trainable_parameters
-from federation.sample_cache import open_samples
-from federation.statistics import Statistics
-from server.aggregation import apply_update, make_aggregator, make_server_optimizer
-from server.evaluation import Evaluator
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.data.sample_cache import open_samples
+from federation.data.statistics import Statistics
+from federation.policy.build import build_policy, load_trainable, trainable_parameters
+from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
+from server.evaluation.held_out import Evaluator
 from server.nodes import Node, sample_nodes
 from tests.benchmarks.in_process import Pooled, as_received
 from tests.benchmarks.study.arms import Arm

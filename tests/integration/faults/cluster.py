@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 from federation.config import RunConfig
-from server.cluster import LocalCluster
-from server.control import PROJECT, ControlError, run_status, submit_run
-from server.records import EVENTS_FILE
-from server.supervisor import see_through
+from server.deploy.control import PROJECT, ControlError, run_status, submit_run
+from server.deploy.local_cluster import LocalCluster
+from server.deploy.supervise import see_through
+from server.run.records import EVENTS_FILE
 from tests.integration.faults.network import Network
 from tests.integration.superlink import with_database
 

@@ -1,0 +1,141 @@
+"""The doctor's look at this machine: scratch, key, the authority's certificate, packages, the device."""
+
+import os
+import shlex
+import shutil
+import stat
+import tempfile
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from client.doctor.check import Check, days_check
+from federation.versions import versions
+
+__all__ = ["check_ca", "check_device", "check_key", "check_scratch", "check_software"]
+
+_PROJECT_FILE = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+_WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy of the tables, residuals
+_WARN_GPU_GB = 4.0  # SmolVLA's weights, gradients and Adam's state are 3 GB before the first activation
+
+
+def check_scratch(folder: Path) -> list[Check]:
+    """Look whether `folder` can be written and has room."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fix = f"give user {os.getuid()} the right to write there, or name another folder"
+        return [Check("error", "scratch", f"{folder}: cannot be written ({error.strerror}); {fix}")]
+    free = shutil.disk_usage(folder).free / 1e9
+    text = f"{folder}: writable, {free:.1f} GB free"
+    if free < _MIN_FREE_GB:
+        return [Check("error", "scratch", f"{text}, {_WARN_FREE_GB:.0f} GB are wanted; make room")]
+    if free < _WARN_FREE_GB:
+        return [Check("warning", "scratch", f"{text}, {_WARN_FREE_GB:.0f} GB are wanted; make room")]
+    return [Check("ok", "scratch", text)]
+
+
+def check_key(file: Path) -> list[Check]:
+    """Look whether `file` is a SuperNode's private key that only its owner can read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    again = "unpack the site's bundle again, or ask the operator for a new one"
+    try:
+        content, mode = file.read_bytes(), stat.S_IMODE(file.stat().st_mode)
+    except FileNotFoundError:
+        return [Check("error", "key", f"{file}: missing; {again}")]
+    except OSError as error:
+        fix = f"make user {os.getuid()} its owner; in a site's bundle set SITE_UID in .env to what id -u says"
+        return [Check("error", "key", f"{file}: cannot be read ({error.strerror}); {fix}")]
+    try:
+        key = load_ssh_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return [Check("error", "key", f"{file}: no private key in OpenSSH form without a password; {again}")]
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        return [Check("error", "key", f"{file}: {type(key).__name__}, must be on an elliptic curve; {again}")]
+    if mode & 0o077:
+        fix = f"chmod 600 {shlex.quote(str(file))}, or where that changes nothing (WSL's /mnt/c) move it home"
+        return [Check("error", "key", f"{file}: mode {mode:o}, others can read it; {fix}")]
+    return [Check("ok", "key", f"{file}: ECDSA {key.curve.name}, mode {mode:o}")]
+
+
+def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
+    """Look whether `file` is a certificate authority that is valid for a while."""
+    from cryptography import x509
+
+    again = "take ca.crt from the site's bundle, or ask the operator for it"
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except FileNotFoundError:
+        return [Check("error", "CA", f"{file}: missing; {again}")]
+    except OSError as error:
+        return [Check("error", "CA", f"{file}: cannot be read ({error.strerror}); {again}")]
+    except (ValueError, x509.ExtensionNotFound):
+        return [Check("error", "CA", f"{file}: is no certificate of an authority; {again}")]
+    if not constraints.ca:
+        return [Check("error", "CA", f"{file}: is a server's certificate, not the authority's; {again}")]
+    now = now or datetime.now(UTC)
+    if now < certificate.not_valid_before_utc:
+        text = f"{file}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        return [Check("error", "CA", f"{text}, this clock says {now:%Y-%m-%d %H:%M}; set the clock")]
+    end = certificate.not_valid_after_utc
+    if now > end:
+        return [Check("error", "CA", f"{file}: expired on {end:%Y-%m-%d}; ask the operator for a new bundle")]
+    left = (end - now).days
+    return [days_check("CA", f"{file}: {left} days left", left, "ask the operator for a new bundle")]
+
+
+def check_software() -> list[Check]:
+    """Look whether the packages that decide what this site computes have the release that the app wants."""
+    dependencies = tomllib.loads(_PROJECT_FILE.read_text(encoding="utf-8"))["project"]["dependencies"]
+    pinned = {
+        requirement.name: pin.version
+        for requirement in map(Requirement, dependencies)
+        for pin in requirement.specifier
+        if pin.operator == "=="
+    }
+    found = versions()
+    for package, wanted in pinned.items():
+        installed = found.get(package, "none")
+        if installed.split(".")[:2] != wanted.split(".")[:2]:  # as the server compares them
+            text = f"{package} {installed} is installed, this app wants {wanted}"
+            return [
+                Check(
+                    "error",
+                    "software",
+                    f"{text}; run touch requirements.lock && make env, or take the release's image",
+                )
+            ]
+    text = ", ".join(f"{package} {found[package]}" for package in pinned)
+    return [Check("ok", "software", text)]
+
+
+def check_device() -> list[Check]:
+    """Look what training will run on."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [
+            Check("error", "device", f"torch cannot be imported ({error}); install the site's image again")
+        ]
+    if not torch.cuda.is_available():
+        if torch.backends.mps.is_available():
+            return [Check("ok", "device", "Apple GPU (MPS)")]
+        fix = "if this machine has an NVIDIA GPU, install its driver and turn on the GPU line in .env"
+        return [
+            Check("warning", "device", f"no GPU: training runs on {os.cpu_count()} CPU cores, slowly; {fix}")
+        ]
+    name = torch.cuda.get_device_name(0)
+    free, total = (size / 1e9 for size in torch.cuda.mem_get_info(0))
+    text = f"{name}: {free:.1f} of {total:.1f} GB free"
+    if free < _WARN_GPU_GB:
+        return [Check("warning", "device", f"{text}, SmolVLA wants {_WARN_GPU_GB:.0f} GB; end what uses it")]
+    return [Check("ok", "device", text)]

@@ -1,0 +1,72 @@
+"""The doctor's look at every frame of a dataset's videos.
+
+Tables and packets were looked at before (see `federation/data/faults.py`), and a few frames of each camera
+are decoded by `doctor/samples.py`; here all are.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.doctor.check import Check
+from federation.data.advice import repair
+from federation.data.description import DatasetDescription
+from federation.data.faults import lacking_frames, video_of_episode
+from federation.data.tables import read_episodes
+
+__all__ = ["check_videos", "decoded_times"]
+
+_MOST_DAMAGED = 0.1  # of all frames; training leaves out those there are
+_MOST_NAMED = 3
+
+
+def check_videos(
+    root: Path, info: Mapping[str, Any], description: DatasetDescription, full: bool
+) -> list[Check]:
+    """Decode every frame of every camera, if `full`, and warn of pictures that are slow to load."""
+    rows = [row for row in read_episodes(root) if row["episode_index"] not in description.left_out]
+    checks = []
+    for camera in description.used_cameras.values():
+        key = f"observation.images.{camera}"
+        if info["features"][key]["dtype"] != "video":
+            text = "stored as images: every frame takes about five times as long to load; prefer video"
+            checks.append(Check("warning", f"video {camera}", text))
+        elif full:
+            level, text = _decode_all(root, info, rows, key)
+            checks.append(Check(level, f"video {camera}", text))
+    return checks
+
+
+def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
+    times: dict[Path, np.ndarray] = {}
+    damaged: dict[int, int] = {}
+    for row in rows:
+        file = root / video_of_episode(info, row, key)
+        if file not in times:
+            times[file] = np.sort(list(decoded_times(file)))
+        if lacking := lacking_frames(times[file], info["fps"], row, key):
+            damaged[row["episode_index"]] = lacking
+    frames, lost = sum(row["length"] for row in rows), sum(damaged.values())
+    if not damaged:
+        return "ok", f"all {frames} frames of {len(rows)} episodes decoded"
+    named = ", ".join(f"{n} of episode {episode}" for episode, n in list(damaged.items())[:_MOST_NAMED])
+    text = f"{lost} of {frames} frames cannot be decoded: {named}{', ...' * (len(damaged) > _MOST_NAMED)}"
+    drop = repair(root, sorted(damaged))
+    level = "error" if lost > _MOST_DAMAGED * frames else "warning"
+    return level, f"{text}; training skips them: copy the videos again, or {drop} drops the episodes"
+
+
+def decoded_times(file: Path) -> Iterator[float]:
+    """When the frames that can be decoded are shown, in seconds."""
+    import av
+
+    with suppress(av.FFmpegError), av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            frames = []
+            with suppress(av.FFmpegError):  # the next packet may be whole
+                frames = stream.decode(packet)
+            yield from (frame.time for frame in frames if frame.time is not None)

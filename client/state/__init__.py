@@ -1,0 +1,1 @@
+"""What a round leaves at its site for the next one."""

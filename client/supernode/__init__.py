@@ -1,0 +1,1 @@
+"""What runs around Flower at a site: its SuperNode, the consent check, its exporter."""

@@ -1,0 +1,102 @@
+"""Flower's SuperNode, made to outlast days and bad networks.
+
+`client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
+program. It runs Flower's own with six weaknesses of Flower 1.42 fixed:
+
+- a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
+  wrong certificate, and the SuperNode gave up for good;
+- a SuperNode that had given up did not end: its process stayed, so that nothing restarted it;
+- a SuperLink that failed for a moment (HTTP 500), as while an upload of another site locks its database,
+  ended every SuperNode that asked it something just then;
+- one whose signature is refused, as with a wrong clock, ended without a word;
+- where the environment names a proxy, the programs at the site spoke to each other through it;
+- httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
+  went stayed in memory until Python's collector looked at all objects, in this process once in thirty
+  rounds. At full size a round is 300 MB.
+"""
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from federation import logs
+from federation.errors import FederationError
+from federation.proxies import bypass_loopback, check_proxies
+
+__all__ = ["collect", "gives_up_on", "main"]
+
+_SECONDS_BETWEEN_COLLECTIONS = 2.0
+_AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
+_log = logs.get_logger("client.supernode.wrapper")
+
+
+def main() -> None:
+    """Run Flower's `flower-supernode`, and the collector beside it."""
+    from flwr.supercore.exit import ExitCode, flwr_exit
+    from flwr.supercore.retry import RetryInvoker
+    from flwr.supernode import fleet_http_connection
+    from flwr.supernode.cli import flower_supernode
+
+    logs.configure()
+    os.environ.update(bypass_loopback(os.environ))
+    try:
+        check_proxies()
+    except FederationError as error:
+        _log.error("%s", error)
+        sys.exit(2)
+    make_invoker = fleet_http_connection.make_simple_http_retry_invoker
+
+    def make_patient_invoker() -> RetryInvoker:
+        invoker = make_invoker()
+        invoker.should_giveup = gives_up_on(invoker.should_giveup)
+        return invoker
+
+    fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker
+    gc.collect()
+    gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s
+    ended = threading.Event()
+    collector = threading.Thread(target=collect, args=(_SECONDS_BETWEEN_COLLECTIONS, ended), daemon=True)
+    collector.start()
+    flower_supernode()
+    # It returns when it has given up; its own API's thread would keep the process.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode has given up; see the error above.")
+
+
+def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
+    """`given_up` (None: never), but for handshakes that nobody refused and a SuperLink that fails.
+
+    Before Flower ends this process for a refused signature, the log says so, and why.
+    """
+
+    def gives_up(error: Exception) -> bool:
+        if isinstance(error, httpx.HTTPStatusError):
+            if error.response.status_code >= 500:
+                return False
+            if error.response.status_code == 401:
+                _log.error("SuperLink refuses this site's signature: %s", _why_refused(error.response))
+        broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
+        return not broken_off and given_up is not None and given_up(error)
+
+    return gives_up
+
+
+def _why_refused(answer: httpx.Response) -> str:
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(answer.headers["date"])).total_seconds()
+    except (KeyError, ValueError):
+        ahead = 0.0
+    if not -_BEHIND_SECONDS < ahead < _AHEAD_SECONDS:
+        return f"the clock here is {ahead:+.0f} s off SuperLink's; turn on time synchronisation"
+    return "its key is not, or no longer, let in; ask the operator"
+
+
+def collect(seconds: float, ended: threading.Event) -> None:
+    """Free what nothing but itself refers to, every so many `seconds`, until `ended` is set."""
+    while not ended.wait(seconds):
+        gc.collect()

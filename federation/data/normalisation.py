@@ -1,0 +1,133 @@
+"""The one normalisation of a run: from the statistics that nodes report, or from the pretrained policy.
+
+`policy.normalisation` says which. "federated" merges what the nodes of the first round report into the
+statistics of the pooled data, without pooling it. "pretrained" keeps that of the policy that is fine-tuned,
+right where its data was recorded in the same units and few frames are added. "site" lets every node
+normalise with its own, as systems without a handshake do: the sites then optimise different functions, and
+evaluation and export can only use the merged statistics. It is there to be compared with.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from federation.claims import max_weight
+from federation.config import PolicyConfig
+from federation.data.description import ARM_DIM
+from federation.data.statistics import FEATURES, SKETCH, Statistics
+from federation.errors import PolicyError
+from federation.files import expand_home
+
+__all__ = ["choose_normalisation", "merge_statistics"]
+
+_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}  # LeRobot's names
+_FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
+
+
+def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
+    """What the server evaluates, exports and, but for "site", has every node train with.
+
+    Raises:
+        PolicyError: "pretrained", and the policy brings no usable statistics.
+    """
+    if config.normalisation == "pretrained":
+        return _pretrained_statistics(config.pretrained)
+    return merge_statistics(_bound_counts(reported))
+
+
+def _bound_counts(reported: Sequence[Statistics]) -> Sequence[Statistics]:
+    """`reported`, no site counting for more frames than `claims.py` allows: it could claim any number."""
+    counts = [float(site[FEATURES[0]]["count"][0]) for site in reported]
+    most = max_weight(counts)
+    return [
+        {f: named | {"count": np.minimum(named["count"], most)} for f, named in site.items()}
+        for site in reported
+    ]
+
+
+def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
+    """The statistics of the pooled data, in float64, from those of its parts.
+
+    Counts, minima, maxima, means and deviations are LeRobot's own aggregation (variances by the parallel
+    formula of Chan et al., 1983). Quantiles are those of the mixture of the sketches. A joint that no site
+    moves gets a deviation of 1, as in scikit-learn's StandardScaler: divided by next to nothing, the
+    slightest offset at a site that joins later would become huge.
+    """
+    from lerobot.datasets.compute_stats import aggregate_stats
+
+    merged: Statistics = aggregate_stats(
+        [{f: {n: v for n, v in site[f].items() if n != SKETCH} for f in FEATURES} for site in reported]
+    )
+    for feature, named in merged.items():
+        named["std"] = _guard_std(named["std"])
+        sketches = [site[feature][SKETCH] for site in reported]
+        named.update(_merge_quantiles(sketches, [float(site[feature]["count"][0]) for site in reported]))
+    return merged
+
+
+def _guard_std(std: np.ndarray) -> np.ndarray:
+    """Deviations (joints,), 1 in place of one too small to divide by."""
+    return np.where(std < _FROZEN_STD, 1.0, std)
+
+
+def _merge_quantiles(sketches: Sequence[np.ndarray], counts: Sequence[float]) -> dict[str, np.ndarray]:
+    """Quantiles of the mixture, by inverting its distribution function at all points of all sketches.
+
+    Each sketch is a piecewise linear distribution function. Where a value repeats, as in a resting arm, it
+    jumps: both ends of the jump are kept.
+    """
+    weights = np.array(counts) / sum(counts)
+    columns = []
+    for joint in range(sketches[0].shape[1]):
+        points = np.unique(np.concatenate([sketch[:, joint] for sketch in sketches]))
+        above, below = np.zeros(len(points)), np.zeros(len(points))
+        for weight, sketch in zip(weights, sketches, strict=True):
+            values, ranks = sketch[:, joint], np.linspace(0, 1, len(sketch))
+            # Of equal values `interp` takes the last, so mirrored it takes the first.
+            above += weight * np.interp(points, values, ranks, left=0)
+            below += weight * (1 - np.interp(-points, -values[::-1], 1 - ranks[::-1], left=0))
+        rank = np.stack([below, above], axis=1).ravel()
+        columns.append(np.interp(list(_QUANTILES.values()), rank, np.repeat(points, 2)))
+    return dict(zip(_QUANTILES, np.stack(columns, axis=1), strict=True))
+
+
+def _pretrained_statistics(source: str) -> Statistics:
+    """The statistics that the policy in `source`, a folder or Hub id, was trained with."""
+    from safetensors.numpy import load_file
+
+    source = expand_home(source)
+    where = f"policy.pretrained = {source!r}"
+    fix = "choose policy.normalisation = 'federated'"
+    try:
+        pipeline = json.loads(_policy_file(source, "policy_preprocessor.json").read_text(encoding="utf-8"))
+        (state,) = (
+            step["state_file"]
+            for step in pipeline["steps"]
+            if step.get("registry_name") == "normalizer_processor"
+        )
+        tensors = load_file(_policy_file(source, state))
+    except Exception as error:  # the Hub client raises a dozen types; all mean: not to be had
+        reason = type(error).__name__
+        raise PolicyError(f"{where}: its statistics cannot be read ({reason}); {fix}") from error
+    statistics: Statistics = {feature: {} for feature in FEATURES}
+    for key, values in tensors.items():
+        feature, _, name = key.rpartition(".")
+        if feature in statistics:
+            statistics[feature][name] = values.astype(np.float64).reshape(-1)
+    for feature, named in statistics.items():
+        if any(named.get(name, np.empty(0)).shape != (ARM_DIM,) for name in ("mean", "std")):
+            raise PolicyError(f"{where}: brings no mean and std of {feature} with {ARM_DIM} values; {fix}")
+        if not all(np.isfinite(named[name]).all() for name in ("mean", "std")):
+            raise PolicyError(f"{where}: its mean or std of {feature} is NaN or infinite; {fix}")
+        named["std"] = _guard_std(named["std"])
+    return statistics
+
+
+def _policy_file(source: str, name: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source) / name
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(source, name))

@@ -1,0 +1,1 @@
+"""SmolVLA as both sides build, load and save it."""

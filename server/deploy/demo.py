@@ -1,0 +1,241 @@
+"""`make demo`: a whole federated run on this machine, shown by `server/deploy/demo_display.py`.
+
+    python -m server.deploy.demo --config configs/demo.toml --data data/sample
+    python -m server.deploy.demo --resume demo-20261123-184002
+
+Starts SuperLink, SuperExec and a SuperNode for each `site-*` dataset in `--data` over TLS, submits the run,
+follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
+A run that is resumed goes on with the configuration and the data it had, which `outputs/<run>/demo.json`
+names, unless `--config` or `--data` is given.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from certs.issue import CertificateError, add_site, verify_server_certificate
+from federation.config import RunConfig, load_run_config
+from federation.data.description import find_datasets
+from federation.data.judgement import DatasetUse, describe_fitting, judge_datasets
+from federation.data.simulated import check_one_kind
+from federation.errors import DatasetError, FederationError
+from federation.files import write_json
+from federation.proxies import check_proxies
+from server.deploy.control import run_status, submit_run
+from server.deploy.demo_display import RunDisplay, print_summary
+from server.deploy.local_cluster import LocalCluster, require_free_port
+from server.deploy.supervise import config_to_resume
+from server.run.records import EVENTS_FILE, new_run_name, read_metrics
+
+__all__ = ["main", "run_demo"]
+
+_DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
+_DEFAULT_CONFIG = Path("configs/demo.toml")
+_DEFAULT_DATA = Path("data/sample")
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
+
+
+def main() -> int:
+    """Run the demo; exit code 0 if the run finished, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Run a whole federation on this machine.")
+    parser.add_argument("--config", type=Path, help=f"{_DEFAULT_CONFIG}, or that of the run to resume")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=f"site-* and holdout datasets; {_DEFAULT_DATA}, or those of the run to resume",
+    )
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
+    parser.add_argument("--port", type=int, default=8443)
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
+    console = Console()
+    data = arguments.data
+    try:
+        if arguments.resume:
+            folder = arguments.outputs / arguments.resume
+            config = config_to_resume(folder, arguments.config)
+            data = data or _data_of(folder)
+        else:
+            file = arguments.config or _DEFAULT_CONFIG
+            config = load_run_config(file, {"run.name": new_run_name(file.stem)})
+        data = data or _DEFAULT_DATA
+        return run_demo(config, data, arguments.outputs, arguments.certs, arguments.port, console)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing is left running", file=sys.stderr)
+        return 130
+
+
+def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: int, console: Console) -> int:
+    """Run `config` on local processes and show it; return 0 if it finished, 1 if it failed.
+
+    Raises:
+        FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
+    """
+    check_proxies()
+    sites, evaluation = _check_data(config, data)
+    _issue_missing_keys(certs, sites)
+    verify_server_certificate(certs)
+    require_free_port(port)
+    scratch = outputs / ".scratch"
+    with console.status("looking at samples of the datasets; half a minute the first time"):
+        warnings = _check_samples(config, sites, evaluation, scratch)
+    for warning in warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
+    started = time.monotonic()
+    folder = outputs / config.run.name
+    cluster = LocalCluster(sites, evaluation, outputs, certs, port, scratch)
+    try:
+        with cluster:
+            console.print(
+                f"SuperLink on https://127.0.0.1:{port} (TLS, SuperNode keys), {len(sites)} SuperNodes"
+            )
+            with _logs_kept(cluster, folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / _DEMO_FILE, {"data": str(data.absolute())})
+                run_id = submit_run(cluster.superlink, config)
+                console.print(f"run [bold]{config.run.name}[/] submitted")
+                failure = _show(cluster, run_id, folder, sites, config, console, started)
+    finally:
+        console.show_cursor(True)
+    if failure:
+        console.print(
+            f"[red]the run failed: {escape(failure)}[/]\nlogs: {folder / 'logs'}\n"
+            f"go on after its last complete round: make resume RUN={config.run.name}",
+            soft_wrap=True,
+        )
+        return 1
+    print_summary(folder, console)
+    return 0
+
+
+def _data_of(folder: Path) -> Path | None:
+    """The data that the run in `folder` had the last time; None if an older release ran it, or no demo."""
+    try:
+        return Path(json.loads((folder / _DEMO_FILE).read_text(encoding="utf-8"))["data"])
+    except FileNotFoundError:
+        return None
+
+
+def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
+    """The training sites and the evaluation folder in `data`, the tables of each checked."""
+    try:
+        found = find_datasets(data)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; make sample-data records the demo's") from None
+    sites = {name: root for name, root in found.items() if name.startswith("site-")}
+    if not sites or "holdout" not in found:
+        raise DatasetError(f"{data}: needs datasets site-* and holdout; make sample-data records them")
+    simulated = {name: describe_fitting(found[name], config.policy).simulated for name in [*sites, "holdout"]}
+    check_one_kind(simulated, {"holdout": simulated.pop("holdout")})
+    return sites, found["holdout"]
+
+
+def _check_samples(config: RunConfig, sites: dict[str, Path], evaluation: Path, scratch: Path) -> list[str]:
+    """Judge all datasets as the join does; return what their owner should know.
+
+    The verdicts lie where the SuperNodes look for them.
+    """
+    folders = {**sites, "server": evaluation}
+    uses = [DatasetUse(root, config.policy, scratch / name) for name, root in folders.items()]
+    return [warning for description in judge_datasets(uses) for warning in description.warnings]
+
+
+def _issue_missing_keys(certs: Path, sites: Iterable[str]) -> None:
+    """Make the keys of sites that have none: here all of them are this machine's own."""
+    for site in sites:
+        if (certs / "sites" / site / "node.key").is_file():
+            continue
+        try:
+            add_site(certs, site)
+        except OSError as error:
+            raise CertificateError(
+                f"{error.filename}: no key for {site} could be made ({error.strerror}); run this as the "
+                f"owner of {certs}"
+            ) from None
+
+
+@contextmanager
+def _logs_kept(cluster: LocalCluster, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.copytree(cluster.logs, folder / "logs", dirs_exist_ok=True)
+
+
+def _show(
+    cluster: LocalCluster,
+    run_id: str,
+    folder: Path,
+    sites: dict[str, Path],
+    config: RunConfig,
+    console: Console,
+    started: float,
+) -> str:
+    """Follow the run to its end; return why it failed, or an empty string."""
+    position, baseline = 0, None
+    if config.run.resume:
+        # After those of the run so far; a torn line at their end is going to be cut off.
+        position = (folder / EVENTS_FILE).read_bytes().rfind(b"\n") + 1
+        baseline = (read_metrics(folder)["baseline"] or {}).get("policy_loss")
+    rounds, steps = config.run.num_rounds, config.training.local_steps
+    with RunDisplay(console, list(sites), cluster.progress_file, rounds, steps, baseline, started) as display:
+        for event in _follow(folder / EVENTS_FILE, position, cluster, run_id):
+            if not event:
+                display.show_progress()
+                continue
+            display.show_event(event)
+            if event["event"] == "run_finished":
+                return ""
+            if event["event"] == "run_failed":
+                return str(event["reason"])
+    raise AssertionError("the events of a run end with its end")
+
+
+def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the run's events as they are written, and `{}` whenever there is nothing new.
+
+    Args:
+        position: byte in the file of events to begin at.
+    """
+    check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+    while True:
+        lines: list[str] = []
+        if events.exists():
+            with events.open(encoding="utf-8") as file:
+                file.seek(position)
+                lines = [line for line in file if line.endswith("\n")]
+            position += sum(len(line.encode()) for line in lines)
+        yield from (json.loads(line) for line in lines)
+        if lines:
+            continue
+        yield {}
+        cluster.check_processes()
+        if time.monotonic() > check_at:
+            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+            status = run_status(cluster.superlink, run_id)
+            if status.startswith("finished"):
+                # Its last events may have come since we looked; without them it died before it could say.
+                if events.exists() and events.stat().st_size > position:
+                    continue
+                yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""`make site` and `make site-revoke`: what a site elsewhere needs, in one archive, and taking it back.
+
+    python -m server.deploy.invite --name lab-b --superlink fed.example.org:443
+    python -m server.deploy.invite --name lab-b --revoke
+
+The archive holds the site's private key: it is written for the operator alone and is handed over on a
+private way. Its content is the same each time it is made from the same key, so two copies can be compared.
+SuperLink is told through the `run` container, because its Control API is on the containers' own network;
+`--control` names another way to it.
+"""
+
+import argparse
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+
+from certs.authority import CertificateError, canonical_host, server_names
+from certs.files import locked, replace
+from certs.issue import DEFAULT_OUT, add_site, verify_server_certificate
+from certs.settings import check_site_name
+from federation.errors import FederationError
+from federation.proxies import bypass_loopback
+from server.deploy.control import PROJECT, ControlError
+
+__all__ = ["main", "make_bundle", "retire_site", "tell_superlink"]
+
+_TEMPLATES = PROJECT / "docker" / "site"
+_PUBLIC_MODE, _PRIVATE_MODE = 0o644, 0o600
+_FOLDERS = {"": 0o755, "/scratch": 0o700}  # decoded frames lie in the scratch folder
+_SUPERLINK_IN_COMPOSE = "superlink:8000"
+_CA_IN_COMPOSE = "/run/secrets/ca.crt"
+_TELL_SECONDS = 180
+
+
+def make_bundle(certs: Path, name: str, superlink: str) -> Path:
+    """Write the archive of the site `name`, with a new key if it has none; return its path.
+
+    Args:
+        certs: the folder written by `make certs`.
+        superlink: "host:port" under which the site reaches SuperLink's gateway.
+
+    Raises:
+        CertificateError: a name is malformed, or the server's certificate is not valid for the host.
+        OSError: the archive cannot be written.
+    """
+    check_site_name(name)
+    _require_valid_for(certs, _host(superlink))
+    keys = certs / "sites" / name
+    if not (keys / "node.key").is_file():
+        add_site(certs, name)
+    settings = {"name": name, "superlink": superlink, "version": _version()}
+    files = [
+        ("README.md", _render("README.md", settings), _PUBLIC_MODE),
+        (".env", _render("env", settings), _PUBLIC_MODE),
+        ("docker-compose.yml", (_TEMPLATES / "docker-compose.yml").read_bytes(), _PUBLIC_MODE),
+        ("docker-compose.gpu.yml", (_TEMPLATES / "docker-compose.gpu.yml").read_bytes(), _PUBLIC_MODE),
+        ("ca.crt", (certs / "superlink" / "ca.crt").read_bytes(), _PUBLIC_MODE),
+        ("node.key", (keys / "node.key").read_bytes(), _PRIVATE_MODE),
+    ]
+    with locked(certs):
+        return replace(_bundle(certs, name), _archive(f"so100-{name}", files), private=True)
+
+
+def retire_site(certs: Path, name: str, now: datetime | None = None) -> Path:
+    """Move the site's key to `revoked/` and remove its archive; return where the key lies now.
+
+    Raises:
+        CertificateError: there is no such site.
+        OSError: the folder cannot be moved.
+    """
+    target = certs / "revoked" / f"{name}-{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with locked(certs):
+        _public_key(certs, name)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        (certs / "sites" / name).rename(target)
+        _bundle(certs, name).unlink(missing_ok=True)
+    return target
+
+
+def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool) -> str:
+    """Have SuperLink let the site in or shut it out; return its answer in words.
+
+    Args:
+        control: "host:port" of the Control API; None: through the `run` container.
+
+    Raises:
+        CertificateError: there is no such site.
+        ControlError: SuperLink refuses or cannot be reached.
+    """
+    key = _public_key(certs, name)
+    if control:
+        command = [sys.executable, "-m", "server.deploy.register", "--superlink", control]
+        command += ["--ca", str((certs / "superlink" / "ca.crt").resolve())]
+    else:
+        command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
+        command += [
+            "--entrypoint",
+            "python",
+            "run",
+            "-m",
+            "server.deploy.register",
+            "--superlink",
+            _SUPERLINK_IN_COMPOSE,
+        ]
+        command += ["--ca", _CA_IN_COMPOSE]
+    command += ["--name", name, "--key", key, *(["--revoke"] if revoke else [])]
+    try:
+        result = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=_TELL_SECONDS, check=False
+        )
+    except OSError as error:
+        raise ControlError(
+            f"{command[0]} cannot be started here ({error.strerror}); install it, or name SuperLink with "
+            "CONTROL=host:port"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise ControlError(
+            f"SuperLink did not answer within {_TELL_SECONDS} s; see docker compose ps"
+        ) from None
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip().splitlines() or ["it said nothing"]
+        raise ControlError(f"SuperLink was not told: {said[-1].removeprefix('error: ')}")
+    return result.stdout.strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a site's archive or revoke a site; exit code 2 with one line if that cannot be done."""
+    parser = argparse.ArgumentParser(description="Make the archive of a site elsewhere, or revoke it.")
+    parser.add_argument("--name", required=True, help="the site's name, e.g. lab-b")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--superlink", metavar="HOST:PORT", help="where the site reaches the gateway")
+    task.add_argument("--revoke", action="store_true", help="shut the site out, for good")
+    parser.add_argument("--certs", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--control", metavar="HOST:PORT", help="SuperLink, if it is not in docker compose")
+    options = parser.parse_args(arguments)
+    os.environ.update(bypass_loopback(os.environ))
+    try:
+        if options.revoke:
+            _revoke(options.certs, options.name, options.control)
+        else:
+            _make(options.certs, options.name, options.superlink, options.control)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _make(certs: Path, name: str, superlink: str, control: str | None) -> None:
+    bundle = make_bundle(certs, name, superlink)
+    print(f"made {bundle}; it holds the private key of {name}: hand it over privately, e.g. over ssh")
+    try:
+        print(f"SuperLink: {tell_superlink(certs, name, control, revoke=False)}")
+    except ControlError as error:
+        print(f"{name} cannot join yet: {error}")
+        print("start SuperLink and run this again; the archive and its key stay the same")
+
+
+def _revoke(certs: Path, name: str, control: str | None) -> None:
+    # First SuperLink: a key that was moved away but not shut out would still open the door.
+    print(f"SuperLink: {tell_superlink(certs, name, control, revoke=True)}")
+    print(
+        f"its key is in {retire_site(certs, name)}; take {name} out of configs/certs.toml if it stands there"
+    )
+
+
+def _require_valid_for(certs: Path, host: str) -> None:
+    verify_server_certificate(certs)
+    certificate = certs / "superlink" / "server.crt"
+    names = server_names(certificate)
+    if host not in names:
+        raise CertificateError(
+            f"{certificate} is not valid for {host} but for {', '.join(names)}; "
+            "add it to hosts in configs/certs.toml and run make certs ROTATE=1"
+        )
+
+
+def _host(superlink: str) -> str:
+    host, _, port = superlink.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise CertificateError(f"SUPERLINK={superlink}: must be host:port, e.g. fed.example.org:443")
+    return canonical_host(host.removeprefix("[").removesuffix("]"))
+
+
+def _public_key(certs: Path, name: str) -> str:
+    check_site_name(name)
+    file = certs / "sites" / name / "node.key.pub"
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        known = ", ".join(sorted(folder.name for folder in (certs / "sites").glob("*"))) or "none"
+        raise CertificateError(f"{file} is missing: no site {name}; there are {known}") from None
+
+
+def _bundle(certs: Path, name: str) -> Path:
+    return certs / "bundles" / f"{name}.tar.gz"
+
+
+def _version() -> str:
+    """The version of the images, as docker-compose.yml builds them from this checkout."""
+    return str(tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+
+
+def _render(template: str, settings: dict[str, str]) -> bytes:
+    return Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(settings).encode()
+
+
+def _archive(folder: str, files: Sequence[tuple[str, bytes, int]]) -> bytes:
+    """A tar.gz with nothing in it that depends on when, where or by whom it is made."""
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name, mode in _FOLDERS.items():
+            entry = tarfile.TarInfo(folder + name)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            archive.addfile(entry)
+        for name, content, mode in files:
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mode = len(content), mode
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

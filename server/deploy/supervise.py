@@ -1,0 +1,222 @@
+"""Sees a run through to its end: whenever it ends unfinished, a continuation is submitted.
+
+Flower 1.42 resumes nothing: a run whose ServerApp dies, or whose SuperLink is away for a minute, is failed
+for good. A continuation is a new run for Flower and the same one for us: it takes the record and the newest
+checkpoint of `outputs/<run>` and goes on with the next round. `server/deploy/submit.py` calls this in the
+`run` container. It looks at the record, which only the ServerApp writes, and at SuperLink; it knows nothing
+of policies or nodes.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from federation.config import RunConfig, load_run_config
+from federation.errors import FederationError
+from server.deploy.control import (
+    ControlError,
+    RefusedError,
+    SuperLink,
+    active_run,
+    run_status,
+    stop_run,
+    submit_run,
+)
+from server.run.records import EVENTS_FILE, METRICS_FILE, is_being_written, read_metrics, recorded_config
+
+__all__ = [
+    "RunGivenUpError",
+    "as_continuation",
+    "config_to_resume",
+    "is_finished",
+    "recorded_runs",
+    "see_through",
+]
+
+_MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
+_SECONDS_BEFORE_CONTINUATION = 3.0
+_RECORD_SECONDS = 60.0  # a ServerApp starts within it
+
+
+class RunGivenUpError(FederationError):
+    """A run was stopped by its operator, or failed again and again without one more round."""
+
+
+def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Submit `config`, or follow the run that is active instead, until it has finished.
+
+    Args:
+        outputs: where the ServerApp records runs, to be read only.
+        config: of the run; with `run.resume` its first submission is a continuation already.
+        say: takes lines for the operator.
+
+    Raises:
+        RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
+        ControlError: SuperLink refuses a submission or cannot be reached for the first one.
+    """
+    active = _active_run(superlink, outputs)
+    if active is None:
+        run_id = submit_run(superlink, config)
+        say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
+    else:
+        run_id, config = active
+        say(f"run {config.run.name} is active as {run_id} and is followed")
+    folder = outputs / config.run.name
+    failures, newest, reported_waits = 0, _complete_rounds(folder), 0
+    while True:
+        status = _wait_for_end(superlink, folder, run_id, say)
+        if is_finished(folder, run_id):
+            say(f"run {config.run.name} has finished")
+            return
+        rounds, reason = _complete_rounds(folder), _reason(folder)
+        if status == "finished:stopped":
+            raise RunGivenUpError(
+                f"run {config.run.name} was stopped after round {rounds}; it can be resumed"
+            )
+        if rounds > newest:
+            failures, newest = 0, rounds
+        elif not any(_waits(folder)[reported_waits:]):  # sites may be away for days
+            failures += 1
+        reported_waits = len(_waits(folder))
+        if failures == _MOST_ATTEMPTS_WITHOUT_PROGRESS:
+            raise RunGivenUpError(
+                f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
+                f"{reason or status}"
+            )
+        say(f"run {config.run.name} ended after round {rounds}: {reason or status}")
+        time.sleep(_SECONDS_BEFORE_CONTINUATION)
+        # Before its record begins a run has nothing to continue, and the name is still free.
+        again = as_continuation(config) if _has_record(folder) else config
+        # Asked first each time: a submission that seemed to fail may have come through.
+        run_id = _when_reachable(say, partial(_active_or_submitted, superlink, again))
+        say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
+
+
+def as_continuation(config: RunConfig) -> RunConfig:
+    """`config` with `run.resume` set."""
+    return replace(config, run=replace(config.run, resume=True))
+
+
+def config_to_resume(folder: Path, file: Path | None = None) -> RunConfig:
+    """What the run in `folder` goes on with: the configuration in `file`, or its own if that is None.
+
+    Raises:
+        ConfigError: `file` cannot be used.
+        FederationError: there is no record in `folder`.
+    """
+    config = load_run_config(file, {"run.name": folder.name}) if file else recorded_config(folder)
+    return as_continuation(config)
+
+
+def recorded_runs(outputs: Path) -> list[Path]:
+    """The folders of the runs in `outputs`, that which was written last at the end."""
+    files = sorted(outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
+    return [file.parent for file in files]
+
+
+def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
+    """Flower's id of the active run and its configuration; None if there is none, or soon.
+
+    For a moment a run is active without a record, while its ServerApp starts, and after its record was
+    finished, while its ServerApp ends.
+    """
+    give_up_at = time.monotonic() + _RECORD_SECONDS
+    while (run_id := active_run(superlink)) is not None:
+        for folder in recorded_runs(outputs):
+            if _is_record_of(folder, run_id) and not is_finished(folder):
+                return run_id, recorded_config(folder)
+        if time.monotonic() > give_up_at:
+            raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return None
+
+
+def _is_record_of(folder: Path, run_id: str) -> bool:
+    try:
+        return run_id in read_metrics(folder).get("flower_runs", [])
+    except FederationError:  # another run's, damaged
+        return False
+
+
+def _wait_for_end(superlink: SuperLink, folder: Path, run_id: str, say: Callable[[str], None]) -> str:
+    """How the run ended, once it is over; a finished record is enough."""
+    check_at = time.monotonic()
+    was_written = False
+    while not is_finished(folder, run_id):
+        is_written = is_being_written(folder)
+        has_gone, was_written = was_written and not is_written, is_written
+        if has_gone or time.monotonic() >= check_at:
+            status = _when_reachable(say, lambda: run_status(superlink, run_id))
+            if status == "unknown" or status.startswith("finished"):
+                return status
+            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+        if has_gone and not is_finished(folder, run_id):
+            # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
+            with contextlib.suppress(ControlError):
+                stop_run(superlink, run_id)
+            return "its ServerApp died"
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return "finished:completed"
+
+
+def _active_or_submitted(superlink: SuperLink, config: RunConfig) -> str:
+    return active_run(superlink) or submit_run(superlink, config)
+
+
+def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
+    """What `ask` returns, however long SuperLink is away.
+
+    Raises:
+        RefusedError: SuperLink answers, and refuses.
+    """
+    told = False
+    while True:
+        try:
+            return ask()
+        except RefusedError:
+            raise
+        except ControlError as error:
+            if not told:
+                say(f"waiting for SuperLink: {error}")
+            told = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _waits(folder: Path) -> list[bool]:
+    """For each time that the run reported too few nodes, whether it still waited when it was last written."""
+    waits: list[bool] = []
+    if (folder / EVENTS_FILE).exists():
+        for line in (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines():
+            if '"event": "waiting_for_nodes"' in line:
+                waits.append(True)
+            elif '"event": "waiting_ended"' in line:
+                waits = [False] * len(waits)
+    return waits
+
+
+def _has_record(folder: Path) -> bool:
+    return (folder / METRICS_FILE).exists()
+
+
+def is_finished(folder: Path, run_id: str | None = None) -> bool:
+    """Whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or a later one."""
+    if not _has_record(folder):
+        return False
+    metrics = read_metrics(folder)
+    # A finished run may be resumed, with more rounds; until that one has begun, the record says finished.
+    has_begun = run_id is None or run_id in metrics.get("flower_runs", [])
+    return has_begun and bool(metrics["status"] == "finished")
+
+
+def _complete_rounds(folder: Path) -> int:
+    rounds = read_metrics(folder)["rounds"] if _has_record(folder) else []
+    return int(rounds[-1]["round"]) if rounds else 0
+
+
+def _reason(folder: Path) -> str:
+    return str(read_metrics(folder)["reason"]) if _has_record(folder) else ""

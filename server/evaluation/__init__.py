@@ -1,0 +1,1 @@
+"""How good a policy is: its loss on held-out data, its success in closed loop."""

@@ -1,0 +1,1 @@
+"""Messages between the ServerApp and the nodes, over Flower's Grid."""

@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana show of a run."""

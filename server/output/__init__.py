@@ -1,0 +1,1 @@
+"""What a run gives to others: exported policies, the Hub, tracking tools, the report."""

@@ -1,0 +1,385 @@
+"""Checkpoints: a run as it was after a round, `checkpoints/round_0007.safetensors`, and `best.safetensors`.
+
+One file holds all that the next round needs, so there is no half of a checkpoint: the trainable weights under
+their own names, their average over the rounds (if it is kept) under `average/`, the server optimizer's
+state under `server_optimizer/`, and in the metadata the round, the
+federation's normalisation, the configuration, the fingerprint of the frozen weights, the norms that updates
+are compared with, what the policy loss was measured on, the round's entry in the record, and a SHA-256 over
+all of it. What is drawn at random
+depends on the seed and the round alone, so no generator has a state to keep.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from federation.config import CheckpointConfig
+from federation.data.statistics import Statistics
+from federation.errors import FederationError, one_line
+from federation.files import remove_unfinished, write_atomically
+from federation.logs import get_logger
+from server.rounds import GlobalModel
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
+    "load_checkpoint",
+    "restore_model",
+    "set_checkpoints_back",
+]
+
+_ROUND_PREFIX = "round_"
+_OPTIMIZER = "server_optimizer/"
+_AVERAGE = "average/"
+_log = get_logger("server.run.checkpoints")
+
+
+class CheckpointError(FederationError):
+    """A checkpoint cannot be written, is damaged, or belongs to another run or policy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `round`; round 0 is before training."""
+
+    round: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None  # of the weights over the rounds; None: it is not kept
+    optimizer: dict[str, Tensor]  # "<index of the parameter>/<name>" -> state
+    statistics: Statistics
+    fingerprint: str
+    norms: list[float]
+    policy_loss: float | None  # of the evaluation after this round
+    measured_on: str  # on what; losses of different such digests say nothing of each other
+    entry: dict[str, Any] | None  # of this round in the record; round 0 has none
+    config: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, every `keep_every`th, and the one of lowest policy loss.
+
+    Args:
+        folder: made if it is not there.
+        config: the run's whole configuration, flat; it goes into each file.
+        measured_on: digest of what policy losses are measured on from now on
+        (`server.evaluation.held_out.measure`).
+    """
+
+    def __init__(
+        self, folder: Path, settings: CheckpointConfig, config: Mapping[str, Any], measured_on: str
+    ) -> None:
+        self._folder, self._settings, self._config = folder, settings, dict(config)
+        self._measured_on = measured_on
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        self.best_loss = float("inf")  # the lowest evaluated policy loss so far
+        self.best_is_comparable = True  # False: its loss was measured on something else, or not at all
+        if (best := self._find_best()) is not None:
+            self.best_is_comparable = best.policy_loss is not None and best.measured_on == measured_on
+            self.best_loss = float("inf") if best.policy_loss is None else best.policy_loss
+
+    def _find_best(self) -> Checkpoint | None:
+        """The best checkpoint; a damaged or missing one is replaced by the best of the others."""
+        try:
+            return load_checkpoint(self.best)
+        except CheckpointError as error:
+            if not self.best.exists() and not _round_files(self._folder):
+                return None
+            _log.error("%s; the best of the other checkpoints takes its place", error)
+        _replace_best(self.best, _round_files(self._folder))
+        return _whole(self.best) if self.best.exists() else None
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest evaluated policy loss."""
+        return self._folder / "best.safetensors"
+
+    def due(self, round_: int, policy_loss: float | None, *, last: bool = False) -> bool:
+        """Whether to save after `round_`: every `frequency` rounds, at the end, and the best one so far."""
+        return last or round_ % self._settings.frequency == 0 or self._is_best(policy_loss)
+
+    def save(
+        self, round_: int, model: GlobalModel, policy_loss: float | None, entry: Mapping[str, Any] | None
+    ) -> Path:
+        """Save round `round_` atomically; then remove what is no longer kept.
+
+        Args:
+            policy_loss: of the evaluation after this round, None if there was none.
+            entry: the round's entry in the record, None for round 0.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk. All earlier ones are still there.
+        """
+        path = _path(self._folder, round_)
+        optimizer = {} if model.optimizer is None else model.optimizer.state_dict()["state"]
+        checkpoint = Checkpoint(
+            round=round_,
+            weights=model.weights,
+            average=model.average,
+            optimizer={
+                f"{index}/{key}": value
+                for index, state in optimizer.items()
+                for key, value in state.items()
+                if value is not None
+            },
+            statistics=model.statistics,
+            fingerprint=model.fingerprint,
+            norms=list(model.norms),
+            policy_loss=policy_loss,
+            measured_on=self._measured_on,
+            entry=None if entry is None else dict(entry),
+            config=self._config,
+        )
+        self._write(path, checkpoint)
+        if policy_loss is not None and self._is_best(policy_loss):
+            with self._full_disk(self.best, round_):
+                write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
+            self.best_loss, self.best_is_comparable = policy_loss, True
+        self._remove_old()
+        return path
+
+    def measured_anew(self, best: Checkpoint, policy_loss: float) -> None:
+        """Let `best` be the best checkpoint by the `policy_loss` that today's evaluation gives it.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk.
+        """
+        self._write(self.best, replace(best, policy_loss=policy_loss, measured_on=self._measured_on))
+        self.best_loss, self.best_is_comparable = policy_loss, True
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None if there is none yet. A damaged one is passed over and named.
+
+        Raises:
+            CheckpointError: there are some and not one is whole.
+        """
+        paths = _round_files(self._folder)
+        for path in reversed(paths):
+            try:
+                return load_checkpoint(path)
+            except CheckpointError as error:
+                _log.error("%s; the one before it is taken", error)
+        if paths:
+            raise CheckpointError(f"{self._folder}: none of {len(paths)} checkpoints is whole")
+        return None
+
+    def _write(self, path: Path, checkpoint: Checkpoint) -> None:
+        tensors, metadata = _contents(checkpoint)
+        with self._full_disk(path, checkpoint.round):
+            write_atomically(path, lambda staging: save_file(tensors, staging, metadata))
+
+    @contextmanager
+    def _full_disk(self, path: Path, round_: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(self._folder).free / 1e6
+            raise CheckpointError(
+                f"{path} cannot be written ({error}; {free:.0f} MB are free): round {round_} is not saved, "
+                "earlier ones are; make room and resume the run"
+            ) from None
+
+    def _is_best(self, policy_loss: float | None) -> bool:
+        return policy_loss is not None and policy_loss < self.best_loss
+
+    def _remove_old(self) -> None:
+        every = self._settings.keep_every
+        for path in _round_files(self._folder)[: -self._settings.keep]:
+            round_ = _round_of(path)
+            if not every or round_ == 0 or round_ % every:
+                path.unlink()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify what `Checkpoints.save` wrote.
+
+    Raises:
+        CheckpointError: it is missing, torn, changed, of another round than its name says, or of another
+            version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+    claimed = metadata.pop("sha256", "")
+    if claimed != _digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")
+    try:
+        state = json.loads(metadata["state"])
+        checkpoint = Checkpoint(
+            round=int(metadata["round"]),
+            weights={n: t for n, t in tensors.items() if not n.startswith((_OPTIMIZER, _AVERAGE))},
+            average=_under(_AVERAGE, tensors) or None,
+            optimizer=_under(_OPTIMIZER, tensors),
+            statistics={
+                feature: {name: np.asarray(values, np.float64) for name, values in named.items()}
+                for feature, named in state["statistics"].items()
+            },
+            fingerprint=metadata["frozen_fingerprint"],
+            norms=state["norms"],
+            policy_loss=float(metadata["policy_loss"]) if "policy_loss" in metadata else None,
+            measured_on=state["measured_on"],
+            entry=state["entry"],
+            config=state["config"],
+        )
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} was written by another version of this software ({error})") from None
+    if path.stem.startswith(_ROUND_PREFIX) and _round_of(path) != checkpoint.round:
+        raise CheckpointError(f"{path} holds round {checkpoint.round}, not the round in its name")
+    return checkpoint
+
+
+def restore_model(model: GlobalModel, checkpoint: Checkpoint) -> None:
+    """Put `model`, built from the same configuration, into the state of `checkpoint`.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another policy or to other frozen weights.
+    """
+    if checkpoint.fingerprint != model.fingerprint:
+        raise CheckpointError(
+            f"the frozen weights are not those of the checkpoint of round {checkpoint.round}: resume with "
+            "the same versions of torch, transformers and lerobot, and the same policy.pretrained"
+        )
+    if {n: t.shape for n, t in checkpoint.weights.items()} != model.shapes:
+        raise CheckpointError(
+            f"the weights of the checkpoint of round {checkpoint.round} do not fit the policy"
+        )
+    for name, tensor in checkpoint.weights.items():
+        model.weights[name].copy_(tensor)
+    if model.average is not None:
+        for name, tensor in (checkpoint.average or checkpoint.weights).items():
+            model.average[name].copy_(tensor)
+    model.norms.clear()
+    model.norms.extend(checkpoint.norms)
+    if model.optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.optimizer.items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = tensor.clone()
+        model.optimizer.load_state_dict(model.optimizer.state_dict() | {"state": state})
+
+
+def set_checkpoints_back(folder: Path, round_: int) -> None:
+    """Make the checkpoint of `round_` the newest: later ones are moved to `folder/set_aside`.
+
+    Raises:
+        CheckpointError: there is no checkpoint of `round_`, or it is damaged.
+    """
+    kept = [path for path in _round_files(folder) if _round_of(path) <= round_]
+    if not kept or _round_of(kept[-1]) != round_:
+        known = ", ".join(str(_round_of(path)) for path in _round_files(folder)) or "none"
+        raise CheckpointError(f"{folder}: no checkpoint of round {round_}; there are those of rounds {known}")
+    load_checkpoint(kept[-1])
+    aside = folder / "set_aside"
+    aside.mkdir(exist_ok=True)
+    for path in _round_files(folder):
+        if _round_of(path) > round_:
+            path.replace(aside / path.name)
+    best = folder / "best.safetensors"
+    if best.exists() and ((found := _whole(best)) is None or found.round > round_):
+        best.replace(aside / best.name)
+        _replace_best(best, kept)
+
+
+def _replace_best(best: Path, paths: Sequence[Path]) -> None:
+    """Give the checkpoint of lowest policy loss of `paths`, in order of their rounds, the name `best`.
+
+    Only losses that were measured on what the newest was measured on count. Without any it is the newest
+    checkpoint, without a loss.
+    """
+    found: list[tuple[float, str, Path]] = []
+    for path in reversed(paths):
+        if (checkpoint := _whole(path)) is not None:
+            loss = math.inf if checkpoint.policy_loss is None else checkpoint.policy_loss
+            found.append((loss, checkpoint.measured_on, path))
+    if not found:
+        best.unlink(missing_ok=True)
+        return
+    evaluated = [(loss, measured_on, path) for loss, measured_on, path in found if loss < math.inf]
+    comparable = [(loss, path) for loss, measured_on, path in evaluated if measured_on == evaluated[0][1]]
+    source = min(comparable)[1] if comparable else found[0][2]
+    write_atomically(best, lambda staging: _link_or_copy(source, staging))
+
+
+def _whole(path: Path) -> Checkpoint | None:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        _log.warning("%s; it is passed over", error)
+        return None
+
+
+def _path(folder: Path, round_: int) -> Path:
+    return folder / f"{_ROUND_PREFIX}{round_:04d}.safetensors"
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix(_ROUND_PREFIX))
+
+
+def _round_files(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` in order of their rounds."""
+    return sorted(folder.glob(f"{_ROUND_PREFIX}*.safetensors"), key=_round_of)
+
+
+def _contents(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the file that `checkpoint` is written to."""
+    tensors = {
+        **checkpoint.weights,
+        **{f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()},
+        **{f"{_OPTIMIZER}{name}": tensor for name, tensor in checkpoint.optimizer.items()},
+    }
+    metadata = {"round": str(checkpoint.round), "frozen_fingerprint": checkpoint.fingerprint}
+    if checkpoint.policy_loss is not None:
+        metadata["policy_loss"] = repr(checkpoint.policy_loss)
+    metadata["state"] = json.dumps(
+        {
+            "statistics": {
+                feature: {name: np.asarray(values, np.float64).tolist() for name, values in named.items()}
+                for feature, named in checkpoint.statistics.items()
+            },
+            "norms": checkpoint.norms,
+            "measured_on": checkpoint.measured_on,
+            "entry": checkpoint.entry,
+            "config": checkpoint.config,
+        },
+        allow_nan=False,
+    )
+    metadata["sha256"] = _digest(tensors, metadata)
+    return tensors, metadata
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name costs no second copy of the weights, where the file system has such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,348 @@
+"""What a run leaves in `outputs/<run>/`, written as it happens.
+
+config.json               every setting of the run
+events.jsonl              one line an event, only ever appended to: progress displays and exporters follow it
+privacy_ledger.jsonl      with privacy.mode, what was asked of which site, on disk before it was sent
+federated_metrics.json    the whole run so far: nodes, rounds, clients, evaluations
+server_eval_round_N.json  the evaluation after round N; 0 is before training
+sim_eval_round_N.json     the closed-loop evaluation after round N, if there was one
+server.log                the ServerApp's log
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from federation.config import RunConfig, flatten, parse_run_config
+from federation.errors import ConfigError, FederationError
+from federation.files import write_json
+from federation.release_ledger import LEDGER_FILE
+from server.run.accountant import check_ledger, privacy_spent
+from server.run.environment import describe_environment
+
+__all__ = [
+    "EVENTS_FILE",
+    "METRICS_FILE",
+    "RunRecord",
+    "evaluations_behind",
+    "is_being_written",
+    "new_run_name",
+    "read_metrics",
+    "recorded_config",
+]
+
+EVENTS_FILE = "events.jsonl"
+METRICS_FILE = "federated_metrics.json"
+_LOCK_FILE = ".lock"
+_LOCK_SECONDS = 90.0  # a ServerApp that lost SuperLink notices within 60 s
+_READER_SECONDS = 2.0  # `is_being_written` holds the lock for a moment
+_SECONDS_BETWEEN_LOOKS = 0.1
+# What a continuation must share with the rounds before it; anything else may be changed for it.
+# Privacy too: what was spent is computed from one noise for all rounds.
+_FIXED = ("run.name", "run.seed", "policy.", "aggregation.strategy", "privacy.", "evaluation.ema_decay")
+
+
+def new_run_name(prefix: str) -> str:
+    """A folder name that sorts by time, e.g. `demo-20261123-184002`; of "my demo" `my-demo-...`."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in prefix.lstrip("."))
+    return f"{plain}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+class RunRecord:
+    """The folder of one run.
+
+    A new run needs a new folder: a record is never written over. With `run.resume` the run that is there is
+    continued; call `resume_after` next.
+
+    Args:
+        outputs: where runs are kept.
+        flower_run: Flower's id of the run that writes this record; None: no run does, as in a rollback.
+
+    Raises:
+        FederationError: the folder exists, cannot be made or, to resume, is not there, still being written or
+            without the ledger that counts its releases.
+        ConfigError: a continuation would change what it must share with the rounds before it.
+    """
+
+    def __init__(self, outputs: Path, name: str, config: RunConfig, flower_run: str | None = None) -> None:
+        self.name, self.folder = name, outputs / name
+        self._flower_run = flower_run
+        self._changed: dict[str, Any] = {}  # settings that a continuation changes
+        if config.run.resume:
+            self._reopen(config)
+        else:
+            self._create(config)
+
+    def _create(self, config: RunConfig) -> None:
+        if (self.folder / METRICS_FILE).exists():
+            raise FederationError(f"{self.folder} exists: choose another run.name or move it away")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # a ServerApp may have died with nothing in it
+        except OSError as error:
+            raise FederationError(
+                f"{self.folder} cannot be made ({error.strerror}): check its owner"
+            ) from None
+        self._open(_READER_SECONDS)
+        self._metrics: dict[str, Any] = {
+            "run": self.name,
+            "status": "running",
+            "reason": "",
+            "started": _now(),
+            "finished": None,
+            "config": flatten(config),
+            "environment": describe_environment(),
+            "nodes": {},
+            "baseline": None,
+            "rounds": [],
+            "resumed": [],
+            "flower_runs": [self._flower_run] if self._flower_run else [],
+        }
+        write_json(self.folder / "config.json", self._metrics["config"])
+        if config.privacy.mode != "none":
+            (self.folder / LEDGER_FILE).touch()
+        self._save()
+
+    def _reopen(self, config: RunConfig) -> None:
+        if not self.folder.is_dir():
+            raise FederationError(f"{self.folder} does not exist: there is no such run to resume")
+        # SuperLink gives a run up before its ServerApp knows: that one may still be writing.
+        self._open(_LOCK_SECONDS)
+        self._metrics = read_metrics(self.folder)
+        old, new = flatten(recorded_config(self.folder)), flatten(config) | {"run.resume": False}
+        self._changed = {key: new[key] for key in new if new[key] != old[key]}
+        for key in self._changed:
+            if key.startswith(_FIXED):
+                raise ConfigError(
+                    f"{key} = {new[key]!r}: the run began with {old[key]!r}; resume it with the same value"
+                )
+        check_ledger(config.privacy, self.folder)
+        self._metrics |= {"config": new, "status": "running", "reason": "", "finished": None}
+        if self._flower_run:
+            self._metrics.setdefault("flower_runs", []).append(self._flower_run)
+            self._save()  # the nodes may be long in coming; who follows the run looks for it here
+
+    def resume_after(self, round_: int | None, entry: dict[str, Any] | None) -> None:
+        """Go on after `round_`, None for the very beginning: later rounds will be done again.
+
+        Args:
+            entry: of `round_`, from its checkpoint: the record may have been cut off before it.
+        """
+        kept = [e for e in self._metrics["rounds"] if round_ is not None and e["round"] <= round_]
+        if entry is not None and entry["round"] not in [e["round"] for e in kept]:
+            kept.append(entry)
+        again = [e["round"] for e in self._metrics["rounds"] if e not in kept]
+        self._metrics["rounds"] = kept
+        self._drop_simulations(lambda simulated: simulated > (-1 if round_ is None else round_))
+        self._metrics.setdefault("resumed", []).append(
+            {"time": _now(), "after_round": round_ or 0, "changed": sorted(self._changed)}
+        )
+        write_json(self.folder / "config.json", self._metrics["config"])
+        self._save()
+        self.event("run_resumed", after_round=round_ or 0, rounds_done_again=again, changed=self._changed)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Append `{"time": unix seconds, "event": event, ...fields}` to the event file."""
+        line = {"time": round(time.time(), 3), "event": event, **fields}
+        self._events.write(json.dumps(line, allow_nan=False) + "\n")
+        self._events.flush()
+
+    def node_joined(self, name: str, facts: dict[str, Any]) -> None:
+        """Record that node `name` takes part."""
+        self._metrics["nodes"][name] = facts
+        self.event("node_joined", node=name, **facts)
+
+    def evaluated(self, round_: int, evaluation: dict[str, Any]) -> None:
+        """Write `server_eval_round_<round_>.json`; that of round 0 becomes the run's baseline."""
+        write_json(self.folder / f"server_eval_round_{round_}.json", {"round": round_, **evaluation})
+        if round_ == 0:
+            self._metrics["baseline"] = evaluation
+        self.event("evaluated", round=round_, **evaluation)
+
+    def evaluated_anew(
+        self, baseline: dict[str, Any], round_: int, evaluation: dict[str, Any], *, changed: str
+    ) -> None:
+        """Replace the figures of a resumed run, which `changed` makes say nothing of those that come.
+
+        The weights before training and those of `round_`, the best, have been evaluated again. The other
+        rounds lose their evaluations; the events keep them.
+        """
+        dropped = [entry["round"] for entry in self._metrics["rounds"] if entry.pop("evaluation", None)]
+        for entry in self._metrics["rounds"]:
+            if entry["round"] == round_:
+                entry["evaluation"] = evaluation
+        self._metrics["resumed"][-1]["evaluated_anew"] = changed
+        self.event("evaluations_dropped", rounds=[0, *dropped], reason=changed)
+        self.evaluated(0, baseline)
+        if round_:
+            self.evaluated(round_, evaluation)
+        self._save()
+
+    def is_simulated(self, round_: int) -> bool:
+        """Whether the record has the closed-loop evaluation after `round_`."""
+        return any(entry["round"] == round_ for entry in self._metrics.get("simulated", []))
+
+    def simulated(self, round_: int, result: dict[str, Any]) -> None:
+        """Write `sim_eval_round_<round_>.json`; its figures without the episodes go into the record."""
+        write_json(self.folder / f"sim_eval_round_{round_}.json", {"round": round_, **result})
+        kept = ("success_rate", "interval", "mean_return", "episodes", "expert_success_rate")
+        figures = {"round": round_, **{key: result[key] for key in kept}}
+        others = [entry for entry in self._metrics.get("simulated", []) if entry["round"] != round_]
+        self._metrics["simulated"] = sorted([*others, figures], key=lambda entry: entry["round"])
+        self._drop_simulations(self._is_gone)
+        self._save()
+        self.event("simulated", **figures)
+
+    def round_finished(self, round_: dict[str, Any]) -> None:
+        """Add a complete round; from here on it is on disk."""
+        self._metrics["rounds"].append(round_)
+        self._drop_simulations(self._is_gone)
+        self._save()
+        self.event("round_finished", **round_)
+
+    def roll_back(self, round_: int) -> None:
+        """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""
+        later = [entry["round"] for entry in self._metrics["rounds"] if entry["round"] > round_]
+        self._metrics["rounds"] = [e for e in self._metrics["rounds"] if e["round"] <= round_]
+        self._drop_simulations(lambda simulated: simulated > round_)
+        self.event("rolled_back", to_round=round_, rounds_dropped=later)
+        self.close("failed", f"rolled back to round {round_} by the operator: resume it")
+
+    @property
+    def entry_behind(self) -> dict[str, Any] | None:
+        """The entry of the round that today's weights come from; None: they are those before training."""
+        entries = {entry["round"]: entry for entry in self._metrics["rounds"]}
+        entry = entries.get(max(entries, default=0))
+        while entry is not None and "rolled_back_to" in entry:
+            entry = entries.get(entry["rolled_back_to"])
+        return entry
+
+    @property
+    def reverts_in_row(self) -> int:
+        """How many evaluations in a row took the weights back, since the settings were last changed."""
+        changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
+        count = 0
+        for entry in reversed(self._metrics["rounds"]):
+            is_reverted = "rolled_back_to" in entry
+            if entry["round"] <= max(changed, default=0) or ("evaluation" in entry and not is_reverted):
+                break
+            count += is_reverted
+        return count
+
+    def _is_gone(self, round_: int) -> bool:
+        """Whether nothing of the weights after `round_` is in today's. After a revert they are the best's."""
+        reverts = [entry for entry in self._metrics["rounds"] if "rolled_back_to" in entry]
+        return any(entry["rolled_back_to"] < round_ < entry["round"] for entry in reverts)
+
+    def _drop_simulations(self, is_gone: Callable[[int], bool]) -> None:
+        if "simulated" in self._metrics:
+            self._metrics["simulated"] = [s for s in self._metrics["simulated"] if not is_gone(s["round"])]
+
+    @property
+    def undone_rounds(self) -> list[int]:
+        """The rounds that spikes of the policy loss took back: nothing of them is in the weights."""
+        back = [(e["rolled_back_to"], e["round"]) for e in self._metrics["rounds"] if "rolled_back_to" in e]
+        return sorted({round_ for best, spike in back for round_ in range(best + 1, spike + 1)})
+
+    def close(self, status: str, reason: str = "") -> None:
+        """Save how the run ended: `finished`, or `failed` for `reason`."""
+        self._metrics |= {"status": status, "reason": reason, "finished": _now()}
+        self._save()
+
+    def announce_end(self) -> None:
+        """Append the last event, `run_finished` or `run_failed`: nothing is written after it."""
+        self.event(f"run_{self._metrics['status']}", reason=self._metrics["reason"])
+        self._events.close()
+
+    def _open(self, wait_seconds: float) -> None:
+        """Take the record for this process alone, and open its events behind the last whole line."""
+        self._lock: IO[str] = (self.folder / _LOCK_FILE).open("a")
+        give_up_at = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when we end
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    raise FederationError(
+                        f"{self.folder} is being written by another ServerApp: stop that run first"
+                    ) from None
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        path = self.folder / EVENTS_FILE
+        path.touch()
+        with path.open("rb+") as events:
+            events.truncate(events.read().rfind(b"\n") + 1)
+        self._events = path.open("a", encoding="utf-8")
+
+    def _save(self) -> None:
+        write_json(self.folder / METRICS_FILE, self._metrics)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write.
+
+    It takes the lock for a moment, so whoever wants the record waits for it for longer than that.
+    """
+    try:
+        with (folder / _LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The `federated_metrics.json` of the run in `folder`, with what its ledger says of privacy now.
+
+    Raises:
+        FederationError: it is missing or damaged.
+    """
+    file = folder / METRICS_FILE
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FederationError(f"{file} cannot be read ({error}): name a run's folder") from None
+    needed = {"config": dict, "rounds": list, "status": str, "reason": str}
+    if not isinstance(metrics, dict) or any(
+        type(metrics.get(key)) is not kind for key, kind in needed.items()
+    ):
+        raise FederationError(f"{file} is no record of a run: name a run's folder")
+    # Not that of its newest round: rounds may have left the record, what they released has not come back.
+    if privacy := privacy_spent(metrics["config"], folder):
+        metrics["privacy"] = privacy
+    return metrics
+
+
+def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dict[str, Any]]:
+    """Round -> evaluation, of the rounds that the weights after `round_` come from; 0 is before training.
+
+    Where the run went back to its best round, what lies between is left out: those weights are gone.
+    """
+    found = {0: metrics["baseline"]} if metrics.get("baseline") else {}
+    for entry in metrics["rounds"]:
+        if entry["round"] > round_:
+            break
+        if "rolled_back_to" in entry:
+            found = {n: evaluation for n, evaluation in found.items() if n <= entry["rolled_back_to"]}
+        elif entry.get("evaluation"):
+            found[entry["round"]] = entry["evaluation"]
+    return found
+
+
+def recorded_config(folder: Path) -> RunConfig:
+    """The configuration that the run in `folder` was started, or last resumed, with.
+
+    Raises:
+        FederationError: the record cannot be read.
+        ConfigError: a newer version wrote it.
+    """
+    return parse_run_config(read_metrics(folder)["config"], str(folder / METRICS_FILE))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,376 @@
+"""Record the sample datasets: `python -m server.simulation.recording --out data/sample`.
+
+A scripted SO-101 in simulation picks up cubes at two sites that differ as real ones do, in object, wording,
+cameras and light. `site-a` and `site-b` are to train on; `holdout` mixes both with seeds of its own, for the
+server to evaluate on. Each is a LeRobot v3 dataset of picks that the simulator calls a success.
+
+A second run with the same parameters returns at once: so nothing heavy is imported before that is known.
+Episodes are simulated by worker processes and written by this one; the result does not depend on how many.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from string import ascii_lowercase
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from federation.data.simulated import SIMULATED_ROBOT
+from federation.errors import FederationError
+from federation.files import write_folder
+from server.simulation.sample_folder import (
+    MANIFEST_KIND,
+    MANIFEST_NAME,
+    foreign_entries,
+    mark_as_simulated,
+    read_manifest,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from server.simulation.so101 import SO101Scene
+
+__all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
+
+DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
+"""Dataset -> the scene variants that its episodes take in turn."""
+_DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
+SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
+MAX_ATTEMPTS = 20
+
+
+class SampleDataError(FederationError):
+    """The sample data cannot be recorded, or its folder is not ours to replace."""
+
+
+@dataclass(frozen=True)
+class SampleParameters:
+    """All that decides what is recorded: equal parameters give equal values, and equal frames on one machine.
+
+    Another machine's OpenGL may round a pixel the other way.
+    """
+
+    episodes: int = 10
+    """episodes of each training site"""
+    eval_episodes: int = 4
+    """episodes of the holdout"""
+    seed: int = 0
+    image_size_px: int = 128
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("episodes", 1, 10_000),
+            ("eval_episodes", 1, 10_000),
+            ("seed", 0, 2**31 - 1),
+            ("image_size_px", 16, 1024),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SampleDataError(f"{name} is {value}: give {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An episode to record."""
+
+    dataset: str
+    variant: str
+    number: tuple[int, int]
+    """of the dataset, and of the episode in it: they decide its seeds"""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded pick of T frames: what was seen, then what was commanded."""
+
+    task: str
+    states: "np.ndarray"
+    """(T, 6) float32, degrees and gripper percent"""
+    actions: "np.ndarray"
+    """(T, 6) float32, same units"""
+    images: dict[str, "np.ndarray"]
+    """feature -> (T, H, W, 3) uint8"""
+    attempts: int
+
+
+def ensure_sample_data(
+    out: Path,
+    parameters: SampleParameters,
+    workers: int = 2,
+    datasets: Mapping[str, tuple[str, ...]] = DATASETS,
+) -> dict[str, Any] | None:
+    """Record the datasets into `out`, unless they are there already.
+
+    They appear under `out` all at once or not at all; sample data of other parameters is replaced.
+
+    Args:
+        datasets: dataset -> the scene variants that its episodes take in turn; "holdout" has
+            `eval_episodes` of them.
+
+    Returns:
+        dataset -> {"episodes", "frames", "attempts"}, or None if nothing had to be done.
+
+    Raises:
+        SampleDataError: `out` holds anything but sample data, or the expert keeps failing.
+        SimulationError: the simulated arm cannot be built or drawn here.
+    """
+    out = out.absolute()
+    manifest: dict[str, Any] = {
+        "kind": MANIFEST_KIND,
+        "schema": SCHEMA_VERSION,
+        "parameters": asdict(parameters),
+    }
+    manifest["scenes"] = {name: list(variants) for name, variants in datasets.items()}
+    if _is_complete(out, manifest, datasets):
+        mark_as_simulated(out)
+        return None
+    _refuse_unknown_scenes(datasets)
+    _refuse_foreign_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def record(staging: Path) -> None:
+        manifest["datasets"] = _record_all(staging, parameters, datasets, workers)
+        (staging / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for video in staging.rglob("*.mp4"):
+            video.chmod(0o644)  # LeRobot moves them from temporary files, which only their owner may read
+        _refuse_foreign_folder(out)  # minutes have passed
+
+    write_folder(out, record)
+    return dict(manifest["datasets"])
+
+
+def _is_complete(out: Path, wanted: dict[str, Any], datasets: Iterable[str]) -> bool:
+    found = {"scenes": _DEFAULT_SCENES, **read_manifest(out)}  # recordings of before do not name theirs
+    return all(found.get(key) == value for key, value in wanted.items()) and all(
+        (out / name / "meta" / "info.json").is_file() for name in datasets
+    )
+
+
+def _refuse_foreign_folder(out: Path) -> None:
+    """Raise SampleDataError if replacing `out` would delete anything that this command did not record."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise SampleDataError(f"--out {out} is not a plain folder; name another one")
+    if out.exists() and (foreign := foreign_entries(out)):
+        raise SampleDataError(
+            f"--out {out} holds {foreign[0]!r}, which is not our sample data; name another folder or empty it"
+        )
+
+
+def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
+    from server.simulation.so101 import unknown_variant
+
+    if wrong := unknown_variant(name for variants in datasets.values() for name in variants):
+        raise SampleDataError(f"scene {wrong}")
+
+
+def _record_all(
+    root: Path, parameters: SampleParameters, datasets: Mapping[str, tuple[str, ...]], workers: int
+) -> dict[str, dict[str, int]]:
+    """Record every dataset under `root`; dataset -> {"episodes", "frames", "attempts"}."""
+    import av
+    from datasets.utils.logging import disable_progress_bar
+    from tqdm import tqdm
+
+    # Else each episode adds a bar of its own and thirty lines of x264's statistics.
+    disable_progress_bar()
+    av.logging.set_libav_level(av.logging.ERROR)
+    jobs = [
+        Job(dataset, variants[episode % len(variants)], (number, episode))
+        for number, (dataset, variants) in enumerate(datasets.items())
+        for episode in range(parameters.eval_episodes if dataset == "holdout" else parameters.episodes)
+    ]
+    counts = {name: {"episodes": 0, "frames": 0, "attempts": 0} for name in datasets}
+    writers: dict[str, Any] = {}
+    with (
+        closing(_episodes(jobs, parameters, workers)) as episodes,
+        tqdm(total=len(jobs), unit="ep") as progress,
+    ):
+        for job, episode in zip(jobs, episodes, strict=True):
+            name = job.dataset
+            progress.set_description(name)
+            if name not in writers:
+                writers[name] = _create_dataset(root / name, parameters.image_size_px)
+            _write_episode(writers[name], episode)
+            added = {"episodes": 1, "frames": len(episode.states), "attempts": episode.attempts}
+            counts[name] = {key: counts[name][key] + amount for key, amount in added.items()}
+            progress.update()
+    for writer in writers.values():
+        writer.finalize()
+    return counts
+
+
+def _episodes(jobs: Sequence[Job], parameters: SampleParameters, workers: int) -> Generator[Episode]:
+    """The recorded episodes in the order of `jobs`, made by `workers` processes, or by this one if 1."""
+    if workers == 1:
+        for job in jobs:
+            yield _record_episode(job, parameters)
+        return
+    # Spawned, not forked: neither torch nor OpenGL survives a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    try:
+        ahead: deque[Future[Episode]] = deque()
+        for job in jobs:
+            ahead.append(pool.submit(_record_episode, job, parameters))
+            if len(ahead) > 2 * workers:  # an episode is 10 MB of pixels: do not let them pile up
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _record_episode(job: Job, parameters: SampleParameters) -> Episode:
+    """Simulate one episode with one seed after another until the pick succeeds."""
+    import numpy as np
+
+    from server.simulation.expert import plan_pick, play
+
+    scene = _scene(job.variant, parameters.image_size_px)
+    for attempt in range(MAX_ATTEMPTS):
+        entropy = (parameters.seed, *job.number, attempt)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        scene.reset(seed)
+        plan = plan_pick(scene, seed)
+        if play(scene, plan):
+            return _draw_episode(scene, seed, plan, attempts=attempt + 1)
+    raise SampleDataError(
+        f"{job.dataset} episode {job.number[1]}: {MAX_ATTEMPTS} picks failed in a row; try another --seed"
+    )
+
+
+@cache
+def _scene(variant: str, image_size_px: int) -> "SO101Scene":
+    from server.simulation.so101 import VARIANTS, SO101Scene
+
+    return SO101Scene(VARIANTS[variant], image_size_px)
+
+
+def _draw_episode(scene: "SO101Scene", seed: int, plan: "np.ndarray", attempts: int) -> Episode:
+    """Play `plan` (T, 6) again from the same seed, this time with the cameras on."""
+    import numpy as np
+
+    scene.reset(seed)
+    seen = []
+    for targets in plan:
+        seen.append(scene.observe())
+        scene.step(targets)
+    frames = {key: np.stack([observation[key] for observation in seen]) for key in seen[0]}
+    return Episode(scene.variant.task, frames.pop("observation.state"), plan, frames, attempts)
+
+
+def _create_dataset(root: Path, image_size_px: int) -> Any:
+    """An empty LeRobotDataset with an SO-100 follower's features, video in h264."""
+    from lerobot.configs.video import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from server.simulation.so101 import FPS, JOINT_NAMES
+
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"{name}.pos" for name in JOINT_NAMES]}
+    image = {
+        "dtype": "video",
+        "shape": (image_size_px, image_size_px, 3),
+        "names": ["height", "width", "channels"],
+    }
+    return LeRobotDataset.create(
+        repo_id=f"local/{root.name}",
+        root=root,
+        fps=FPS,
+        robot_type=SIMULATED_ROBOT,
+        features={
+            "action": joints,
+            "observation.state": joints,
+            "observation.images.top": image,
+            "observation.images.wrist": image,
+        },
+        rgb_encoder=RGBEncoderConfig(vcodec="h264"),
+        video_backend="pyav",
+    )
+
+
+def _write_episode(dataset: Any, episode: Episode) -> None:
+    for index, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+        images = {key: frames[index] for key, frames in episode.images.items()}
+        dataset.add_frame({"observation.state": state, "action": action, **images, "task": episode.task})
+    dataset.save_episode(parallel_encoding=False)  # or LeRobot forks, which a process with threads must not
+
+
+def _datasets(scenes: str) -> dict[str, tuple[str, ...]]:
+    """Like `DATASETS`, for the comma-separated `scenes`."""
+    names = tuple(name.strip() for name in scenes.split(","))
+    sites = {f"site-{letter}": (name,) for letter, name in zip(ascii_lowercase, names, strict=False)}
+    return {**sites, "holdout": names}
+
+
+def _stop(signum: int, _frame: object) -> NoReturn:
+    """Leave by an exception, so that the unfinished recording is removed."""
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit code is 0, or 2 with one line on stderr if nothing could be recorded."""
+    defaults = SampleParameters()
+    parser = argparse.ArgumentParser(
+        prog="python -m server.simulation.recording", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to record into, such as data/sample")
+    parser.add_argument(
+        "--episodes", type=int, default=defaults.episodes, help="per training site (%(default)s)"
+    )
+    parser.add_argument("--eval-episodes", type=int, default=defaults.eval_episodes, help="(%(default)s)")
+    parser.add_argument(
+        "--scenes",
+        default=",".join(DATASETS["holdout"]),
+        help="of VARIANTS in simulation/so101.py: the first at site-a, the next at site-b, ... (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that simulate (%(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        if not 1 <= arguments.workers <= 64:
+            raise SampleDataError(f"workers is {arguments.workers}: give 1 to 64")
+        parameters = SampleParameters(arguments.episodes, arguments.eval_episodes, arguments.seed)
+        datasets = _datasets(arguments.scenes)
+        recorded = ensure_sample_data(arguments.out, parameters, arguments.workers, datasets)
+    except (FederationError, OSError) as error:
+        print(f"sample data: {error}", file=sys.stderr)
+        return 2
+    if recorded is None:
+        print(f"sample data in {arguments.out} is up to date")
+        return 0
+    for name, count in recorded.items():
+        print(
+            f"{name}: {count['episodes']} episodes, {count['frames']} frames, "
+            f"{count['episodes']} successes in {count['attempts']} attempts"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    sys.exit(main())

@@ -1,0 +1,51 @@
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client import app
+from client.site import read_site
+from federation.config import RunConfig
+from federation.data.joint_names import JOINTS
+from federation.data.judgement import describe_fitting
+from federation.errors import DatasetError, RejectionCode
+
+
+@pytest.mark.parametrize("scratch", ["scratch", "site-a/scratch"])
+def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str) -> None:
+    data, own = tmp_path / "site-a", tmp_path / scratch
+
+    def fail(*_: object) -> RecordDict:
+        raise DatasetError(f"dataset {data}: LeRobot cannot open it ([Errno 28] full: '{own}/arrow/x')")
+
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower stamps a message with them
+    settings = {"name": "site-a", "dataset": str(data), "scratch": str(own)}
+    context = SimpleNamespace(node_config=settings, run_config={})
+    reply = app._answer(Message(RecordDict(), 1, "train"), context, fail)  # type: ignore[arg-type]
+    assert reply.error.reason == (
+        "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
+    )
+    assert reply.error.code == RejectionCode.DATASET
+
+
+def test_the_join_logs_what_the_judgement_warns_of(
+    data: Path,
+    tmp_path: Path,
+    tiny_config: RunConfig,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+    info = (root / "meta" / "info.json").read_text()
+    for joint in JOINTS:
+        info = info.replace(f'"{joint}.pos"', f'"main_{joint}"')
+    (root / "meta" / "info.json").write_text(info)
+    monkeypatch.setattr(app, "judge_dataset", lambda use: describe_fitting(use.root, use.policy, use.names))
+    settings = {"name": "site-a", "dataset": str(root), "scratch": str(tmp_path / "scratch")}
+    site = read_site(SimpleNamespace(node_config=settings))  # type: ignore[arg-type]
+    app._join(Message(RecordDict(), 1, "query"), tiny_config, site)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"dataset {root}: joints of observation.state are named main_shoulder_pan")

@@ -1,0 +1,78 @@
+"""A whole run of the ServerApp in one process, without nodes; a stand-in changes the weights."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from federation.data.description import describe_dataset
+from server import app
+from server.run.records import read_metrics
+from tests.conftest import TINY
+
+
+class _Nodes:
+    def __init__(self, statistics: Any) -> None:
+        self._node = SimpleNamespace(name="site-a", statistics=statistics)
+
+    def wait_for_nodes(self) -> dict[int, Any]:
+        return {1: self._node}
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_: None
+
+
+def _round(_: object, model: Any, __: object, round_: int, *___: object) -> dict[str, Any]:
+    for tensor in model.weights.values():
+        tensor.mul_(1.01)
+    return {
+        "round": round_,
+        "aggregated": True,
+        "clients": {},
+        "refused": {},
+        "refusal_codes": {},
+        "missing": [],
+        "policy_loss": None,
+        "proximal_mu": 0.001,
+        "update_norm": 0.4,
+        "num_examples": 24,
+        "skipped_frames": 0,
+        "bytes": {"down": 1, "up": 1},
+        "seconds": {"train": 2.0},
+    }
+
+
+@pytest.fixture
+def start(policy, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for variable, folder in (("OUTPUTS", tmp_path), ("EVALUATION", data / "holdout"), ("SCRATCH", tmp_path)):
+        monkeypatch.setenv(f"FEDERATION_{variable}", str(folder))
+    monkeypatch.setattr(app, "NodeTable", lambda *_: _Nodes(describe_dataset(data / "site-a").statistics))
+    monkeypatch.setattr(app, "sample_nodes", lambda *_: [])
+    monkeypatch.setattr(app, "_build_policy", lambda _: policy)
+    monkeypatch.setattr("server.rounds.run_round", _round)
+
+    def run(run_id: int, **changes: object) -> dict[str, Any]:
+        config = TINY | {"run.name": "run-1", "evaluation.rollback_ratio": 0.0} | changes
+        context = SimpleNamespace(run_config=config, run_id=run_id)
+        app.main(SimpleNamespace(), context)  # type: ignore[arg-type]
+        return read_metrics(tmp_path / "run-1")
+
+    return run
+
+
+def test_a_run_resumed_with_another_way_to_evaluate_measures_its_best_round_anew(
+    start: Any, tmp_path: Path
+) -> None:
+    first = start(17, **{"run.num_rounds": 2})
+    assert (first["status"], first["flower_runs"]) == ("finished", ["17"])
+    changes = {"run.resume": True, "run.num_rounds": 3, "evaluation.frame_stride": 7}
+    second = start(18, **changes)
+    assert second["flower_runs"] == ["17", "18"]
+    assert second["baseline"]["frames"] != first["baseline"]["frames"]
+    kept = [entry["evaluation"] for entry in second["rounds"] if "evaluation" in entry]
+    assert {evaluation["measured_on"] for evaluation in kept} == {second["baseline"]["measured_on"]}
+    assert "evaluation" in second["rounds"][-1]
+    events = [json.loads(line) for line in (tmp_path / "run-1" / "events.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "evaluations_dropped" for event in events) == 1
