@@ -27,13 +27,16 @@ _MOST_NAMED = 3
 
 def check_dataset(
     root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None, full: bool = False
-) -> list[Check]:
+) -> tuple[list[Check], DatasetDescription | None]:
     """Look at the dataset in `root`: its files, cameras, tasks, motion and, if `full`, its videos.
 
     Args:
         cameras: those of the run.
         names: what the site says of its own (see `federation/data/cameras.py`).
         full: decode every frame.
+
+    Returns:
+        The checks, and what the dataset's files say; None if they cannot be trained on.
     """
     lack = len(cameras) - 1  # how many a run takes is not known here
     try:
@@ -41,7 +44,7 @@ def check_dataset(
         policy = PolicyConfig(joint_units=description.joint_units.possible[0], fps=description.fps)
         check_fits(description, policy, str(root))
     except DatasetError as error:
-        return [Check("error", *_named(str(error)))]
+        return [Check("error", *_named(str(error)))], None
     checks = [
         Check("ok", "dataset", _amount(root, description)),
         *_check_excluded(root, description),
@@ -61,7 +64,8 @@ def check_dataset(
         *check_motion(usable, description.fps, _fix_for(root, info)),
         *check_videos(root, info, description, full),
     ]
-    return [*checks, *(Check(check.level, check.what, f"{root.name}: {check.text}") for check in found)]
+    checks += [Check(check.level, check.what, f"{root.name}: {check.text}") for check in found]
+    return checks, description
 
 
 def _named(text: str) -> tuple[str, str]:

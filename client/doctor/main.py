@@ -20,7 +20,7 @@ from client.doctor.machine import check_ca, check_device, check_key, check_scrat
 from client.doctor.samples import check_samples
 from federation.config import PolicyConfig
 from federation.data.cameras import parse_camera_names
-from federation.data.description import find_datasets
+from federation.data.description import DatasetDescription, find_datasets
 from federation.errors import ConfigError, DatasetError
 
 __all__ = ["main"]
@@ -39,12 +39,12 @@ def main() -> int:
 
 def _examine(arguments: argparse.Namespace) -> Iterator[Check]:
     cameras = [name.strip() for name in arguments.cameras.split(",")]
-    good = []
+    good: dict[Path, DatasetDescription] = {}
     for root in _datasets(arguments.dataset):
-        checks = check_dataset(root, cameras, arguments.camera_names, arguments.full)
+        checks, description = check_dataset(root, cameras, arguments.camera_names, arguments.full)
         yield from checks
-        if not any(check.level == "error" for check in checks):
-            good.append(root)
+        if description and not any(check.level == "error" for check in checks):
+            good[root] = description
     if good:
         if sys.stderr.isatty():
             print("looking at samples as training does: ten seconds or more", file=sys.stderr)

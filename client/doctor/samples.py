@@ -6,32 +6,33 @@ from pathlib import Path
 
 from client.doctor.check import Check
 from federation.config import PolicyConfig
-from federation.data.cameras import CameraChoice
-from federation.data.description import describe_dataset
+from federation.data.description import DatasetDescription
 from federation.data.judgement import DatasetUse, judge_samples
 
 __all__ = ["check_samples"]
 
 
 def check_samples(
-    roots: Sequence[Path], cameras: Sequence[str], names: Mapping[str, str], scratch: Path | None = None
+    described: Mapping[Path, DatasetDescription],
+    cameras: Sequence[str],
+    names: Mapping[str, str],
+    scratch: Path | None = None,
 ) -> list[Check]:
     """Look at samples of datasets that `check_dataset` found no error in; seconds, most of them imports.
 
     The doctor knows no run: the policy is SmolVLA at full size, which needs no download.
 
     Args:
+        described: what `check_dataset` returned for each dataset.
         cameras, names: as for `check_dataset`.
         scratch: for what is removed at the end; a temporary folder of the system if None.
     """
-    choice = CameraChoice(cameras, names, len(cameras) - 1)
-    descriptions = [describe_dataset(root, choice) for root in roots]
     policy = PolicyConfig(size="smolvla", cameras=",".join(cameras), empty_cameras=len(cameras) - 1)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        uses = [DatasetUse(root, policy, Path(folder), names) for root in roots]
-        verdicts = judge_samples(uses, descriptions)
+        uses = [DatasetUse(root, policy, Path(folder), names) for root in described]
+        verdicts = judge_samples(uses, list(described.values()))
     checks = []
-    for root, verdict in zip(roots, verdicts, strict=True):
+    for root, verdict in zip(described, verdicts, strict=True):
         checks += [Check("warning", "samples", warning) for warning in verdict.warnings]
         if verdict.error:
             checks.append(Check("error", "samples", verdict.error))

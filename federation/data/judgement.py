@@ -33,13 +33,19 @@ def judge_dataset(use: DatasetUse) -> DatasetDescription:
     return judge_datasets([use])[0]
 
 
-def judge_datasets(uses: Sequence[DatasetUse]) -> list[DatasetDescription]:
+def judge_datasets(
+    uses: Sequence[DatasetUse], descriptions: Sequence[DatasetDescription] | None = None
+) -> list[DatasetDescription]:
     """Describe datasets that can all be trained on.
+
+    Args:
+        descriptions: what `describe_fitting` returned for `uses`; None to read the files here.
 
     Raises:
         DatasetError: of the first that cannot.
     """
-    descriptions = [describe_fitting(use.root, use.policy, use.names) for use in uses]
+    if descriptions is None:
+        descriptions = [describe_fitting(use.root, use.policy, use.names) for use in uses]
     found = [verdict.check() for verdict in judge_samples(uses, descriptions)]
     return [
         dataclasses.replace(description, warnings=(*description.warnings, *warnings))

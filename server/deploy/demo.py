@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from certs.issue import CertificateError, add_site, verify_server_certificate
 from federation.config import RunConfig, load_run_config
-from federation.data.description import find_datasets
+from federation.data.description import DatasetDescription, find_datasets
 from federation.data.judgement import DatasetUse, describe_fitting, judge_datasets
 from federation.data.simulated import check_one_kind
 from federation.errors import DatasetError, FederationError
@@ -88,13 +88,13 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
         FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
     """
     check_proxies()
-    sites, evaluation = _check_data(config, data)
+    sites, evaluation, descriptions = _check_data(config, data)
     _issue_missing_keys(certs, sites)
     verify_server_certificate(certs)
     require_free_port(port)
     scratch = outputs / ".scratch"
     with console.status("looking at samples of the datasets; half a minute the first time"):
-        warnings = _check_samples(config, sites, evaluation, scratch)
+        warnings = _check_samples(config, {**sites, "server": evaluation}, descriptions, scratch)
     for warning in warnings:
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     started = time.monotonic()
@@ -132,8 +132,8 @@ def _data_of(folder: Path) -> Path | None:
         return None
 
 
-def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
-    """The training sites and the evaluation folder in `data`, the tables of each checked."""
+def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path, list[DatasetDescription]]:
+    """The training sites and the evaluation folder in `data`; and what the files of each say, in order."""
     try:
         found = find_datasets(data)
     except DatasetError as error:
@@ -141,19 +141,21 @@ def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
     sites = {name: root for name, root in found.items() if name.startswith("site-")}
     if not sites or "holdout" not in found:
         raise DatasetError(f"{data}: needs datasets site-* and holdout; make sample-data records them")
-    simulated = {name: describe_fitting(found[name], config.policy).simulated for name in [*sites, "holdout"]}
+    described = {name: describe_fitting(found[name], config.policy) for name in [*sites, "holdout"]}
+    simulated = {name: description.simulated for name, description in described.items()}
     check_one_kind(simulated, {"holdout": simulated.pop("holdout")})
-    return sites, found["holdout"]
+    return sites, found["holdout"], list(described.values())
 
 
-def _check_samples(config: RunConfig, sites: dict[str, Path], evaluation: Path, scratch: Path) -> list[str]:
+def _check_samples(
+    config: RunConfig, folders: dict[str, Path], descriptions: list[DatasetDescription], scratch: Path
+) -> list[str]:
     """Judge all datasets as the join does; return what their owner should know.
 
     The verdicts lie where the SuperNodes look for them.
     """
-    folders = {**sites, "server": evaluation}
     uses = [DatasetUse(root, config.policy, scratch / name) for name, root in folders.items()]
-    return [warning for description in judge_datasets(uses) for warning in description.warnings]
+    return [warning for judged in judge_datasets(uses, descriptions) for warning in judged.warnings]
 
 
 def _issue_missing_keys(certs: Path, sites: Iterable[str]) -> None:

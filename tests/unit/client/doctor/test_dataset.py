@@ -1,7 +1,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,16 @@ def copy(data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
 
 
+def _checks(
+    root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None, **full: bool
+) -> list[Check]:
+    checks, description = check_dataset(root, cameras, names, **full)
+    assert (description is None) == any(
+        check.level == "error" and check.what == "dataset" for check in checks
+    )
+    return checks
+
+
 def _one(checks: list[Check], what: str) -> Check:
     found = [check for check in checks if check.what == what]
     assert len(found) == 1, checks
@@ -45,7 +55,7 @@ def _rewrite(root: Path, change: Callable[[dict[str, np.ndarray]], object]) -> N
 
 
 def test_a_good_data_set_passes_every_check(data: Path) -> None:
-    checks = check_dataset(data / "site-a", CAMERAS)
+    checks = _checks(data / "site-a", CAMERAS)
     assert {check.level for check in checks} == {"ok"}
     assert [check.what for check in checks] == [
         *(
@@ -63,28 +73,28 @@ def test_a_good_data_set_passes_every_check(data: Path) -> None:
 
 
 def test_another_rate_is_no_fault_of_the_site_and_the_run_must_be_of_it(tmp_path: Path) -> None:
-    checks = check_dataset(record_dataset(tmp_path / "site-a", fps=15), CAMERAS)
+    checks = _checks(record_dataset(tmp_path / "site-a", fps=15), CAMERAS)
     assert {check.level for check in checks} == {"ok"}
     assert _one(checks, "frame rate").text == "site-a: 15 frames/s: policy.fps of the run must be 15"
 
 
 def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
-    (check,) = check_dataset(tmp_path, CAMERAS)
+    (check,) = _checks(tmp_path, CAMERAS)
     assert check.level == "error"
     assert "no meta/info.json there" in check.text
 
 
 def test_a_missing_camera_is_named_with_those_there_are(data: Path) -> None:
-    check = _one(check_dataset(data / "site-a", ("top", "front")), "cameras")
+    check = _one(_checks(data / "site-a", ("top", "front")), "cameras")
     assert check.level == "warning"
     assert "top, front=none (recorded: top, wrist); only a run with policy.empty_cameras = 1" in check.text
-    (check,) = check_dataset(data / "site-a", ("side", "front"))
+    (check,) = _checks(data / "site-a", ("side", "front"))
     assert check.level == "error"
     assert "lacks the camera side, front (it has top, wrist)" in check.text
 
 
 def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
-    check = _one(check_dataset(data / "site-a", ("side", "wrist"), {"side": "top"}), "cameras")
+    check = _one(_checks(data / "site-a", ("side", "wrist"), {"side": "top"}), "cameras")
     assert check.level == "ok"
     assert "side=top, wrist (recorded: top, wrist)" in check.text
 
@@ -92,7 +102,7 @@ def test_a_site_may_say_which_camera_is_which(data: Path) -> None:
 def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
     root = record_dataset(tmp_path / "site", episodes=5)
     _rewrite(root, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    checks = check_dataset(root, CAMERAS)
+    checks = _checks(root, CAMERAS)
     assert "nan" not in _one(checks, "action").text
     check = _one(checks, "episodes")
     assert check.level == "warning"
@@ -101,7 +111,7 @@ def test_an_episode_with_nan_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_too_many_episodes_with_nan_are_an_error(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["action"].__setitem__((45, 2), np.nan))
-    check = _one(check_dataset(copy, CAMERAS), "dataset")
+    check = _one(_checks(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert "1 of 3 episodes cannot be trained on, the first is 1 (action is NaN or infinite" in check.text
 
@@ -137,7 +147,7 @@ def test_numbers_no_arm_has_are_refused_as_the_join_refuses_them(
     copy: Path, change: Callable[[np.ndarray], object], text: str
 ) -> None:
     _rewrite(copy, lambda columns: change(columns["action"]))
-    (check,) = check_dataset(copy, CAMERAS)
+    (check,) = _checks(copy, CAMERAS)
     assert (check.level, check.what) == ("error", "dataset")
     assert text in check.text
     with pytest.raises(DatasetError, match=f"^dataset {re.escape(check.text)}$"):
@@ -146,12 +156,12 @@ def test_numbers_no_arm_has_are_refused_as_the_join_refuses_them(
 
 def test_the_servos_of_the_arm_tell_the_units_that_the_run_must_have(copy: Path) -> None:
     _rewrite(copy, lambda columns: _in_range(columns["action"]))
-    text = _one(check_dataset(copy, CAMERAS), "joint units").text
+    text = _one(_checks(copy, CAMERAS), "joint units").text
     assert "joints step by the servo's ticks in range: policy.joint_units of the run must be 'range'" in text
 
 
 def test_another_number_of_joints_is_one_error_that_is_not_about_cameras(tmp_path: Path) -> None:
-    (check,) = check_dataset(record_dataset(tmp_path / "site-a", dim=5), CAMERAS)
+    (check,) = _checks(record_dataset(tmp_path / "site-a", dim=5), CAMERAS)
     assert (check.level, check.what) == ("error", "dataset")
     assert "observation.state has 5 values, an SO-100/SO-101 arm has 6" in check.text
 
@@ -162,7 +172,7 @@ def test_a_warning_of_the_shared_judgement_is_shown(copy: Path) -> None:
     for feature in ("observation.state", "action"):
         info["features"][feature]["names"] = [f"main_{joint}" for joint in JOINTS]
     (copy / "meta" / "info.json").write_text(json.dumps(info))
-    checks = [check for check in check_dataset(copy, CAMERAS) if check.what == "dataset"]
+    checks = [check for check in _checks(copy, CAMERAS) if check.what == "dataset"]
     assert [check.level for check in checks] == ["ok", "warning"]
     assert f"dataset {checks[1].text}" == describe_dataset(copy).warnings[0]
     assert checks[1].text.startswith(f"{copy}: joints of observation.state are named main_")
@@ -170,7 +180,7 @@ def test_a_warning_of_the_shared_judgement_is_shown(copy: Path) -> None:
 
 def test_a_timestamp_off_its_frame_is_found(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["timestamp"].__setitem__(50, 9.0))
-    check = _one(check_dataset(copy, CAMERAS), "dataset")
+    check = _one(_checks(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert "the first is 1 (frame 10 is at 9.0000 s, must be at 10/30 s)" in check.text
 
@@ -185,7 +195,7 @@ def test_a_lost_video_is_named(copy: Path, damage: str) -> None:
     content = file.read_bytes()
     noise = np.random.default_rng(0).bytes(len(content))
     file.write_bytes({"cut": content[: len(content) // 2], "noise": noise, "empty": b""}[damage])
-    check = _one(check_dataset(copy, CAMERAS), "dataset")
+    check = _one(_checks(copy, CAMERAS), "dataset")
     assert check.level == "error"
     assert re.search(
         r"of 3 episodes cannot .* \d \(videos/.*wrist/.*lacks \d+ of its 40 frames\)", check.text
@@ -195,10 +205,10 @@ def test_a_lost_video_is_named(copy: Path, damage: str) -> None:
 @pytest.mark.parametrize(("damaged", "level"), [(range(52, 56), "warning"), (range(42, 78), "error")])
 def test_a_damaged_frame_is_found_by_a_full_look(copy: Path, damaged: range, level: str) -> None:
     blank_frames(_wrist_video(copy), damaged)
-    assert _one(check_dataset(copy, CAMERAS, full=True), "video top").text.endswith(
+    assert _one(_checks(copy, CAMERAS, full=True), "video top").text.endswith(
         "all 120 frames of 3 episodes decoded"
     )
-    check = _one(check_dataset(copy, CAMERAS, full=True), "video wrist")
+    check = _one(_checks(copy, CAMERAS, full=True), "video wrist")
     assert check.level == level
     found = re.search(r"(\d+) of 120 frames cannot be decoded: (\d+) of episode 1; training", check.text)
     assert found, check.text
@@ -207,14 +217,14 @@ def test_a_damaged_frame_is_found_by_a_full_look(copy: Path, damaged: range, lev
 
 def test_a_task_without_text_is_told(copy: Path) -> None:
     pq.write_table(pa.table({"task_index": [0, 1], "task": ["pick", " "]}), copy / "meta" / "tasks.parquet")
-    check = _one(check_dataset(copy, CAMERAS), "tasks")
+    check = _one(_checks(copy, CAMERAS), "tasks")
     assert check.level == "warning"
     assert "1 of 2 tasks without text, the first is 1" in check.text
 
 
 def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -> None:
     _rewrite(copy, lambda columns: columns["action"][50:].__setitem__((slice(None), 2), 99.0))
-    check = _one(check_dataset(copy, CAMERAS), "jumps")
+    check = _one(_checks(copy, CAMERAS), "jumps")
     assert check.level == "warning"
     video = copy / "videos/observation.images.top/chunk-000/file-000.mp4"
     assert f"look at {video} from 1.3 s on; make repair DATA={copy} WITHOUT=1 drops it" in check.text
@@ -224,20 +234,20 @@ def test_a_joint_that_jumps_is_told_with_the_command_that_shows_it(copy: Path) -
 def test_a_damaged_table_is_an_error_not_a_traceback(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     file.write_bytes(file.read_bytes()[:-40])
-    assert "has no end, as after a crash" in _one(check_dataset(copy, CAMERAS), "dataset").text
+    assert "has no end, as after a crash" in _one(_checks(copy, CAMERAS), "dataset").text
 
 
 def test_a_shortened_table_does_not_match_its_description(copy: Path) -> None:
     (file,) = (copy / "data").glob("*/*.parquet")
     pq.write_table(pq.read_table(file).slice(0, 100), file)
-    assert "2 (data/ has 20 of its 40 frames)" in _one(check_dataset(copy, CAMERAS), "dataset").text
+    assert "2 (data/ has 20 of its 40 frames)" in _one(_checks(copy, CAMERAS), "dataset").text
 
 
 def test_images_instead_of_video_are_slow_but_no_error(copy: Path) -> None:
     info = json.loads((copy / "meta" / "info.json").read_text())
     info["features"]["observation.images.wrist"]["dtype"] = "image"
     (copy / "meta" / "info.json").write_text(json.dumps(info))
-    check = _one(check_dataset(copy, CAMERAS), "video wrist")
+    check = _one(_checks(copy, CAMERAS), "video wrist")
     assert check.level == "warning"
     assert "prefer video" in check.text
 
@@ -247,7 +257,7 @@ def test_a_data_set_this_user_may_not_read_is_told_so(data: Path, monkeypatch: p
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("federation.data.description.read_episodes", denied)
-    (check,) = check_dataset(data / "site-a", CAMERAS)
+    (check,) = _checks(data / "site-a", CAMERAS)
     assert check.level == "error"
     assert "Permission denied" in check.text
     assert "SITE_UID" in check.text

@@ -332,7 +332,7 @@ def test_what_the_doctor_warns_of_can_be_dropped(copy: Path, frames: list[dict[s
 
     change_column(copy / DATA, "action", repeat)
     change_column(copy / DATA, "observation.state", repeat)
-    (warning,) = (check for check in check_dataset(copy, ("top", "wrist")) if check.what == "duplicates")
+    (warning,) = (check for check in check_dataset(copy, ("top", "wrist"))[0] if check.what == "duplicates")
     assert_trains(follow(warning.text), frames, [0, 2])
 
 

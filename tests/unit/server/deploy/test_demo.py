@@ -11,6 +11,7 @@ from rich.console import Console
 
 from certs.issue import CertificateError, issue_all
 from federation.config import RunConfig, parse_run_config
+from federation.data.description import DatasetDescription
 from federation.errors import DatasetError
 from server.deploy import demo
 from server.deploy.control import SuperLink
@@ -47,9 +48,9 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The data folders of the runs that `demo.main` starts; each is recorded and then fails."""
     folders: list[Path] = []
 
-    def check(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path]:
+    def check(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path, list[DatasetDescription]]:
         folders.append(data)
-        return {}, data / "holdout"
+        return {}, data / "holdout", []
 
     def submit(_: Path, config: RunConfig) -> str:
         record = RunRecord(tmp_path / "outputs", config.run.name, config)
@@ -144,12 +145,13 @@ def test_the_demo_judges_every_dataset_as_the_join_does_and_the_join_finds_its_v
 ) -> None:
     config = parse_run_config(TINY, "tests")
     scratch = tmp_path / "scratch"
-    sites = {"site-a": data / "site-a", "site-b": data / "site-b"}
-    demo._check_samples(config, sites, data / "holdout", scratch)
+    folders = {"site-a": data / "site-a", "site-b": data / "site-b", "server": data / "holdout"}
+    described = [demo.describe_fitting(root, config.policy) for root in folders.values()]
+    demo._check_samples(config, folders, described, scratch)
     assert len(looks) == 1  # LeRobot is imported once for all of them
     assert not join(data / "site-a", scratch / "site-a").has_error()
     assert len(looks) == 1
-    sites["site-b"] = Path(shutil.copytree(data / "site-b", tmp_path / "site-b"))
-    split_video(sites["site-b"], "wrist", (96, 64))
+    folders["site-b"] = Path(shutil.copytree(data / "site-b", tmp_path / "site-b"))
+    split_video(folders["site-b"], "wrist", (96, 64))
     with pytest.raises(DatasetError, match="site-b: the pictures of the camera wrist differ in size"):
-        demo._check_samples(config, sites, data / "holdout", scratch)
+        demo._check_samples(config, folders, described, scratch)
