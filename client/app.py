@@ -19,8 +19,8 @@ from client.site import Site, read_site
 from federation import logs
 from federation.config import RunConfig, parse_run_config
 from federation.data.cameras import spell_cameras
-from federation.data.judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
+from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
 from federation.versions import versions
 from federation.wire.payload import statistics_to_record

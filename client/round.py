@@ -22,8 +22,8 @@ from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.data.judgement import DatasetUse, judge_dataset
 from federation.errors import FederationError, RejectionCode
+from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 

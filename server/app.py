@@ -22,9 +22,9 @@ from flwr.serverapp import Grid, ServerApp
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.data.description import DatasetDescription, find_datasets
-from federation.data.judgement import DatasetUse, describe_fitting
 from federation.data.simulated import check_one_kind
 from federation.errors import ConfigError, FederationError, one_line
+from federation.judgement.judge import DatasetUse, describe_fitting
 from federation.privacy_budget import NOT_COVERED
 from server.nodes import Node, NodeTable, sample_nodes
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
@@ -296,7 +296,7 @@ def _check_samples(
     config: RunConfig, datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription]
 ) -> None:
     """Look at samples of the held-out datasets here: this process has torch anyway."""
-    from federation.data.sample_check import judge_samples_of
+    from federation.judgement.sample_check import judge_samples_of
 
     scratch = _folder("FEDERATION_SCRATCH")
     for name, root in datasets.items():

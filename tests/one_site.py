@@ -11,9 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import app
 from client.training import run_training_loop, setup_training_components
 from federation.config import parse_run_config
-from federation.data.judgement import DatasetUse, judge_dataset
 from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import open_samples
+from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import QUERY_JOIN
 from federation.policy.build import build_policy, trainable_parameters
 from tests.conftest import TINY

@@ -7,7 +7,7 @@ from pathlib import Path
 from client.doctor.check import Check
 from federation.config import PolicyConfig
 from federation.data.description import DatasetDescription
-from federation.data.judgement import DatasetUse, judge_samples
+from federation.judgement.judge import DatasetUse, judge_samples
 
 __all__ = ["check_samples"]
 

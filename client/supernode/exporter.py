@@ -21,7 +21,7 @@ from prometheus_client.core import Metric
 
 from client.state.progress import PROGRESS_FILE
 from federation.logs import configure, get_logger
-from server.monitoring.catalogue import Samples
+from federation.metrics import SITE_METRICS, Samples
 
 __all__ = ["SiteExporter", "main"]
 
@@ -42,7 +42,7 @@ class SiteExporter:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; only the disk's before the first step of the first round."""
-        samples = Samples()
+        samples = Samples(SITE_METRICS)
         file = self._scratch / PROGRESS_FILE
         try:
             written = file.stat().st_mtime

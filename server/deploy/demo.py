@@ -26,10 +26,10 @@ from rich.markup import escape
 from certs.issue import CertificateError, add_site, verify_server_certificate
 from federation.config import RunConfig, load_run_config
 from federation.data.description import DatasetDescription, find_datasets
-from federation.data.judgement import DatasetUse, describe_fitting, judge_datasets
 from federation.data.simulated import check_one_kind
 from federation.errors import DatasetError, FederationError
 from federation.files import write_json
+from federation.judgement.judge import DatasetUse, describe_fitting, judge_datasets
 from federation.proxies import check_proxies
 from server.deploy.control import run_status, submit_run
 from server.deploy.demo_display import RunDisplay, print_summary

@@ -163,6 +163,7 @@ class LocalCluster:
                 "FEDERATION_OUTPUTS": str(self._outputs.resolve()),
                 "FEDERATION_EVALUATION": str(self._evaluation.resolve()),
                 "FEDERATION_SCRATCH": str(self._scratch / "server"),
+                "FEDERATION_INSTALLATION": str(PROJECT),
                 "HF_DATASETS_CACHE": str(self._scratch / "server" / "arrow"),
             },
         )

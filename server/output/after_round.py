@@ -14,8 +14,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from federation.config import RunConfig
 from federation.errors import one_line
 from federation.logs import get_logger
-from server.evaluation.closed_loop import check_simulator
-from server.evaluation.worker import Simulations
+from server.evaluation.worker import Simulations, check_simulator
 from server.output.export import export_best, export_policy, write_card
 from server.output.hub import Hub
 from server.rounds import GlobalModel

@@ -10,8 +10,8 @@ from client import app
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
-from federation.data.judgement import describe_fitting
 from federation.errors import DatasetError, RejectionCode
+from federation.judgement.judge import describe_fitting
 
 
 @pytest.mark.parametrize("scratch", ["scratch", "site-a/scratch"])

@@ -211,7 +211,7 @@ def test_what_was_not_compared_is_nowhere_to_be_imported_from(
     from flwr.clientapp import utils
 
     _edit(app / "pyproject.toml", 'version = "0.1.0"', 'version = "9.9.9"')
-    _edit(app / "pyproject.toml", '"federation/**/*.py"]', '"federation/**/*.py", "smuggled.py"]')
+    _edit(app / "pyproject.toml", '"federation/**/*.py",', '"federation/**/*.py", "smuggled.py",')
     (app / "smuggled.py").write_text("raise SystemExit('it ran')")
     (app / "server" / "app.py").write_text("raise SystemExit('it ran')")
     monkeypatch.chdir(app.parent)

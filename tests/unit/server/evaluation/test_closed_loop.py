@@ -14,11 +14,12 @@ import pytest
 from federation.config import EvaluationConfig
 from federation.errors import ConfigError
 from server.evaluation import closed_loop as simulation
-from server.evaluation import worker as simulation_process
+from server.evaluation import worker
 from server.evaluation.intervals import sign_test, wilson_interval
 from server.evaluation.worker import Simulations
 from server.simulation.expert import plan_pick
 from server.simulation.gym_so101 import MAX_STEPS, SO101PickConfig, SO101PickEnv
+from tests import REPOSITORY
 
 SEED = 1_000_000_000
 
@@ -102,11 +103,10 @@ def test_the_sign_test_is_the_exact_binomial_one() -> None:
 
 def _simulations(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> tuple[Simulations, list]:
     """Simulations whose process is `module`'s text instead of the real one."""
-    fake = folder / "server"
-    fake.mkdir()
-    (fake / "__init__.py").touch()
-    (fake / "simulation.py").write_text(module)
-    monkeypatch.setattr(simulation_process, "__file__", str(fake / "simulation_process.py"))
+    fake = folder / "server" / "evaluation"
+    fake.mkdir(parents=True)
+    (fake / "closed_loop.py").write_text(module)
+    monkeypatch.setenv(worker.INSTALLATION, str(folder))
     done: list = []
     config = EvaluationConfig(sim_frequency=2, sim_episodes=3)
     return Simulations(folder, config, lambda round_, result: done.append((round_, result))), done
@@ -128,7 +128,7 @@ def test_a_failed_evaluation_is_logged_and_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulations, done = _simulations(tmp_path, monkeypatch, "raise SystemExit('no OpenGL here')")
-    monkeypatch.setattr(simulation_process._log, "propagate", True)
+    monkeypatch.setattr(worker._log, "propagate", True)
     simulations.start(0, lambda folder: folder.mkdir())
     simulations.wait()
     assert done == []
@@ -144,7 +144,7 @@ def test_the_newest_round_takes_the_place_of_the_one_that_waits(
         "json.dump({}, open('result.json', 'w'))"
     )
     simulations, done = _simulations(tmp_path, monkeypatch, code)
-    monkeypatch.setattr(simulation_process._log, "propagate", True)
+    monkeypatch.setattr(worker._log, "propagate", True)
     for round_ in (0, 2, 4):
         simulations.start(round_, lambda folder: folder.mkdir())
     exports = sorted(folder.parent.name for folder in tmp_path.glob("simulation/*/policy"))
@@ -159,7 +159,7 @@ def test_an_export_that_fails_costs_its_simulation_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulations, done = _simulations(tmp_path, monkeypatch, "open('result.json', 'w').write('{}')")
-    monkeypatch.setattr(simulation_process._log, "propagate", True)
+    monkeypatch.setattr(worker._log, "propagate", True)
 
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -226,15 +226,25 @@ def test_evaluations_are_due_before_between_and_at_the_end(tmp_path: Path) -> No
     assert not Simulations(tmp_path, EvaluationConfig(), lambda *_: None).due(5, last=True)
 
 
-def test_a_missing_simulator_is_said_before_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_simulator_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(simulation, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="mujoco is not installed"):
         simulation.check_simulator("site-a")
 
 
-def test_an_unknown_scene_is_said_before_the_first_round() -> None:
-    with pytest.raises(ConfigError, match="sim_variants: 'site-z' is unknown; choose from site-a"):
-        simulation.check_simulator("left,site-z")
+def test_the_installation_is_checked_before_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app that Flower unpacks for a run has no simulated arm; the installation beside it has."""
+    monkeypatch.setenv(worker.INSTALLATION, str(REPOSITORY))
+    worker.check_simulator("left,right")
+    with pytest.raises(ConfigError, match="sim_frequency: scene 'site-z' is unknown; choose from site-a"):
+        worker.check_simulator("left,site-z")
+    monkeypatch.setenv(worker.INSTALLATION, str(tmp_path))
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds no simulated arm; set FEDERATION_INSTALLATION"):
+        worker.check_simulator("left")
 
 
 def test_the_command_drives_a_policy_and_writes_what_it_saw(

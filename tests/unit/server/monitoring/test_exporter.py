@@ -13,12 +13,13 @@ from client.state.progress import ProgressFile
 from client.supernode.exporter import SiteExporter
 from client.supernode.exporter import main as site_main
 from federation.config import RunConfig, parse_run_config
+from federation.metrics import Samples
 from federation.privacy_budget import epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
 from server.deploy.control import SuperLink
 from server.monitoring import exporter as exporter_module
 from server.monitoring import superlink as superlink_state
-from server.monitoring.catalogue import CATALOGUE, Samples
+from server.monitoring.catalogue import CATALOGUE
 from server.monitoring.exporter import Exporter
 from server.monitoring.exporter import main as exporter_main
 from server.monitoring.metrics_table import markdown
@@ -482,13 +483,13 @@ def test_the_number_of_series_grows_with_nodes_and_not_with_rounds(tmp_path: Pat
 
 def test_a_metric_that_the_catalogue_lacks_cannot_be_served() -> None:
     with pytest.raises(KeyError, match="federation_surprise"):
-        Samples().add("surprise", 1.0)
+        Samples(CATALOGUE).add("surprise", 1.0)
     with pytest.raises(KeyError, match="node"):
-        Samples().add("node_updates", 1.0)
+        Samples(CATALOGUE).add("node_updates", 1.0)
 
 
 def test_names_follow_prometheus_conventions() -> None:
-    for spec in CATALOGUE.values():
+    for spec in CATALOGUE:
         assert (spec.kind == "counter") == spec.name.endswith("_total"), spec.name
         assert not any(word in spec.name for word in ("_mb", "milli", "percent", "_minutes")), spec.name
         assert set(spec.labels) <= {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from federation.config import PolicyConfig
-from federation.data import judgement as dataset_judgement
-from federation.data.judgement import DatasetUse, judge_dataset, judge_datasets
-from federation.data.sample_process import Verdict
 from federation.errors import DatasetError
+from federation.judgement import judge as dataset_judgement
+from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
+from federation.judgement.sample_process import Verdict
 from tests.synthetic import blank_frames, video_of
 
 TINY = PolicyConfig(size="tiny")

@@ -2,8 +2,8 @@
 
 `client/app.py` (join), `client/round.py`, `client/doctor/samples.py` (doctor), `server/deploy/demo.py` and
 `server/app.py` (held-out data) call it. Tables and packets are read here, in every call. Samples are taken as
-training takes them, in a process of its own (`data/sample_process.py`), once for each state of the files and
-each policy; the verdict stays on scratch. No torch here: a join comes to a fresh process each time.
+training takes them, in a process of its own (`judgement/sample_process.py`), once for each state of the files
+and each policy; the verdict stays on scratch. No torch here: a join comes to a fresh process each time.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from pathlib import Path
 from federation.config import PolicyConfig
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, check_fits, describe_dataset
-from federation.data.sample_process import DatasetUse, Verdict, look_at_samples, read_verdict
 from federation.errors import one_line
 from federation.files import fingerprint, write_json
+from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples, read_verdict
 from federation.logs import get_logger
 from federation.versions import versions
 
@@ -25,7 +25,7 @@ __all__ = ["DatasetUse", "describe_fitting", "judge_dataset", "judge_datasets", 
 
 _FOLDER = "judged"  # on scratch
 _MAX_KEPT = 20  # verdicts on a scratch
-_log = get_logger("federation.data.judgement")
+_log = get_logger("federation.judgement.judge")
 
 
 def judge_dataset(use: DatasetUse) -> DatasetDescription:

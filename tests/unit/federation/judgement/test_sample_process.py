@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from federation.config import PolicyConfig
-from federation.data import sample_process
 from federation.data.description import describe_dataset
-from federation.data.sample_process import DatasetUse, Verdict, look_at_samples
+from federation.judgement import sample_process
+from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples
 
 _REPORT = (
     'open(sys.argv[1] + \'/verdicts\', \'a\').write(\'{"error": "", "lasts": true, "warnings": []}\\n\')'
@@ -82,7 +82,8 @@ def test_a_process_nobody_waits_for_ends_and_leaves_nothing(tmp_path: Path) -> N
     folder = tmp_path / ".samples-x"
     folder.mkdir()
     code = (
-        "import sys, threading, time; from pathlib import Path; from federation import sample_process as s\n"
+        "import sys, threading, time; from pathlib import Path\n"
+        "from federation.judgement import sample_process as s\n"
         "threading.Thread(target=s._end_with_input, args=(Path(sys.argv[1]),), daemon=True).start()\n"
         "time.sleep(60)"
     )

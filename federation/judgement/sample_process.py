@@ -1,10 +1,10 @@
-"""The process that looks at samples of datasets: `data/judgement.py` starts it and waits for its verdicts.
+"""The process that looks at samples of datasets: `judgement/judge.py` starts it and waits for its verdicts.
 
-    python -m federation.data.sample_process FOLDER
+    python -m federation.judgement.sample_process FOLDER
 
 So a join need not import torch, and outlives a video library that crashes. FOLDER holds the `request`, and
 gets a file `verdicts` with a line of JSON for each dataset. When standard input ends, nobody waits any more:
-the process removes FOLDER and ends. What it looks at is in `data/sample_check.py`.
+the process removes FOLDER and ends. What it looks at is in `judgement/sample_check.py`.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ from federation.messages import JOIN_SECONDS
 __all__ = ["DatasetUse", "Verdict", "look_at_samples", "main", "read_verdict"]
 
 _REQUEST, _VERDICTS, _PRINTED = "request", "verdicts", "printed"  # files in the folder
-_COMMAND = (sys.executable, "-P", "-m", "federation.data.sample_process")
+_COMMAND = (sys.executable, "-P", "-m", "federation.judgement.sample_process")
 _MAX_SECONDS = JOIN_SECONDS - 30.0  # for a dataset
 _PREFIX = ".samples-"  # of folders that are removed at the end
 _LEFT_SECONDS = 3600.0
-_log = get_logger("federation.data.sample_process")
+_log = get_logger("federation.judgement.sample_process")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def main() -> int:
 
 
 def _answer(folder: Path) -> None:
-    from federation.data.sample_check import judge_samples_of
+    from federation.judgement.sample_check import judge_samples_of
 
     request = pickle.loads((folder / _REQUEST).read_bytes())  # the parent's, from its private folder
     with (folder / _VERDICTS).open("a", encoding="utf-8") as file:

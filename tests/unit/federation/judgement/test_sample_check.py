@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from federation.config import PolicyConfig
-from federation.data.judgement import DatasetUse, describe_fitting
-from federation.data.sample_check import judge_samples_of
-from federation.data.sample_process import Verdict
+from federation.judgement.judge import DatasetUse, describe_fitting
+from federation.judgement.sample_check import judge_samples_of
+from federation.judgement.sample_process import Verdict
 from tests.synthetic import blank_frames, read_pictures, record_dataset, video_of, write_video
 
 EPISODES, FRAMES = 4, 20
@@ -92,10 +92,10 @@ def test_what_nobody_foresaw_is_one_line_too(
     def trip(*_: object) -> None:
         raise KeyError("odd") from ValueError("the cause")
 
-    monkeypatch.setattr("federation.data.sample_check.default_collate", trip)
+    monkeypatch.setattr("federation.judgement.sample_check.default_collate", trip)
     verdict = _judge(root, tmp_path, cache)
     assert "samples make no batch (ValueError: the cause)" in verdict.error
-    monkeypatch.setattr("federation.data.sample_check._draw", trip)
+    monkeypatch.setattr("federation.judgement.sample_check._draw", trip)
     verdict = _judge(root, tmp_path, cache)
     assert "its samples cannot be loaded (ValueError: the cause)" in verdict.error
     assert not verdict.lasts

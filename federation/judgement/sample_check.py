@@ -1,7 +1,7 @@
 """A look at samples of a dataset exactly as training reads them: do they open, decode, fit and collate?
 
-`data/sample_process.py` calls `judge_samples_of` in a process of its own, `server/app.py` in the ServerApp,
-which has torch anyway.
+`judgement/sample_process.py` calls `judge_samples_of` in a process of its own, `server/app.py` in the
+ServerApp, which has torch anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ from federation.data.info import read_info
 from federation.data.loading import DECODE_ERRORS, Frames, open_dataset
 from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import SampleCache, shrunk_size
-from federation.data.sample_process import DatasetUse, Verdict
 from federation.data.statistics import Statistics
 from federation.data.tables import read_episodes
 from federation.errors import DatasetError, FederationError, PolicyError, first_cause, one_line
+from federation.judgement.sample_process import DatasetUse, Verdict
 from federation.policy.build import build_policy_config
 
 __all__ = ["judge_samples_of"]

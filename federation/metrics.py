@@ -1,0 +1,62 @@
+"""What a metric of the exporters is, and the metrics that a site serves of itself.
+
+Names follow Prometheus' conventions: base units in the name, `_total` for counters.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+__all__ = ["SITE_METRICS", "MetricSpec", "Samples", "counter", "gauge"]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric; a counter's name ends in `_total`."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    kind: str = "gauge"  # or "counter"
+
+
+def gauge(name: str, text: str, *labels: str) -> MetricSpec:
+    """Return the gauge `federation_<name>`."""
+    return MetricSpec(f"federation_{name}", text, labels)
+
+
+def counter(name: str, text: str, *labels: str) -> MetricSpec:
+    """Return the counter `federation_<name>_total`."""
+    return MetricSpec(f"federation_{name}_total", text, labels, "counter")
+
+
+SITE_METRICS = (
+    gauge("site_round", "Round the site is training or trained last", "node"),
+    gauge("site_local_step", "Optimizer steps done in that round", "node"),
+    gauge("site_local_steps", "Optimizer steps of that round", "node"),
+    gauge("site_policy_loss", "Policy loss of the newest step", "node"),
+    gauge("site_progress_timestamp_seconds", "When the newest step was written down", "node"),
+    gauge("site_scratch_free_bytes", "Free space of the site's scratch folder", "node"),
+)
+
+
+class Samples:
+    """The samples of one scrape, gathered by metric; a metric that is not in the catalogue is refused."""
+
+    def __init__(self, catalogue: Iterable[MetricSpec]) -> None:
+        self._specs = {spec.name.removesuffix("_total"): spec for spec in catalogue}
+        self._families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add one sample of the metric `federation_<name>`; raises `KeyError` for a name or label unknown."""
+        spec = self._specs[f"federation_{name}"]
+        family = self._families.get(spec.name)
+        if family is None:
+            kind = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
+            family = self._families[spec.name] = kind(spec.name, spec.help, labels=spec.labels)
+        family.add_metric([labels[label] for label in spec.labels], value)
+
+    def families(self) -> Iterator[Metric]:
+        """What a collector yields."""
+        yield from self._families.values()
