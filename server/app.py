@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -30,6 +30,7 @@ from server.nodes import Node, NodeTable, sample_nodes
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
 from server.run.accountant import format_max_epsilon, privacy_spent
 from server.run.records import RunRecord, new_run_name
+from server.run.round_record import RoundRecord
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -145,10 +146,10 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         sampled = sample_nodes(online, config.federation, config.run.seed, round_)
         sample_seconds = time.monotonic() - started
         entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
-        nodes.count_refusals(round_, entry["refused"], entry["clients"], entry["refusal_codes"])
-        entry["seconds"]["sample"] = sample_seconds
+        nodes.count_rejections(round_, entry.rejected, entry.clients)
+        entry.seconds["sample"] = sample_seconds
         if config.privacy.mode != "none":
-            entry["privacy"] = privacy_spent(flatten(config), record.folder)
+            entry.privacy = privacy_spent(flatten(config), record.folder)
         last = round_ == config.run.num_rounds
         policy_loss = None
         if last or round_ % config.evaluation.eval_frequency == 0:
@@ -156,7 +157,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         if checkpoints.due(round_, policy_loss, last=last):
             started = time.monotonic()
             checkpoints.save(round_, model, policy_loss, entry)
-            entry["seconds"]["checkpoint"] = time.monotonic() - started
+            entry.seconds["checkpoint"] = time.monotonic() - started
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
@@ -222,7 +223,7 @@ def _evaluate_round(
     checkpoints: "Checkpoints",
     config: RunConfig,
     record: RunRecord,
-    entry: dict[str, Any],
+    entry: RoundRecord,
 ) -> float | None:
     """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
     from server.aggregation.adaptation import is_spike
@@ -235,11 +236,11 @@ def _evaluate_round(
         _log.error("%s", error)
     else:
         policy_loss = evaluation["policy_loss"]
-        record.evaluated(entry["round"], evaluation)
-        entry["evaluation"] = evaluation
-        entry["seconds"]["evaluate"] = evaluation["seconds"]
+        record.evaluated(entry.round, evaluation)
+        entry.evaluation = evaluation
+        entry.seconds["evaluate"] = evaluation["seconds"]
     if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
-        entry["rolled_back_to"] = _back_to_best(model, checkpoints, policy_loss)
+        entry.reverted_to = _back_to_best(model, checkpoints, policy_loss)
         return None
     return policy_loss
 
@@ -319,14 +320,14 @@ def _folder(variable: str) -> Path:
     return Path(os.environ[variable])
 
 
-def _summary(entry: dict[str, Any]) -> str:
-    parts = [f"{len(entry['clients'])} updates"]
-    if entry["policy_loss"]:
-        parts.append(f"client policy loss {entry['policy_loss']['mean']:.4f}")
-    if "evaluation" in entry:
-        parts.append(f"held-out policy loss {entry['evaluation']['policy_loss']:.4f}")
-    if "privacy" in entry:
-        parts.append(format_max_epsilon(entry["privacy"]))
-    if entry["missing"] or entry["refused"]:
-        parts.append(f"{len(entry['missing'])} missing, {len(entry['refused'])} refused")
+def _summary(entry: RoundRecord) -> str:
+    parts = [f"{len(entry.clients)} updates"]
+    if entry.policy_loss:
+        parts.append(f"client policy loss {entry.policy_loss['mean']:.4f}")
+    if entry.evaluation:
+        parts.append(f"held-out policy loss {entry.evaluation['policy_loss']:.4f}")
+    if entry.privacy:
+        parts.append(format_max_epsilon(entry.privacy))
+    if entry.missing or entry.rejected:
+        parts.append(f"{len(entry.missing)} missing, {len(entry.rejected)} rejected")
     return ", ".join(parts)

@@ -4,7 +4,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,13 @@ from server.grid.calls import online_nodes
 from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.grid.late_replies import LateReplies
 from server.run.records import RunRecord
+from server.run.round_record import Rejection
 from server.waiting import WaitReport
 
 __all__ = ["Node", "NodeTable", "sample_nodes"]
 
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
-_MOST_REFUSALS_IN_ROW = 3
+_MAX_REJECTIONS_IN_ROW = 3
 _MIN_SUSPENDED_ROUNDS, _MAX_SUSPENDED_ROUNDS = 3, 48  # the first time, and at most
 _NO_STRIKES = (RejectionCode.NORM.label,)
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -76,7 +77,7 @@ class NodeTable:
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
         self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
         self._inquiries: list[Iterator[Reply | None]] = []
-        self._refused_in_row: dict[int, int] = {}
+        self._rejected_in_row: dict[int, int] = {}
         self._suspensions: dict[int, int] = {}  # node id -> how many since its last good update
         self._suspended_until: dict[int, int] = {}  # node id -> round in which it is tried again
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
@@ -112,41 +113,40 @@ class NodeTable:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def count_refusals(
-        self, round_: int, refused: Mapping[str, str], accepted: Iterable[str], codes: Mapping[str, str]
+    def count_rejections(
+        self, round_: int, rejected: Mapping[str, Rejection], accepted: Collection[str]
     ) -> None:
-        """Suspend a node whose updates were refused three rounds in a row, or lift its suspension.
+        """Suspend a node whose updates were rejected three rounds in a row, or lift its suspension.
 
-        After some rounds, or a restart of its SuperNode, it is tried again; refused at once, it is suspended
-        for twice as long. A refusal for its norm is no sign of a fault at the node, and is not counted. Nor
+        After some rounds, or a restart of its SuperNode, it is tried again; rejected at once, it is suspended
+        for twice as long. A rejection for its norm is no sign of a fault at the node, and is not counted. Nor
         is a node suspended that the others are too few without: then there would be no more rounds.
 
         Args:
             round_: that has just been completed.
-            refused: node name -> reason.
+            rejected: by the names of the nodes.
             accepted: names of the nodes with a good update; a missing node is neither.
-            codes: of the refused, labels of `RejectionCode`.
         """
         for node_id in [id_ for id_, until in self._suspended_until.items() if until <= round_ + 1]:
             self._lift_suspension(node_id)
         since = {node.node_id: node.last_activated_at for node in online_nodes(self._grid)}
-        accepted = set(accepted)
         for node in list(self._known.values()):
             if node.name in accepted:
-                self._refused_in_row.pop(node.node_id, None)
+                self._rejected_in_row.pop(node.node_id, None)
                 self._suspensions.pop(node.node_id, None)
-            reason = refused.get(node.name)
-            if reason is None or codes.get(node.name) in _NO_STRIKES:
+            rejection = rejected.get(node.name)
+            if rejection is None or rejection.code in _NO_STRIKES:
                 continue
-            count = self._refused_in_row.get(node.node_id, 0) + 1
-            self._refused_in_row[node.node_id] = count
-            if count < _MOST_REFUSALS_IN_ROW and node.node_id not in self._suspensions:
+            reason = rejection.reason
+            count = self._rejected_in_row.get(node.node_id, 0) + 1
+            self._rejected_in_row[node.node_id] = count
+            if count < _MAX_REJECTIONS_IN_ROW and node.node_id not in self._suspensions:
                 continue
             others = sum(id_ in since for id_ in self._known if id_ != node.node_id)
             if others < self._config.federation.min_nodes:
                 _log.warning("%s is not suspended: too few nodes would be left (%s)", node.name, reason)
                 continue
-            self._suspend(node, round_, f"{count} updates in a row refused, the last because {reason}")
+            self._suspend(node, round_, f"{count} updates in a row rejected, the last because {reason}")
             self._shut_out[node.node_id] = since.get(node.node_id, "")
 
     def _suspend(self, node: Node, round_: int, reason: str) -> None:
@@ -169,7 +169,7 @@ class NodeTable:
         for node_id, since in list(self._shut_out.items()):
             if online.get(node_id, since) != since:  # restarted, so perhaps put right
                 self._lift_suspension(node_id)
-                self._refused_in_row.pop(node_id, None)
+                self._rejected_in_row.pop(node_id, None)
                 self._suspensions.pop(node_id, None)
         if sum(id_ in self._known for id_ in online) < self._config.federation.min_nodes:
             for node_id in list(self._suspended_until.keys() & online.keys()):  # better it than no round

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,10 +37,10 @@ from server.grid.replies import limits_of_update
 from server.nodes import Node
 from server.run.accountant import count_requests
 from server.run.records import RunRecord
+from server.run.round_record import Rejection, RoundRecord
 
 __all__ = ["GlobalModel", "run_round"]
 
-_SPREAD_METRICS = ("policy_loss", "proximal_loss", "grad_norm")
 _MAX_STEPS_RATIO = 16.0  # steps that count for a norm, over those of the median site
 _log = get_logger("server.rounds")
 
@@ -75,18 +74,14 @@ def run_round(
     round_: int,
     config: RunConfig,
     record: RunRecord,
-    previous: dict[str, Any] | None = None,
+    previous: RoundRecord | None = None,
     late: LateReplies | None = None,
-) -> dict[str, Any]:
-    """Let `nodes` train from `model`, update `model.weights` in place, and return the round's entry.
+) -> RoundRecord:
+    """Let `nodes` train from `model`, update `model.weights` in place, and return the round's record.
 
     Args:
-        previous: the entry of the round before; None: there was none.
+        previous: the round before; None: there was none.
         late: told of the nodes that may still be at work when the round ends.
-
-    The entry holds, by node name, the metrics of every good update, the reasons of the refused ones, the
-    missing nodes and, under `capped`, what those weigh that claimed more; means and standard deviations over
-    the nodes; sums; and the seconds spent.
     """
     started = time.monotonic()
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
@@ -138,29 +133,31 @@ def run_round(
             model.norms.append(norm)
     else:
         _log.warning("%d good updates of %d needed: the weights stay", len(clients), settings.min_updates)
-    return {
-        "round": round_,
-        "aggregated": aggregated,
-        "proximal_mu": mu,
-        "clients": dict(sorted(clients.items())),
-        "refused": intake.refused,
-        "refusal_codes": intake.codes,
-        "missing": intake.missing,
-        "capped": intake.capped,
-        **{name: _spread([metrics[name] for metrics in clients.values()]) for name in _SPREAD_METRICS},
-        "update_norm": step_norm,
-        "num_examples": int(sum(metrics["num_examples"] for metrics in clients.values())),
-        "skipped_frames": int(sum(metrics["skipped_frames"] for metrics in clients.values())),
-        "bytes": {
-            "down": int(sum(metrics["download_bytes"] for metrics in clients.values())),
-            "up": int(sum(metrics["update_bytes"] for metrics in clients.values())),
-        },
-        "seconds": {
+
+    def total(figure: str) -> int:
+        return int(sum(metrics[figure] for metrics in clients.values()))
+
+    return RoundRecord(
+        round=round_,
+        aggregated=aggregated,
+        proximal_mu=mu,
+        clients=dict(sorted(clients.items())),
+        rejected=intake.rejected,
+        missing=intake.missing,
+        capped=intake.capped,
+        policy_loss=_spread(clients, "policy_loss"),
+        proximal_loss=_spread(clients, "proximal_loss"),
+        grad_norm=_spread(clients, "grad_norm"),
+        update_norm=step_norm,
+        num_examples=total("num_examples"),
+        skipped_frames=total("skipped_frames"),
+        bytes={"down": total("download_bytes"), "up": total("update_bytes")},
+        seconds={
             "send": send_seconds,
             "train": time.monotonic() - started - send_seconds - aggregate_seconds,
             "aggregate": aggregate_seconds,
         },
-    }
+    )
 
 
 class _Intake:
@@ -178,8 +175,7 @@ class _Intake:
         self.clients: dict[str, dict[str, int | float]] = {}
         self.norms: dict[str, tuple[float, float]] = {}  # with what it is divided by to be compared
         self.capped: dict[str, float] = {}  # name -> weight, of a site that claimed more
-        self.refused: dict[str, str] = {}
-        self.codes: dict[str, str] = {}  # of the refusals
+        self.rejected: dict[str, Rejection] = {}
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         # Central noise covers what a site adds to the sum, not whom it gets refused by moving the median; an
@@ -204,7 +200,7 @@ class _Intake:
             scale, largest = self._norm_bounds(int(metrics["num_examples"]))
             passes = self._judge.passes_at_once(norm, scale, largest)
         except WireError as error:
-            self._refuse(name, error)
+            self._reject(name, error)
             return False
         metrics |= {
             **_transfer_seconds(reply.seconds, metrics.pop("received_at"), metrics.pop("answered_at")),
@@ -224,7 +220,7 @@ class _Intake:
             try:
                 self._judge.check(*self.norms[name])
             except WireError as error:
-                self._refuse(name, error)
+                self._reject(name, error)
             else:
                 self._accept(name, update, metrics)
         self._held.clear()
@@ -258,10 +254,9 @@ class _Intake:
             _log.debug("%s counts as %.10g frames, not %.10g", name, counted, num_examples)
         return counted
 
-    def _refuse(self, name: str, error: WireError) -> None:
-        reason, code = one_line(str(error)), error.code.label
-        self.refused[name], self.codes[name] = reason, code
-        _log.warning("update of %s refused: %s", name, reason)
+    def _reject(self, name: str, error: WireError) -> None:
+        code, reason = self.rejected[name] = Rejection(error.code.label, one_line(str(error)))
+        _log.warning("update of %s rejected: %s", name, reason)
         self._record.event("update_refused", round=self._expected.round, node=name, code=code, reason=reason)
 
 
@@ -276,7 +271,7 @@ def _order(model: GlobalModel, round_: int, config: RunConfig, record: RunRecord
             "round": round_,
             "fingerprint": model.fingerprint,
             "proximal_mu": mu,
-            "undone": record.undone_rounds,
+            "undone": record.reverted_rounds,
         }
     )
     return RecordDict(
@@ -289,8 +284,9 @@ def _order(model: GlobalModel, round_: int, config: RunConfig, record: RunRecord
     )
 
 
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
+def _spread(clients: Mapping[str, Mapping[str, float]], figure: str) -> dict[str, float] | None:
     """Mean and population standard deviation over the nodes; None if there is none."""
+    values = [metrics[figure] for metrics in clients.values()]
     if not values:
         return None
     return {"mean": float(np.mean(values)), "std": float(np.std(values))}

@@ -7,12 +7,12 @@ noise: with `privacy.mode` the configuration refuses that.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from federation.config import RunConfig
+from server.run.round_record import RoundRecord
 
 __all__ = ["average_weights", "is_spike", "proximal_mu"]
 
@@ -22,8 +22,8 @@ _MOST_TIMES_MU = 64.0
 _AVERAGE_BEGINS = 10.0
 
 
-def proximal_mu(config: RunConfig, previous: Mapping[str, Any] | None) -> float:
-    """FedProx's mu of the next round, after the round whose entry `previous` is (None: none yet).
+def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
+    """FedProx's mu of the next round, after the round `previous` (None: none yet).
 
     With `adapt_proximal_mu` it doubles after a round in which the sites' losses lay far apart, so that none
     of them pulls the weights its own way, and halves again, down to the configured value, once they agree
@@ -32,9 +32,9 @@ def proximal_mu(config: RunConfig, previous: Mapping[str, Any] | None) -> float:
     settings = config.training
     if config.aggregation.strategy == "fedavg":
         return 0.0
-    if not settings.adapt_proximal_mu or previous is None:
+    if not settings.adapt_proximal_mu or previous is None or previous.proximal_mu is None:
         return settings.proximal_mu
-    mu, losses = float(previous["proximal_mu"]), previous["policy_loss"]
+    mu, losses = previous.proximal_mu, previous.policy_loss
     if losses is None or losses["mean"] <= 0:
         return mu
     spread = losses["std"] / losses["mean"]

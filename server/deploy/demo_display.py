@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from server.run.records import read_metrics
+from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["RunDisplay", "print_summary"]
 
@@ -156,9 +157,9 @@ def _read_state(file: Path) -> dict[str, Any] | None:
 def print_summary(folder: Path, console: Console) -> None:
     """Print the table of the rounds, what the simulated arm did, and where the report is."""
     metrics = read_metrics(folder)
-    rounds = metrics["rounds"]
+    rounds = recorded_rounds(metrics)
     if len(rounds) > _MAX_ROWS:  # the report has them all
-        rounds = [entry for entry in rounds if "evaluation" in entry]
+        rounds = [entry for entry in rounds if entry.evaluation]
     nodes = sorted(metrics["nodes"])
     baseline = metrics["baseline"]
     start = ["0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}"]
@@ -194,25 +195,25 @@ def _fits(table: Table, console: Console) -> bool:
     return wanted <= console.width
 
 
-def _evaluation_cells(entry: Mapping[str, Any]) -> list[str]:
-    evaluation = entry.get("evaluation")
-    undone = " undone" if "rolled_back_to" in entry else ""
+def _evaluation_cells(entry: RoundRecord) -> list[str]:
+    evaluation = entry.evaluation
+    reverted = "" if entry.reverted_to is None else " reverted"
     if not evaluation:
-        return [str(entry["round"]), undone, ""]
+        return [str(entry.round), reverted, ""]
     return [
-        str(entry["round"]),
-        f"{evaluation['policy_loss']:.4f}{undone}",
+        str(entry.round),
+        f"{evaluation['policy_loss']:.4f}{reverted}",
         f"{evaluation['action_mse']:.1f}",
     ]
 
 
-def _site_cells(entry: Mapping[str, Any], nodes: Sequence[str]) -> list[str]:
-    clients = entry["clients"]
+def _site_cells(entry: RoundRecord, nodes: Sequence[str]) -> list[str]:
+    clients = entry.clients
     return [f"{clients[name]['policy_loss']:.4f}" if name in clients else "missing" for name in nodes]
 
 
-def _summary_cells(entry: Mapping[str, Any], nodes: int) -> list[str]:
+def _summary_cells(entry: RoundRecord, nodes: int) -> list[str]:
     """Mean, best and worst loss of the sites, and how many took part; a round without any has no losses."""
-    losses = [client["policy_loss"] for client in entry["clients"].values()]
+    losses = [client["policy_loss"] for client in entry.clients.values()]
     figures = [f"{loss:.4f}" for loss in (mean(losses), min(losses), max(losses))] if losses else [""] * 3
     return [*figures, f"{len(losses)} of {nodes}"]

@@ -159,7 +159,7 @@ def _add_run(samples: Samples, run: RunTotals, name: str) -> None:
     if run.round_started:
         samples.add("round_start_timestamp_seconds", run.round_started)
     if run.newest:
-        samples.add("round_duration_seconds", sum(run.newest["seconds"].values()))
+        samples.add("round_duration_seconds", sum(run.newest.seconds.values()))
         for phase, seconds in round_phases(run.newest).items():
             samples.add("round_phase_seconds", seconds, phase=phase)
 
@@ -178,11 +178,11 @@ def _add_learning(samples: Samples, run: RunTotals) -> None:
             samples.add("policy_loss", result["policy_loss"], dataset=dataset)
             samples.add("action_mse", result["action_mse"], dataset=dataset)
     if run.newest:
-        samples.add("update_norm", run.newest["update_norm"])
-        if "proximal_mu" in run.newest:  # an older record has none
-            samples.add("proximal_mu", run.newest["proximal_mu"])
+        samples.add("update_norm", run.newest.update_norm)
+        if run.newest.proximal_mu is not None:  # an older record has none
+            samples.add("proximal_mu", run.newest.proximal_mu)
         for figure in _SPREADS:
-            if spread := run.newest.get(figure):
+            if spread := getattr(run.newest, figure):
                 samples.add(f"client_{figure}_mean", spread["mean"])
                 samples.add(f"client_{figure}_std", spread["std"])
 
@@ -195,9 +195,9 @@ def _add_participants(samples: Samples, run: RunTotals) -> None:
     samples.add("joins_refused", run.joins_refused)
     samples.add("shut_out_nodes", run.shut_out)
     if run.newest:
-        samples.add("participants", len(run.newest["clients"]))
-        samples.add("missing_nodes", len(run.newest["missing"]))
-        samples.add("refused_nodes", len(run.newest["refused"]))
+        samples.add("participants", len(run.newest.clients))
+        samples.add("missing_nodes", len(run.newest.missing))
+        samples.add("refused_nodes", len(run.newest.rejected))
 
 
 def _add_node(samples: Samples, name: str, node: NodeTotals, run: RunTotals) -> None:

@@ -15,6 +15,7 @@ from federation.errors import RejectionCode
 from federation.logs import get_logger
 from server.run.phases import PHASES, round_phases
 from server.run.records import EVENTS_FILE
+from server.run.round_record import RoundRecord
 
 __all__ = ["NodeTotals", "RunFollower", "RunTotals"]
 
@@ -68,7 +69,7 @@ class RunTotals:
     baseline: float | None = None
     best: float | None = None
     evaluation: dict[str, Any] | None = None
-    newest: dict[str, Any] | None = None  # the newest complete round's entry
+    newest: RoundRecord | None = None  # complete round
     nodes: dict[str, NodeTotals] = field(default_factory=dict)
 
     def fold(self, event: dict[str, Any]) -> None:
@@ -153,21 +154,22 @@ class RunTotals:
         if self.best is None or loss < self.best:
             self.best = loss
 
-    def _on_round_finished(self, entry: dict[str, Any]) -> None:
-        self.newest, self.round, self.round_in_progress = entry, entry["round"], 0
+    def _on_round_finished(self, event: dict[str, Any]) -> None:
+        entry = RoundRecord.from_json(event)
+        self.newest, self.round, self.round_in_progress = entry, entry.round, 0
         self.rounds += 1
-        self.rounds_aggregated += bool(entry["aggregated"])
-        self.rollbacks += "rolled_back_to" in entry
+        self.rounds_aggregated += bool(entry.aggregated)
+        self.rollbacks += entry.reverted_to is not None
         for phase, seconds in round_phases(entry).items():
             self.phase_seconds[phase] += seconds
         everyone_is_asked = self.config.get("federation.fraction_fit", 1.0) == 1.0
         for name, node in self.nodes.items():
-            if name in entry["clients"]:
-                self._add_update(node, entry["clients"][name], entry["round"])
-            answered = name in entry["clients"] or name in entry["refused"]
+            if name in entry.clients:
+                self._add_update(node, entry.clients[name], entry.round)
+            answered = name in entry.clients or name in entry.rejected
             if answered:
                 node.absent_rounds = 0
-            elif name in entry["missing"] or everyone_is_asked:
+            elif name in entry.missing or everyone_is_asked:
                 node.absent_rounds += 1
 
     def _add_update(self, node: NodeTotals, metrics: dict[str, float], round_: int) -> None:

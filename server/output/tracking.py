@@ -15,6 +15,7 @@ from federation.errors import ConfigError
 from federation.logs import get_logger
 from server.output.tensorboard import ScalarWriter
 from server.run.phases import round_phases
+from server.run.round_record import RoundRecord
 
 __all__ = ["Tracking", "evaluation_scalars", "round_scalars"]
 
@@ -120,31 +121,31 @@ def evaluation_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def round_scalars(entry: Mapping[str, Any]) -> dict[str, float]:
+def round_scalars(entry: RoundRecord) -> dict[str, float]:
     """Tags and values of a complete round."""
     scalars: dict[str, float] = {
-        "round/updates": len(entry["clients"]),
-        "round/missing": len(entry["missing"]),
-        "round/refused": len(entry["refused"]),
-        "round/update_norm": entry["update_norm"],
-        "round/examples": entry["num_examples"],
-        "round/seconds": sum(entry["seconds"].values()),
+        "round/updates": len(entry.clients),
+        "round/missing": len(entry.missing),
+        "round/refused": len(entry.rejected),
+        "round/update_norm": entry.update_norm,
+        "round/examples": entry.num_examples,
+        "round/seconds": sum(entry.seconds.values()),
     }
-    for direction, size in entry["bytes"].items():
+    for direction, size in entry.bytes.items():
         scalars[f"bytes/{direction}"] = size
-    for phase, seconds in round_phases(dict(entry)).items():
+    for phase, seconds in round_phases(entry).items():
         scalars[f"seconds/{phase}"] = seconds
     for figure in ("policy_loss", "proximal_loss", "grad_norm"):
-        if spread := entry.get(figure):
+        if spread := getattr(entry, figure):
             scalars[f"clients/{figure}_mean"] = spread["mean"]
             scalars[f"clients/{figure}_std"] = spread["std"]
-    for name, metrics in entry["clients"].items():
+    for name, metrics in entry.clients.items():
         for figure in _NODE_FIGURES:
             if figure in metrics:
                 scalars[f"client_{figure}/{name}"] = metrics[figure]
-    for name, epsilon in entry.get("privacy", {}).get("epsilon", {}).items():
+    for name, epsilon in (entry.privacy or {}).get("epsilon", {}).items():
         if epsilon is not None:  # beyond a million
             scalars[f"privacy_epsilon_of_updates_alone/{name}"] = epsilon
-    if "evaluation" in entry:
-        scalars |= evaluation_scalars(entry["evaluation"])
+    if entry.evaluation:
+        scalars |= evaluation_scalars(entry.evaluation)
     return scalars

@@ -32,6 +32,7 @@ from federation.errors import FederationError, one_line
 from federation.files import remove_unfinished, write_atomically
 from federation.logs import get_logger
 from server.rounds import GlobalModel
+from server.run.round_record import RoundRecord
 
 __all__ = [
     "Checkpoint",
@@ -65,7 +66,7 @@ class Checkpoint:
     norms: list[float]
     policy_loss: float | None  # of the evaluation after this round
     measured_on: str  # on what; losses of different such digests say nothing of each other
-    entry: dict[str, Any] | None  # of this round in the record; round 0 has none
+    entry: RoundRecord | None  # of this round in the record; round 0 has none
     config: dict[str, Any]
 
 
@@ -113,7 +114,7 @@ class Checkpoints:
         return last or round_ % self._settings.frequency == 0 or self._is_best(policy_loss)
 
     def save(
-        self, round_: int, model: GlobalModel, policy_loss: float | None, entry: Mapping[str, Any] | None
+        self, round_: int, model: GlobalModel, policy_loss: float | None, entry: RoundRecord | None
     ) -> Path:
         """Save round `round_` atomically; then remove what is no longer kept.
 
@@ -141,7 +142,7 @@ class Checkpoints:
             norms=list(model.norms),
             policy_loss=policy_loss,
             measured_on=self._measured_on,
-            entry=None if entry is None else dict(entry),
+            entry=entry,
             config=self._config,
         )
         self._write(path, checkpoint)
@@ -235,7 +236,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             norms=state["norms"],
             policy_loss=float(metadata["policy_loss"]) if "policy_loss" in metadata else None,
             measured_on=state["measured_on"],
-            entry=state["entry"],
+            entry=None if state["entry"] is None else RoundRecord.from_json(state["entry"]),
             config=state["config"],
         )
     except (KeyError, ValueError) as error:
@@ -356,7 +357,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]
             },
             "norms": checkpoint.norms,
             "measured_on": checkpoint.measured_on,
-            "entry": checkpoint.entry,
+            "entry": None if checkpoint.entry is None else checkpoint.entry.to_json(),
             "config": checkpoint.config,
         },
         allow_nan=False,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from federation.config import TrainingConfig
+from server.run.round_record import RoundRecord
 
 __all__ = ["NODE_PHASES", "PHASES", "node_phases", "round_phases", "steps_taken"]
 
@@ -33,18 +34,18 @@ def steps_taken(client: Mapping[str, float], config: Mapping[str, Any]) -> int:
     return training.steps_taken(int(client["num_examples"]))
 
 
-def round_phases(entry: dict[str, Any]) -> dict[str, float]:
+def round_phases(entry: RoundRecord) -> dict[str, float]:
     """Seconds of a round by phase; they add up to the round's duration.
 
     Args:
-        entry: of `rounds` in `federated_metrics.json`. Its `seconds["train"]` is how long the server waited
-            for replies; that is split as the slowest node that answered spent it.
+        entry: its `seconds["train"]` is how long the server waited for replies; that is split as the slowest
+            node that answered spent it.
     """
-    seconds = entry["seconds"]
+    seconds = entry.seconds
     waited = seconds.get("train", 0.0)
     phases = {phase: seconds.get(phase, 0.0) for phase in PHASES}
     slowest: dict[str, float] = max(
-        entry["clients"].values(), key=lambda client: client.get("reply_seconds", 0.0), default={}
+        entry.clients.values(), key=lambda client: client.get("reply_seconds", 0.0), default={}
     )
     spent = node_phases(slowest)
     total = sum(spent.values())

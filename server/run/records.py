@@ -23,6 +23,7 @@ from federation.files import write_json
 from federation.release_ledger import LEDGER_FILE
 from server.run.accountant import check_ledger, privacy_spent
 from server.run.environment import describe_environment
+from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = [
     "EVENTS_FILE",
@@ -72,6 +73,7 @@ class RunRecord:
         self.name, self.folder = name, outputs / name
         self._flower_run = flower_run
         self._changed: dict[str, Any] = {}  # settings that a continuation changes
+        self._rounds: list[RoundRecord] = []
         if config.run.resume:
             self._reopen(config)
         else:
@@ -97,7 +99,6 @@ class RunRecord:
             "environment": describe_environment(),
             "nodes": {},
             "baseline": None,
-            "rounds": [],
             "resumed": [],
             "flower_runs": [self._flower_run] if self._flower_run else [],
         }
@@ -112,6 +113,7 @@ class RunRecord:
         # SuperLink gives a run up before its ServerApp knows: that one may still be writing.
         self._open(_LOCK_SECONDS)
         self._metrics = read_metrics(self.folder)
+        self._rounds = recorded_rounds(self._metrics)
         old, new = flatten(recorded_config(self.folder)), flatten(config) | {"run.resume": False}
         self._changed = {key: new[key] for key in new if new[key] != old[key]}
         for key in self._changed:
@@ -125,24 +127,24 @@ class RunRecord:
             self._metrics.setdefault("flower_runs", []).append(self._flower_run)
             self._save()  # the nodes may be long in coming; who follows the run looks for it here
 
-    def resume_after(self, round_: int | None, entry: dict[str, Any] | None) -> None:
+    def resume_after(self, round_: int | None, entry: RoundRecord | None) -> None:
         """Go on after `round_`, None for the very beginning: later rounds will be done again.
 
         Args:
             entry: of `round_`, from its checkpoint: the record may have been cut off before it.
         """
-        kept = [e for e in self._metrics["rounds"] if round_ is not None and e["round"] <= round_]
-        if entry is not None and entry["round"] not in [e["round"] for e in kept]:
-            kept.append(entry)
-        again = [e["round"] for e in self._metrics["rounds"] if e not in kept]
-        self._metrics["rounds"] = kept
+        after = 0 if round_ is None else round_
+        again = [entry.round for entry in self._rounds if entry.round > after]
+        self._rounds = [entry for entry in self._rounds if entry.round <= after]
+        if entry is not None and entry.round not in [kept.round for kept in self._rounds]:
+            self._rounds.append(entry)
         self._drop_simulations(lambda simulated: simulated > (-1 if round_ is None else round_))
         self._metrics.setdefault("resumed", []).append(
-            {"time": _now(), "after_round": round_ or 0, "changed": sorted(self._changed)}
+            {"time": _now(), "after_round": after, "changed": sorted(self._changed)}
         )
         write_json(self.folder / "config.json", self._metrics["config"])
         self._save()
-        self.event("run_resumed", after_round=round_ or 0, rounds_done_again=again, changed=self._changed)
+        self.event("run_resumed", after_round=after, rounds_done_again=again, changed=self._changed)
 
     def event(self, event: str, **fields: Any) -> None:
         """Append `{"time": unix seconds, "event": event, ...fields}` to the event file."""
@@ -170,10 +172,9 @@ class RunRecord:
         The weights before training and those of `round_`, the best, have been evaluated again. The other
         rounds lose their evaluations; the events keep them.
         """
-        dropped = [entry["round"] for entry in self._metrics["rounds"] if entry.pop("evaluation", None)]
-        for entry in self._metrics["rounds"]:
-            if entry["round"] == round_:
-                entry["evaluation"] = evaluation
+        dropped = [entry.round for entry in self._rounds if entry.evaluation]
+        for entry in self._rounds:
+            entry.evaluation = evaluation if entry.round == round_ else None
         self._metrics["resumed"][-1]["evaluated_anew"] = changed
         self.event("evaluations_dropped", rounds=[0, *dropped], reason=changed)
         self.evaluated(0, baseline)
@@ -196,28 +197,28 @@ class RunRecord:
         self._save()
         self.event("simulated", **figures)
 
-    def round_finished(self, round_: dict[str, Any]) -> None:
+    def round_finished(self, round_: RoundRecord) -> None:
         """Add a complete round; from here on it is on disk."""
-        self._metrics["rounds"].append(round_)
+        self._rounds.append(round_)
         self._drop_simulations(self._is_gone)
         self._save()
-        self.event("round_finished", **round_)
+        self.event("round_finished", **round_.to_json())
 
     def roll_back(self, round_: int) -> None:
         """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""
-        later = [entry["round"] for entry in self._metrics["rounds"] if entry["round"] > round_]
-        self._metrics["rounds"] = [e for e in self._metrics["rounds"] if e["round"] <= round_]
+        later = [entry.round for entry in self._rounds if entry.round > round_]
+        self._rounds = [entry for entry in self._rounds if entry.round <= round_]
         self._drop_simulations(lambda simulated: simulated > round_)
         self.event("rolled_back", to_round=round_, rounds_dropped=later)
         self.close("failed", f"rolled back to round {round_} by the operator: resume it")
 
     @property
-    def entry_behind(self) -> dict[str, Any] | None:
-        """The entry of the round that today's weights come from; None: they are those before training."""
-        entries = {entry["round"]: entry for entry in self._metrics["rounds"]}
+    def entry_behind(self) -> RoundRecord | None:
+        """The round that today's weights come from; None: they are those before training."""
+        entries = {entry.round: entry for entry in self._rounds}
         entry = entries.get(max(entries, default=0))
-        while entry is not None and "rolled_back_to" in entry:
-            entry = entries.get(entry["rolled_back_to"])
+        while entry is not None and entry.reverted_to is not None:
+            entry = entries.get(entry.reverted_to)
         return entry
 
     @property
@@ -225,27 +226,29 @@ class RunRecord:
         """How many evaluations in a row took the weights back, since the settings were last changed."""
         changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
         count = 0
-        for entry in reversed(self._metrics["rounds"]):
-            is_reverted = "rolled_back_to" in entry
-            if entry["round"] <= max(changed, default=0) or ("evaluation" in entry and not is_reverted):
+        for entry in reversed(self._rounds):
+            is_reverted = entry.reverted_to is not None
+            if entry.round <= max(changed, default=0) or (entry.evaluation and not is_reverted):
                 break
             count += is_reverted
         return count
 
     def _is_gone(self, round_: int) -> bool:
         """Whether nothing of the weights after `round_` is in today's. After a revert they are the best's."""
-        reverts = [entry for entry in self._metrics["rounds"] if "rolled_back_to" in entry]
-        return any(entry["rolled_back_to"] < round_ < entry["round"] for entry in reverts)
+        return any(best < round_ < spike for best, spike in self._reverts())
 
     def _drop_simulations(self, is_gone: Callable[[int], bool]) -> None:
         if "simulated" in self._metrics:
             self._metrics["simulated"] = [s for s in self._metrics["simulated"] if not is_gone(s["round"])]
 
     @property
-    def undone_rounds(self) -> list[int]:
+    def reverted_rounds(self) -> list[int]:
         """The rounds that spikes of the policy loss took back: nothing of them is in the weights."""
-        back = [(e["rolled_back_to"], e["round"]) for e in self._metrics["rounds"] if "rolled_back_to" in e]
-        return sorted({round_ for best, spike in back for round_ in range(best + 1, spike + 1)})
+        return sorted({lost for best, spike in self._reverts() for lost in range(best + 1, spike + 1)})
+
+    def _reverts(self) -> list[tuple[int, int]]:
+        """The best round and the spike of each revert."""
+        return [(e.reverted_to, e.round) for e in self._rounds if e.reverted_to is not None]
 
     def close(self, status: str, reason: str = "") -> None:
         """Save how the run ended: `finished`, or `failed` for `reason`."""
@@ -278,7 +281,8 @@ class RunRecord:
         self._events = path.open("a", encoding="utf-8")
 
     def _save(self) -> None:
-        write_json(self.folder / METRICS_FILE, self._metrics)
+        rounds = [entry.to_json() for entry in self._rounds]
+        write_json(self.folder / METRICS_FILE, self._metrics | {"rounds": rounds})
 
 
 def is_being_written(folder: Path) -> bool:
@@ -324,13 +328,13 @@ def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dic
     Where the run went back to its best round, what lies between is left out: those weights are gone.
     """
     found = {0: metrics["baseline"]} if metrics.get("baseline") else {}
-    for entry in metrics["rounds"]:
-        if entry["round"] > round_:
+    for entry in recorded_rounds(metrics):
+        if entry.round > round_:
             break
-        if "rolled_back_to" in entry:
-            found = {n: evaluation for n, evaluation in found.items() if n <= entry["rolled_back_to"]}
-        elif entry.get("evaluation"):
-            found[entry["round"]] = entry["evaluation"]
+        if entry.reverted_to is not None:
+            found = {n: evaluation for n, evaluation in found.items() if n <= entry.reverted_to}
+        elif entry.evaluation:
+            found[entry.round] = entry.evaluation
     return found
 
 

@@ -144,10 +144,10 @@ def run_federation(job: tuple[int, str, str, Path]) -> dict[str, Any]:
         for round_ in range(1, ROUNDS + 1):
             answers = {node.node_id: (lambda message, site=node.name: reply(site, message)) for node in nodes}
             entry = run_round(FakeGrid(answers), model, nodes, round_, config, record)  # type: ignore[arg-type]
-            refused += len(entry["refused"])
+            refused += len(entry.rejected)
             losses.append(evaluator.evaluate(model.weights)["policy_loss"])
         print(
-            f"{count} sites, {rule}, {attack}: policy loss {losses[-1]:.4f}, {refused} updates refused",
+            f"{count} sites, {rule}, {attack}: policy loss {losses[-1]:.4f}, {refused} updates rejected",
             flush=True,
         )
     return {"sites": count, "rule": rule, "attack": attack, "policy_loss": losses, "refused": refused}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from server.run.phases import PHASES, round_phases
+from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["PLOTS", "draw"]
 
@@ -46,9 +47,7 @@ def draw(name: str, metrics: dict[str, Any]) -> Figure:
 
 def _policy_loss(axes: Axes, metrics: dict[str, Any]) -> None:
     evaluations = {0: metrics["baseline"]} if metrics["baseline"] else {}
-    evaluations |= {
-        entry["round"]: entry["evaluation"] for entry in metrics["rounds"] if "evaluation" in entry
-    }
+    evaluations |= {entry.round: entry.evaluation for entry in recorded_rounds(metrics) if entry.evaluation}
     rounds = list(evaluations)
     if metrics["baseline"]:
         axes.axhline(metrics["baseline"]["policy_loss"], ls="--", lw=1, color="0.5", label="before training")
@@ -68,14 +67,15 @@ def _client_losses(axes: Axes, metrics: dict[str, Any]) -> None:
 
 def _update_norm(axes: Axes, metrics: dict[str, Any]) -> None:
     _clients(axes, metrics, "update_norm")
-    norms = {entry["round"]: entry["update_norm"] for entry in metrics["rounds"]}
+    norms = {entry.round: entry.update_norm for entry in recorded_rounds(metrics)}
     axes.plot(list(norms), list(norms.values()), "o-", lw=2, color="black", label="global update")
     _finish(axes, "L2 norm")
 
 
 def _time_by_phase(axes: Axes, metrics: dict[str, Any]) -> None:
-    rounds = [entry["round"] for entry in metrics["rounds"]]
-    split = [round_phases(entry) for entry in metrics["rounds"]]
+    entries = recorded_rounds(metrics)
+    rounds = [entry.round for entry in entries]
+    split = [round_phases(entry) for entry in entries]
     below = [0.0] * len(rounds)
     for phase in PHASES:
         seconds = [phases[phase] for phases in split]
@@ -99,21 +99,21 @@ PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
 
 def _clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
     """One line a node, in the same colour in every plot; where there are too many, what lies between them."""
-    names = sorted(metrics["nodes"])
+    names, rounds = sorted(metrics["nodes"]), recorded_rounds(metrics)
     if len(names) > _MAX_NAMED_LINES:
-        _spread(axes, metrics["rounds"], figure, len(names))
+        _spread(axes, rounds, figure, len(names))
         return
     for name in names:
-        entries = [entry for entry in metrics["rounds"] if name in entry["clients"]]
-        values = [entry["clients"][name][figure] for entry in entries]
-        axes.plot([entry["round"] for entry in entries], values, ".-", label=name)
+        entries = [entry for entry in rounds if name in entry.clients]
+        values = [entry.clients[name][figure] for entry in entries]
+        axes.plot([entry.round for entry in entries], values, ".-", label=name)
 
 
-def _spread(axes: Axes, rounds: list[dict[str, Any]], figure: str, nodes: int) -> None:
+def _spread(axes: Axes, rounds: list[RoundRecord], figure: str, nodes: int) -> None:
     """The mean over the nodes, in a band from the least to the most of them."""
-    entries = [entry for entry in rounds if entry["clients"]]
-    numbers = [entry["round"] for entry in entries]
-    values = [[client[figure] for client in entry["clients"].values()] for entry in entries]
+    entries = [entry for entry in rounds if entry.clients]
+    numbers = [entry.round for entry in entries]
+    values = [[client[figure] for client in entry.clients.values()] for entry in entries]
     low, high = (list(map(choose, values)) for choose in (min, max))
     axes.fill_between(numbers, low, high, color=_COLOURS[0], alpha=0.2, lw=0, label="from least to most")
     for edge in (low, high):  # a band of a single round has no width

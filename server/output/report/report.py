@@ -22,6 +22,7 @@ from server.output.report.simulation import simulation_section
 from server.run.accountant import format_max_epsilon
 from server.run.phases import PHASES, round_phases, steps_taken
 from server.run.records import EVENTS_FILE, evaluations_behind, read_metrics
+from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["write_report"]
 
@@ -96,7 +97,7 @@ def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
     shut_out = []
     for event in events:
         if event["event"] == "node_refused":
-            shut_out.append((event.get("node", ""), "refused to join", event["reason"]))
+            shut_out.append((event.get("node", ""), "join denied", event["reason"]))
         elif event["event"] == "node_left_out":
             until = f" until round {event['until_round']}" if "until_round" in event else ""
             shut_out.append((event["node"], f"suspended{until}", event["reason"]))
@@ -119,7 +120,7 @@ def _page(
         _figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
         simulated,
         "<h2>Rounds</h2>",
-        _rounds(metrics["rounds"]),
+        _rounds(recorded_rounds(metrics)),
         "<h2>Nodes</h2>",
         _nodes(metrics),
         _facts(metrics),
@@ -130,7 +131,7 @@ def _page(
         "<h2>Time and bytes</h2>",
         _figure(images["time_by_phase"], "Critical path: the server's own work and the slowest node's."),
         '<div class="columns">',
-        _time(metrics["rounds"]),
+        _time(recorded_rounds(metrics)),
         _bytes(metrics),
         "</div>",
         "<h2>Faults</h2>",
@@ -154,15 +155,15 @@ def _period(metrics: dict[str, Any]) -> str:
 
 def _figures(metrics: dict[str, Any]) -> str:
     """The answer in one row."""
-    rounds = metrics["rounds"]
-    if not any("evaluation" in entry for entry in rounds) or not metrics["baseline"]:
+    rounds = recorded_rounds(metrics)
+    if not any(entry.evaluation for entry in rounds) or not metrics["baseline"]:
         return "<p>No round has been evaluated yet.</p>"
-    found = evaluations_behind(metrics, rounds[-1]["round"])
+    found = evaluations_behind(metrics, rounds[-1].round)
     first, last = metrics["baseline"], found[max(found)]
     best = min(found, key=lambda round_: float(found[round_]["policy_loss"]))
     change = 100 * (last["policy_loss"] / first["policy_loss"] - 1)
     tone = "finished" if change < 0 else "bad"
-    down, up = (sum(entry["bytes"][way] for entry in rounds) / len(rounds) for way in ("down", "up"))
+    down, up = (sum(entry.bytes[way] for entry in rounds) / len(rounds) for way in ("down", "up"))
     cells = [
         (
             f"{last['policy_loss']:.4f} <small class={tone}>{change:+.1f} %</small>",
@@ -171,7 +172,7 @@ def _figures(metrics: dict[str, Any]) -> str:
         (f"{found[best]['policy_loss']:.4f}", f"best policy loss, round {best}"),
         (f"{last['action_mse']:.1f}", f"action MSE, {first['action_mse']:.1f} before training"),
         (f"{len(rounds)} of {metrics['config']['run.num_rounds']}", "rounds done"),
-        (f"{len(metrics['nodes'])}", f"nodes, {sum(e['num_examples'] for e in rounds):,} frames trained on"),
+        (f"{len(metrics['nodes'])}", f"nodes, {sum(e.num_examples for e in rounds):,} frames trained on"),
         (_size(down + up), f"a round: {_size(down)} to the nodes, {_size(up)} from them"),
     ]
     if "privacy" in metrics:
@@ -181,27 +182,27 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f'<div class="figures">{body}</div>{scale}'
 
 
-def _rounds(rounds: list[dict[str, Any]]) -> str:
+def _rounds(rounds: list[RoundRecord]) -> str:
     header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
-    header += ["update norm", "examples", "skipped", "missing", "refused", "time"]
+    header += ["update norm", "examples", "skipped", "missing", "rejected", "time"]
     rows = []
     for entry in rounds:
-        loss, evaluation = entry["policy_loss"], entry.get("evaluation")
-        undone = " undone" if "rolled_back_to" in entry else ""
+        loss, evaluation = entry.policy_loss, entry.evaluation
+        reverted = "" if entry.reverted_to is None else " reverted"
         rows.append(
             [
-                entry["round"],
-                len(entry["clients"]),
+                entry.round,
+                len(entry.clients),
                 f"{loss['mean']:.4f}" if loss else "",
                 f"{loss['std']:.4f}" if loss else "",
-                f"{evaluation['policy_loss']:.4f}{undone}" if evaluation else undone,
+                f"{evaluation['policy_loss']:.4f}{reverted}" if evaluation else reverted,
                 f"{evaluation['action_mse']:.1f}" if evaluation else "",
-                f"{entry['update_norm']:.4f}",
-                entry["num_examples"],
-                entry["skipped_frames"],
-                len(entry["missing"]) or "",
-                len(entry["refused"]) or "",
-                _duration(sum(entry["seconds"].values())),
+                f"{entry.update_norm:.4f}",
+                entry.num_examples,
+                entry.skipped_frames,
+                len(entry.missing) or "",
+                len(entry.rejected) or "",
+                _duration(sum(entry.seconds.values())),
             ]
         )
     return _table(header, rows)
@@ -209,13 +210,12 @@ def _rounds(rounds: list[dict[str, Any]]) -> str:
 
 def _nodes(metrics: dict[str, Any]) -> str:
     header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
-    header += ["missed", "refused"]
+    header += ["missed", "rejected"]
     privacy = metrics.get("privacy")
     header += ["epsilon of the updates"] if privacy else []
-    rows = []
+    rows, rounds = [], recorded_rounds(metrics)
     for name in sorted(metrics["nodes"]):
-        rounds = metrics["rounds"]
-        updates = [entry["clients"][name] for entry in rounds if name in entry["clients"]]
+        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         last = updates[-1] if updates else {}
         train, data = last.get("train_seconds", 0.0), last.get("data_seconds", 0.0)
         rows.append(
@@ -228,8 +228,8 @@ def _nodes(metrics: dict[str, Any]) -> str:
                 f"{steps_taken(last, metrics['config']) / train:.2f}" if train else "",
                 f"{100 * (1 - data / train):.0f} %" if train else "",
                 _size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
-                sum(name in entry["missing"] for entry in rounds) or "",
-                sum(name in entry["refused"] for entry in rounds) or "",
+                sum(name in entry.missing for entry in rounds) or "",
+                sum(name in entry.rejected for entry in rounds) or "",
             ]
         )
         if privacy:
@@ -261,7 +261,7 @@ def _facts(metrics: dict[str, Any]) -> str:
     return _table(header, rows)
 
 
-def _time(rounds: list[dict[str, Any]]) -> str:
+def _time(rounds: list[RoundRecord]) -> str:
     totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
     everything = sum(totals.values()) or 1.0
     rows = [
@@ -277,15 +277,15 @@ def _time(rounds: list[dict[str, Any]]) -> str:
 
 
 def _bytes(metrics: dict[str, Any]) -> str:
-    moved = {}
+    moved, rounds = {}, recorded_rounds(metrics)
     for name in sorted(metrics["nodes"]):
-        updates = [entry["clients"][name] for entry in metrics["rounds"] if name in entry["clients"]]
+        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
     if len(moved) > _MAX_ROWS:  # of each column for itself
         columns = list(zip(*moved.values(), strict=True))
         moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
     rows = [[name, *map(_size, sizes)] for name, sizes in moved.items()]
-    down, up = (sum(entry["bytes"][way] for entry in metrics["rounds"]) for way in ("down", "up"))
+    down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
     return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
 
 
@@ -301,15 +301,16 @@ def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
 def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
     """What went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
-    for entry in metrics["rounds"]:
-        faults = [(name, "missing", "no reply in time") for name in entry["missing"]]
-        faults += [(name, "refused", why) for name, why in entry["refused"].items()]
+    entries = recorded_rounds(metrics)
+    for entry in entries:
+        faults = [(name, "missing", "no reply in time") for name in entry.missing]
+        faults += [(name, "rejected", rejection.reason) for name, rejection in entry.rejected.items()]
         faults += [
             (name, "capped", f"it counted as {weight:.10g} frames, the median of the sites")
-            for name, weight in entry.get("capped", {}).items()
+            for name, weight in entry.capped.items()
         ]
         for fault in faults:
-            rounds.setdefault(fault, []).append(entry["round"])
+            rounds.setdefault(fault, []).append(entry.round)
     rows = [[*map(_Text, fault), _Text("")] for fault in dict.fromkeys(shut_out)]
     rows += [
         [
@@ -323,19 +324,19 @@ def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> st
     rows += [
         [
             _Text("server"),
-            _Text("rolled back"),
-            _Text(f"the policy loss spiked; weights of round {entry['rolled_back_to']} taken again"),
-            _Text(f"{entry['round']}"),
+            _Text("reverted"),
+            _Text(f"the policy loss spiked; weights of round {entry.reverted_to} taken again"),
+            _Text(f"{entry.round}"),
         ]
-        for entry in metrics["rounds"]
-        if "rolled_back_to" in entry
+        for entry in entries
+        if entry.reverted_to is not None
     ]
     rows += [
         [_Text(name), _Text(what), _Text(why), _Text(", ".join(map(str, when)))]
         for (name, what, why), when in rounds.items()
     ]
     if not rows:
-        return "<p>No node was missing, no update was refused, nothing had to be resumed.</p>"
+        return "<p>No node was missing, no update was rejected, nothing had to be resumed.</p>"
     return _table(["node", "what", "why", "rounds"], rows)
 
 

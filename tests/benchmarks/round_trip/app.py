@@ -67,7 +67,7 @@ def _ours(grid: Grid, weights: dict[str, Any]) -> float:
     started = time.monotonic()
     entry = run_round(grid, model, nodes, _ROUND, config, record)
     seconds = time.monotonic() - started
-    assert len(entry["clients"]) == 2, (entry["refused"], entry["missing"])
+    assert len(entry.clients) == 2, (entry.rejected, entry.missing)
     return seconds
 
 

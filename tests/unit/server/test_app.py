@@ -15,6 +15,7 @@ from server import app
 from server.rounds import GlobalModel
 from server.run.checkpoints import Checkpoints, load_checkpoint
 from server.run.records import RunRecord, read_metrics
+from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 from tests.synthetic import split_video
 
@@ -40,8 +41,8 @@ class _Evaluator:
 def test_a_run_resumed_with_another_hold_out_is_compared_with_its_figures_of_today(record: RunRecord) -> None:
     folder = record.folder / "checkpoints"
     settings, config = CheckpointConfig(), flatten(RunConfig())
-    Checkpoints(folder, settings, config, "old").save(1, _model(0.7), 0.001, {"round": 1})
-    record.round_finished({"round": 1, "evaluation": {"policy_loss": 0.001}})
+    Checkpoints(folder, settings, config, "old").save(1, _model(0.7), 0.001, RoundRecord(1))
+    record.round_finished(RoundRecord(1, evaluation={"policy_loss": 0.001}))
     record.resume_after(1, None)
     store = Checkpoints(folder, settings, config, "new")
     policy = torch.nn.Linear(1, 1, bias=False)
@@ -57,9 +58,9 @@ def test_a_run_resumed_with_another_hold_out_is_compared_with_its_figures_of_tod
 
 def test_a_run_that_is_reverted_again_and_again_fails_with_what_to_do(record: RunRecord) -> None:
     for round_ in (1, 2):
-        record.round_finished({"round": round_, "rolled_back_to": 0})
+        record.round_finished(RoundRecord(round_, reverted_to=0))
         app._stop_after_reverts(record)
-    record.round_finished({"round": 3, "rolled_back_to": 0})
+    record.round_finished(RoundRecord(3, reverted_to=0))
     with pytest.raises(app.RevertedError, match=r"3 evaluations in a row .* lower training.learning_rate"):
         app._stop_after_reverts(record)
 

@@ -10,6 +10,7 @@ import pytest
 from federation.data.description import describe_dataset
 from server import app
 from server.run.records import read_metrics
+from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 
 
@@ -24,24 +25,17 @@ class _Nodes:
         return lambda *_: None
 
 
-def _round(_: object, model: Any, __: object, round_: int, *___: object) -> dict[str, Any]:
+def _round(_: object, model: Any, __: object, round_: int, *___: object) -> RoundRecord:
     for tensor in model.weights.values():
         tensor.mul_(1.01)
-    return {
-        "round": round_,
-        "aggregated": True,
-        "clients": {},
-        "refused": {},
-        "refusal_codes": {},
-        "missing": [],
-        "policy_loss": None,
-        "proximal_mu": 0.001,
-        "update_norm": 0.4,
-        "num_examples": 24,
-        "skipped_frames": 0,
-        "bytes": {"down": 1, "up": 1},
-        "seconds": {"train": 2.0},
-    }
+    return RoundRecord(
+        round_,
+        proximal_mu=0.001,
+        update_norm=0.4,
+        num_examples=24,
+        bytes={"down": 1, "up": 1},
+        seconds={"train": 2.0},
+    )
 
 
 @pytest.fixture

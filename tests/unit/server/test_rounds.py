@@ -36,6 +36,7 @@ from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.nodes import Node, NodeTable, sample_nodes
 from server.rounds import GlobalModel, run_round
 from server.run.records import RunRecord
+from server.run.round_record import Rejection, RoundRecord
 from tests.fake_grid import FakeGrid
 
 FAST = TrainingConfig(learning_rate=1e3)  # the updates here are made up, and far from what 1e-4 can train
@@ -69,6 +70,10 @@ def _update(value: float, run: str = "run") -> tuple[ArrayRecord, ConfigRecord]:
     return arrays, header
 
 
+NAN = Rejection("non_finite", "NaN")
+OUT_OF_MEMORY = Rejection("node_failed", "out of memory")
+
+
 def _nodes(*names: str) -> list[Node]:
     return [Node(i, name, 30, 3, 90, ("top",), {}) for i, name in enumerate(names, start=10)]
 
@@ -85,7 +90,7 @@ def _run(
     *names: str,
     min_updates: int = 1,
     norms: tuple[float, ...] = (),
-) -> tuple[dict, torch.Tensor]:
+) -> tuple[RoundRecord, torch.Tensor]:
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     model.norms.extend(norms)
     settings = RunConfig(
@@ -100,10 +105,10 @@ def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
     grid = FakeGrid({10: _reply(1.0, num_examples=30), 11: _reply(5.0, num_examples=10)})
     entry, weights = _run(grid, record, statistics, "a", "b")
     assert weights.tolist() == [2.0, 2.0]
-    assert entry["update_norm"] == pytest.approx(2 * math.sqrt(2))
-    assert (entry["num_examples"], entry["skipped_frames"], entry["aggregated"]) == (40, 2, True)
-    assert entry["policy_loss"] == {"mean": 1.0, "std": 0.0}
-    assert entry["bytes"] == {"down": 16, "up": 16}
+    assert entry.update_norm == pytest.approx(2 * math.sqrt(2))
+    assert (entry.num_examples, entry.skipped_frames, entry.aggregated) == (40, 2, True)
+    assert entry.policy_loss == {"mean": 1.0, "std": 0.0}
+    assert entry.bytes == {"down": 16, "up": 16}
 
 
 def _damaged() -> RecordDict:
@@ -178,17 +183,17 @@ def _code_of(reason: str) -> str:
 def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistics, bad, reason) -> None:
     entry, weights = _run(FakeGrid({10: bad, 11: _reply(5.0)}), record, statistics, "a", "b")
     assert weights.tolist() == [5.0, 5.0]
-    assert list(entry["clients"]) == ["b"]
-    assert reason in entry["refused"]["a"]
-    assert len(entry["refused"]["a"]) < 1000
-    assert entry["refusal_codes"] == {"a": _code_of(reason)}
+    assert list(entry.clients) == ["b"]
+    assert reason in entry.rejected["a"].reason
+    assert len(entry.rejected["a"].reason) < 1000
+    assert entry.rejected["a"].code == _code_of(reason)
     record.round_finished(entry)  # JSON takes it
 
 
 def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics) -> None:
     grid = FakeGrid({10: _reply(policy_loss=1e18, learning_rate=1e18), 11: _reply()})
     entry, _ = _run(grid, record, statistics, "a", "b")
-    assert entry["refused"] == {}
+    assert entry.rejected == {}
     record.round_finished(entry)
 
 
@@ -206,19 +211,19 @@ def test_useless_replies_make_no_quorum_that_honest_nodes_are_late_for(
 
     bad = _reply(num_examples=0)
     entry, _ = _run(Slow({10: bad, 11: bad, 12: bad, 13: _reply()}), record, statistics, "a", "b", "c", "d")
-    assert (list(entry["clients"]), entry["missing"]) == (["d"], [])
+    assert (list(entry.clients), entry.missing) == (["d"], [])
 
 
 def test_a_silent_node_is_missing(record, statistics) -> None:
     entry, weights = _run(FakeGrid({10: None, 11: _reply(5.0)}), record, statistics, "a", "b")
-    assert entry["missing"] == ["a"]
+    assert entry.missing == ["a"]
     assert weights.tolist() == [5.0, 5.0]
 
 
 def test_without_a_good_update_the_weights_stay_and_the_round_says_so(record, statistics) -> None:
     entry, weights = _run(FakeGrid({10: None, 11: Error(1, "no")}), record, statistics, "a", "b")
     assert weights.tolist() == [0.0, 0.0]
-    assert (entry["aggregated"], entry["policy_loss"], entry["update_norm"]) == (False, None, 0.0)
+    assert (entry.aggregated, entry.policy_loss, entry.update_norm) == (False, None, 0.0)
 
 
 NORM_OF_1 = math.sqrt(2)
@@ -228,8 +233,9 @@ NORM_OF_1 = math.sqrt(2)
 def test_an_update_a_thousand_times_as_large_is_refused(record, statistics, norms) -> None:
     answers = {10: _reply(1000.0), 11: _reply(1.0), 12: _reply(2.0), 13: _reply(1.5)}
     entry, weights = _run(FakeGrid(answers), record, statistics, "a", "b", "c", "d", norms=norms)
-    assert list(entry["clients"]) == ["b", "c", "d"]
-    assert "1000 times the median of the round" in entry["refused"]["a"] or "norm is" in entry["refused"]["a"]
+    assert list(entry.clients) == ["b", "c", "d"]
+    reason = entry.rejected["a"].reason
+    assert "1000 times the median of the round" in reason or "norm is" in reason
     assert weights.tolist() == [1.5, 1.5]
 
 
@@ -256,9 +262,9 @@ def test_with_local_epochs_norms_are_judged_by_the_root_of_the_steps(
     record, statistics, value: float, is_refused: bool
 ) -> None:
     entry, model = _epoch(record, statistics, {"a": (20, 1.0), "b": (20, 1.0), "c": (1000, value)})
-    assert list(entry["refused"]) == (["c"] if is_refused else [])
+    assert list(entry.rejected) == (["c"] if is_refused else [])
     if is_refused:
-        assert "its norm is 282.8, by the root of its steps 50 times the median" in entry["refused"]["c"]
+        assert "its norm is 282.8, by the root of its steps 50 times the median" in entry.rejected["c"].reason
         assert list(model.norms) == []
     else:  # as of the 200 steps of training.local_steps
         assert list(model.norms) == pytest.approx([NORM_OF_1 * math.sqrt(200)])
@@ -271,7 +277,7 @@ def test_an_honest_small_site_beside_large_ones_is_not_refused(record, statistic
         {"a": (200, small), "b": (200, small), "c": (20000, large)},
     ):
         entry, _ = _epoch(record, statistics, sites)
-        assert entry["refused"] == {}
+        assert entry.rejected == {}
 
 
 @pytest.mark.parametrize("others", [1, 2, 4])
@@ -280,19 +286,19 @@ def test_a_site_that_claims_any_number_of_frames_weighs_as_much_as_the_others(
 ) -> None:
     honest = {f"site-{i}": (100, 0.0) for i in range(others)}
     entry, model = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)})
-    assert entry["capped"] == {"liar": 100.0}
+    assert entry.capped == {"liar": 100.0}
     assert model.weights["w"].tolist() == pytest.approx([1 / (1 + others)] * 2)
     record.round_finished(entry)
     slow = dataclasses.replace(LOCAL_EPOCHS, learning_rate=1e-4)
     entry, _ = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)}, slow)
-    assert "steps of this learning rate make" in entry["refused"]["liar"]
+    assert "steps of this learning rate make" in entry.rejected["liar"].reason
 
 
 def test_without_local_epochs_nobody_is_capped(record, statistics) -> None:
     entry, _ = _run(
         FakeGrid({10: _reply(num_examples=3200), 11: _reply(num_examples=1)}), record, statistics, "a", "b"
     )
-    assert entry["capped"] == {}
+    assert entry.capped == {}
 
 
 @pytest.mark.parametrize("value", [1e-6, 0.0, 1000.0])
@@ -301,14 +307,14 @@ def test_of_two_nobody_is_judged_by_the_other(record, statistics, value: float, 
     entry, weights = _run(
         FakeGrid({10: _reply(1.0), 11: _reply(value)}), record, statistics, "a", "b", norms=norms
     )
-    assert entry["refused"] == {}
+    assert entry.rejected == {}
     assert weights.tolist() == pytest.approx([(1 + value) / 2] * 2)
 
 
 def test_of_two_updates_that_came_of_three_nobody_is_judged_by_the_other(record, statistics) -> None:
     grid = FakeGrid({10: _reply(1.0), 11: _reply(1000.0), 12: None})
     entry, _ = _run(grid, record, statistics, "a", "b", "c")
-    assert (list(entry["clients"]), entry["refused"]) == (["a", "b"], {})
+    assert (list(entry.clients), entry.rejected) == (["a", "b"], {})
 
 
 @pytest.mark.parametrize("names", ["a", "ab", "abc"])
@@ -317,7 +323,7 @@ def test_an_update_that_no_training_makes_is_refused_however_few_sites_there_are
 ) -> None:
     grid = FakeGrid({10: _reply(1e6)} | {10 + i: _reply(1.0) for i in range(1, len(names))})
     entry, weights = _run(grid, record, statistics, *names)
-    assert "its norm is 1.414e+06; steps of this learning rate make 5.6" in entry["refused"]["a"]
+    assert "its norm is 1.414e+06; steps of this learning rate make 5.6" in entry.rejected["a"].reason
     assert weights.tolist() == ([1.0, 1.0] if len(names) > 1 else [0.0, 0.0])
 
 
@@ -387,7 +393,7 @@ def test_whatever_a_node_reports_of_its_training_it_is_usable_or_refused_with_on
 def test_a_jump_that_all_nodes_share_is_no_reason_to_refuse_them(record, statistics) -> None:
     grid = FakeGrid({10: _reply(40.0), 11: _reply(42.0), 12: _reply(44.0)})
     entry, weights = _run(grid, record, statistics, "a", "b", "c", norms=(NORM_OF_1,) * 30)
-    assert entry["refused"] == {}
+    assert entry.rejected == {}
     assert weights.tolist() == [42.0, 42.0]
 
 
@@ -400,21 +406,21 @@ def test_the_noise_on_the_server_is_not_undone_by_whose_norms_are_compared(recor
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     grid = FakeGrid({10: _reply(1.0), 11: _reply(1.0), 12: _reply(1000.0)})
     entry = run_round(grid, model, _nodes("a", "b", "c"), 1, settings, record)  # type: ignore[arg-type]
-    assert list(entry["clients"]) == ["a", "b", "c"]
+    assert list(entry.clients) == ["a", "b", "c"]
     torch.testing.assert_close(model.weights["w"], torch.ones(2))
 
 
 def test_nodes_that_learnt_nothing_do_not_make_the_others_guilty(record, statistics) -> None:
     grid = FakeGrid({10: _reply(0.0), 11: _reply(0.0), 12: _reply(3.0)})
     entry, _ = _run(grid, record, statistics, "a", "b", "c")
-    assert entry["refused"] == {}
+    assert entry.rejected == {}
 
 
 def test_with_too_few_good_updates_the_weights_stay_and_the_round_is_marked(record, statistics) -> None:
     grid = FakeGrid({10: _reply(1.0), 11: Error(1, "no"), 12: _reply(num_examples=0)})
     entry, weights = _run(grid, record, statistics, "a", "b", "c", min_updates=2)
     assert weights.tolist() == [0.0, 0.0]
-    assert (entry["aggregated"], entry["update_norm"], list(entry["clients"])) == (False, 0.0, ["a"])
+    assert (entry.aggregated, entry.update_norm, list(entry.clients)) == (False, 0.0, ["a"])
 
 
 @pytest.mark.parametrize(("mode", "releases"), [("none", 0), ("local", 2), ("central", 1)])
@@ -438,7 +444,7 @@ def test_a_node_that_restarts_in_the_round_is_sent_the_same_weights_again_and_co
     )
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     entry = run_round(grid, model, _nodes("a"), 1, settings, record)  # type: ignore[arg-type]
-    assert list(entry["clients"]) == ["a"]
+    assert list(entry.clients) == ["a"]
     assert read_ledger(record.folder / LEDGER_FILE).count(1.0).total() == releases
     first, second = (message.content[HEADER]["sha256"] for message in grid.sent.values())
     assert first == second
@@ -481,25 +487,21 @@ def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statist
         training=dataclasses.replace(FAST, proximal_mu=0.01, adapt_proximal_mu=True),
         evaluation=EvaluationConfig(ema_decay=0.5),
     )
-    previous = {
-        "proximal_mu": 0.01,
-        "policy_loss": {"mean": 1.0, "std": 0.6},
-        "clients": {"a": {"policy_loss": 0.5}, "b": {"policy_loss": 1.5}},
-    }
+    previous = RoundRecord(1, proximal_mu=0.01, policy_loss={"mean": 1.0, "std": 0.6})
     grid = FakeGrid({10: _reply(0.0), 11: _reply(4.0)})
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f", average={"w": torch.zeros(2)})
     nodes_ = _nodes("a", "b")
     entry = run_round(grid, model, nodes_, 1, settings, record, previous)  # type: ignore[arg-type]
     assert model.weights["w"].tolist() == [2.0, 2.0]
     torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 2.0 * 9 / 11))
-    assert entry["proximal_mu"] == 0.02
+    assert entry.proximal_mu == 0.02
     assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
 
 
-def test_the_order_names_the_rounds_that_were_undone(record, statistics) -> None:
+def test_the_train_request_names_the_reverted_rounds(record, statistics) -> None:
     grid = FakeGrid({10: _reply(1.0)})
     _run(grid, record, statistics, "a")
-    for entry in ({"round": 3, "rolled_back_to": 1}, {"round": 4}, {"round": 6, "rolled_back_to": 4}):
+    for entry in (RoundRecord(3, reverted_to=1), RoundRecord(4), RoundRecord(6, reverted_to=4)):
         record.round_finished(entry)
     again = FakeGrid({10: _reply(1.0)})
     _run(again, record, statistics, "a")
@@ -744,21 +746,21 @@ def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, r
     grid = FakeGrid({10: _answer("a", reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()
-    for round_, refused in enumerate(({"a": "NaN"}, {"a": "NaN"}, {}, {"a": "NaN"}, {"a": "NaN"}), 1):
-        table.count_refusals(round_, refused, {"a", "b"} - refused.keys(), {})
+    for round_, refused in enumerate(({"a": NAN}, {"a": NAN}, {}, {"a": NAN}, {"a": NAN}), 1):
+        table.count_rejections(round_, refused, {"a", "b"} - refused.keys())
     assert len(table.wait_for_nodes()) == 2
-    table.count_refusals(6, {"a": "NaN"}, {"b"}, {})
+    table.count_rejections(6, {"a": NAN}, {"b"})
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     (event,) = _suspended(record)
     assert (event["node"], event["until_round"]) == ("a", 10)
-    assert event["reason"] == "3 updates in a row refused, the last because NaN"
+    assert event["reason"] == "3 updates in a row rejected, the last because NaN"
     told = [m for m in grid.sent.values() if m.metadata.message_type == QUERY_SHUT_OUT]
     assert "until round 10, or until its SuperNode restarts" in told[0].content[REASON]["text"]
     grid.online_since = {11: "t0"}  # away
     assert len(table.wait_for_nodes()) == 1
     grid.online_since = {10: "later", 11: "t0"}
     assert len(table.wait_for_nodes()) == 2
-    table.count_refusals(7, {"a": "NaN"}, {"b"}, {})
+    table.count_rejections(7, {"a": NAN}, {"b"})
     assert len(table.wait_for_nodes()) == 2  # it begins anew
 
 
@@ -769,7 +771,7 @@ def test_a_suspended_node_is_tried_again_by_itself_after_ever_longer(record, rep
     for round_ in range(1, 140):
         is_there = "a" in {node.name for node in table.wait_for_nodes().values()}
         asked += [round_] * is_there
-        table.count_refusals(round_, {"a": "out of memory"} if is_there else {}, {"b"}, {})
+        table.count_rejections(round_, {"a": OUT_OF_MEMORY} if is_there else {}, {"b"})
     assert asked == [1, 2, 3, 7, 14, 27, 52, 101]  # 3, 6, 12, 24, 48, 48 rounds between
     assert [event["until_round"] for event in _suspended(record)] == [7, 14, 27, 52, 101, 150]
 
@@ -779,8 +781,8 @@ def test_a_node_that_is_tried_again_and_succeeds_begins_anew(record, reported) -
     table = _table(grid, record, min_nodes=1)
     for round_ in range(1, 20):
         names = {node.name for node in table.wait_for_nodes().values()}
-        refused = {"a": "out of memory"} if "a" in names and round_ not in (7, 8) else {}
-        table.count_refusals(round_, refused, names - refused.keys(), {})
+        refused = {"a": OUT_OF_MEMORY} if "a" in names and round_ not in (7, 8) else {}
+        table.count_rejections(round_, refused, names - refused.keys())
     assert [event["until_round"] for event in _suspended(record)] == [7, 15, 22]
 
 
@@ -789,7 +791,7 @@ def test_a_node_that_the_others_are_too_few_without_is_not_suspended(record, rep
     table = _table(grid, record, min_nodes=2)
     for round_ in range(1, 10):
         assert len(table.wait_for_nodes()) == 2
-        table.count_refusals(round_, {"a": "out of memory"}, {"b"}, {})
+        table.count_rejections(round_, {"a": OUT_OF_MEMORY}, {"b"})
     assert _suspended(record) == []
 
 
@@ -798,7 +800,7 @@ def test_a_suspended_node_is_called_back_when_the_others_become_too_few(record, 
     table = _table(grid, record, min_nodes=2)
     for round_ in range(1, 4):
         assert len(table.wait_for_nodes()) == 3
-        table.count_refusals(round_, {"a": "out of memory"}, {"b", "c"}, {})
+        table.count_rejections(round_, {"a": OUT_OF_MEMORY}, {"b", "c"})
     assert len(table.wait_for_nodes()) == 2
     grid.online_since = {10: "t0", 11: "t0"}
     assert len(table.wait_for_nodes()) == 2
@@ -813,8 +815,8 @@ def test_a_refusal_for_the_norm_is_no_strike_and_an_error_of_the_exchange_is_no_
     updates = FakeGrid({10: _reply(1e6), 11: _reply(1.0), 12: _reply(1.0)}, not_sent=(12,))
     for round_ in range(1, 9):
         entry, _ = _run(updates, record, statistics, "a", "b", "c")
-        assert (list(entry["refused"]), entry["missing"]) == (["a"], ["c"])
-        table.count_refusals(round_, entry["refused"], entry["clients"], entry["refusal_codes"])
+        assert (list(entry.rejected), entry.missing) == (["a"], ["c"])
+        table.count_rejections(round_, entry.rejected, entry.clients)
     assert len(table.wait_for_nodes()) == 2
 
 

@@ -5,10 +5,11 @@ import torch
 
 from federation.config import RunConfig, parse_run_config
 from server.aggregation.adaptation import average_weights, is_spike, proximal_mu
+from server.run.round_record import RoundRecord
 
 
-def _entry(mu: float, mean: float, std: float) -> dict:
-    return {"proximal_mu": mu, "policy_loss": {"mean": mean, "std": std}}
+def _entry(mu: float, mean: float, std: float) -> RoundRecord:
+    return RoundRecord(1, proximal_mu=mu, policy_loss={"mean": mean, "std": std})
 
 
 def _adaptive(**changes: object) -> RunConfig:
@@ -38,7 +39,7 @@ def test_mu_doubles_while_losses_spread_and_comes_back_when_they_agree() -> None
 
 
 def test_mu_stays_after_a_round_without_updates() -> None:
-    assert proximal_mu(_adaptive(), {"proximal_mu": 0.04, "policy_loss": None}) == 0.04
+    assert proximal_mu(_adaptive(), RoundRecord(1, proximal_mu=0.04)) == 0.04
 
 
 def test_the_average_forgets_the_beginning_and_then_follows_slowly() -> None:

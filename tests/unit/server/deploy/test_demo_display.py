@@ -146,7 +146,7 @@ def _summary(folder: Path, metrics: dict[str, Any], width: int = WIDTH) -> str:
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_loss_stands_whole_at_80_columns(tmp_path: Path, count: int) -> None:
     printed = _summary(tmp_path, _metrics(count, 3))
-    for text in ("2.0000", "1.0001", "1.0002", "1.0003 undone", "1234.5"):
+    for text in ("2.0000", "1.0001", "1.0002", "1.0003 reverted", "1234.5"):
         assert text in printed
     assert max(map(len, printed.splitlines())) <= WIDTH
     assert "\N{HORIZONTAL ELLIPSIS}" not in printed
@@ -167,7 +167,7 @@ def test_more_sites_have_mean_best_worst_and_how_many_took_part(tmp_path: Path) 
 
 
 def test_a_narrow_terminal_keeps_the_held_out_loss(tmp_path: Path) -> None:
-    assert "1.0003 undone" in _summary(tmp_path, _metrics(8, 3), width=40)
+    assert "1.0003 reverted" in _summary(tmp_path, _metrics(8, 3), width=40)
 
 
 def test_a_round_without_any_update_has_no_losses(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from server.deploy import submit
 from server.deploy import supervise as supervisor
 from server.deploy.control import ControlError, RefusedError
 from server.run.records import RunRecord
+from server.run.round_record import RoundRecord
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ class SuperLink:
         )
         if end != "nothing":
             record = RunRecord(self.outputs, config.run.name, config, str(len(self.submitted)))
-            record._metrics["rounds"] = [{"round": number} for number in range(1, rounds + 1)]
+            record._rounds = [RoundRecord(number) for number in range(1, rounds + 1)]
             record._save()
             if end == "waiting":
                 record.event("waiting_for_nodes", joined=0, min_nodes=2, denied={})

@@ -27,6 +27,7 @@ from server.monitoring.superlink import SuperLinkState, SuperLinkWatch, ask_supe
 from server.monitoring.totals import RunFollower
 from server.run.phases import PHASES, round_phases
 from server.run.records import RunRecord
+from server.run.round_record import RoundRecord
 from tests import REPOSITORY
 
 CLIENT = {
@@ -61,9 +62,9 @@ def _evaluation(loss: float) -> dict:
     return {**part, "mode": "quick", "datasets": {"holdout-a": part}, "seconds": 0.1}
 
 
-def _entry(number: int, **changes: object) -> dict:
+def _entry(number: int, **changes: object) -> RoundRecord:
     spread = {"mean": 1.5, "std": 0.25}
-    return {
+    entry = {
         "round": number,
         "aggregated": True,
         "clients": {"site-a": CLIENT, "site-b": CLIENT},
@@ -77,17 +78,18 @@ def _entry(number: int, **changes: object) -> dict:
         "seconds": {"sample": 0.5, "send": 0.5, "train": 12.0, "aggregate": 1.0, "evaluate": 2.0},
         **changes,
     }
+    return RoundRecord.from_json(entry)
 
 
 def _play_round(record: RunRecord, number: int, loss: float, **changes: object) -> None:
     entry = _entry(number, **changes)
     record.event("round_started", round=number, nodes=["site-a", "site-b"])
-    for node in entry["clients"]:
+    for node in entry.clients:
         record.event("update_received", round=number, node=node, policy_loss=1.5)
-    for node in entry["missing"]:
+    for node in entry.missing:
         record.event("update_missing", round=number, node=node)
-    for node, reason in entry["refused"].items():
-        record.event("update_refused", round=number, node=node, code="non_finite", reason=reason)
+    for node, rejection in entry.rejected.items():
+        record.event("update_refused", round=number, node=node, code="non_finite", reason=rejection.reason)
     record.evaluated(number, _evaluation(loss))
     record.round_finished(entry)
 
@@ -382,7 +384,7 @@ def test_the_phases_of_a_round_are_its_critical_path_and_add_up_to_its_duration(
     assert list(phases) == list(PHASES)
     assert phases["train"] == 5.0
     assert phases["wait"] == pytest.approx(1.0)
-    assert sum(phases.values()) == pytest.approx(sum(entry["seconds"].values()))
+    assert sum(phases.values()) == pytest.approx(sum(entry.seconds.values()))
     nobody = round_phases(_entry(1, clients={}, missing=["site-a", "site-b"]))
     assert nobody["wait"] == 12.0
     assert sum(nobody.values()) == pytest.approx(16.0)

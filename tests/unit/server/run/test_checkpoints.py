@@ -25,6 +25,7 @@ from server.run.checkpoints import (
     set_checkpoints_back,
 )
 from server.run.records import RunRecord
+from server.run.round_record import RoundRecord
 
 FINGERPRINT = "f" * 64
 
@@ -47,7 +48,7 @@ def _rounds(folder: Path) -> list[int]:
 def test_the_newest_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
     store = _store(tmp_path, keep=2, keep_every=3)
     for round_, loss in enumerate([5.0, 3.0, 1.0, 2.0, 4.0, 3.0, 2.0, None, 6.0]):
-        store.save(round_, _model(round_), loss, {"round": round_})
+        store.save(round_, _model(round_), loss, RoundRecord(round_))
     assert _rounds(tmp_path) == [3, 6, 7, 8]
     best = load_checkpoint(store.best)
     assert (best.round, best.policy_loss) == (2, 1.0)
@@ -64,27 +65,27 @@ def test_the_best_is_saved_between_the_rounds_that_are_saved_anyway(tmp_path: Pa
     saved = []
     for round_, loss in enumerate(losses):
         if store.due(round_, loss, last=round_ == 9):
-            store.save(round_, _model(round_), loss, {"round": round_})
+            store.save(round_, _model(round_), loss, RoundRecord(round_))
             saved.append(round_)
     assert saved == [0, 1, 5, 6, 7, 9]
     assert load_checkpoint(store.best).round == 7
 
 
 def test_the_best_is_remembered_by_a_continuation(tmp_path: Path) -> None:
-    _store(tmp_path).save(1, _model(1), 1.0, {})
-    _store(tmp_path).save(2, _model(2), 2.0, {})
+    _store(tmp_path).save(1, _model(1), 1.0, RoundRecord(1))
+    _store(tmp_path).save(2, _model(2), 2.0, RoundRecord(1))
     assert load_checkpoint(tmp_path / "best.safetensors").round == 1
 
 
 def test_losses_measured_on_something_else_are_not_compared(tmp_path: Path) -> None:
     """What the loss was on the old hold-out must not make every later round look worse, or better."""
     assert _store(tmp_path, "old").best_is_comparable  # a new run
-    _store(tmp_path, "old").save(1, _model(1), 0.1, {})
+    _store(tmp_path, "old").save(1, _model(1), 0.1, RoundRecord(1))
     assert _store(tmp_path, "old").best_is_comparable
     store = _store(tmp_path, "new")
     assert not store.best_is_comparable
     store.measured_anew(load_checkpoint(store.best), 0.9)
-    store.save(2, _model(2), 0.8, {})
+    store.save(2, _model(2), 0.8, RoundRecord(1))
     for same in (store, _store(tmp_path, "new")):
         assert (same.best_is_comparable, same.best_loss) == (True, 0.8)
     best = load_checkpoint(store.best)
@@ -100,7 +101,7 @@ def test_a_damaged_best_is_named_and_the_best_of_the_others_takes_its_place(
 ) -> None:
     store = _store(tmp_path, keep=2)
     for round_, loss in enumerate([3.0, 0.5, 1.0, 2.0]):
-        store.save(round_, _model(round_), loss, {})
+        store.save(round_, _model(round_), loss, RoundRecord(1))
     store.best.unlink()
     if damage == "torn":
         store.best.write_bytes(b"torn")
@@ -111,14 +112,14 @@ def test_a_damaged_best_is_named_and_the_best_of_the_others_takes_its_place(
     assert "best.safetensors" in line
     assert "the best of the other checkpoints takes its place" in line
     assert (store.best_loss, load_checkpoint(store.best).round) == (1.0, 2)
-    store.save(4, _model(4), 1.5, {})
+    store.save(4, _model(4), 1.5, RoundRecord(1))
     assert load_checkpoint(store.best).round == 2
 
 
 def test_without_an_evaluated_checkpoint_the_newest_is_to_be_evaluated(tmp_path: Path) -> None:
     store = _store(tmp_path)
     for round_ in (1, 2):
-        store.save(round_, _model(round_), None, {})
+        store.save(round_, _model(round_), None, RoundRecord(1))
     store = _store(tmp_path)
     assert not store.best_is_comparable
     assert load_checkpoint(store.best).round == 2
@@ -140,7 +141,7 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, strategy: str) -> 
     through = _model(1.0, strategy)
     for seed in (1, 2):
         step(through, seed)
-    _store(tmp_path).save(2, through, 0.5, {"round": 2})
+    _store(tmp_path).save(2, through, 0.5, RoundRecord(2))
     step(through, 3)
 
     resumed = _model(9.0, strategy)
@@ -150,7 +151,7 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, strategy: str) -> 
     step(resumed, 3)
     assert all(resumed.weights[name].equal(tensor) for name, tensor in through.weights.items())
     assert load_checkpoint(tmp_path / "round_0002.safetensors").round == 2  # training on does not touch it
-    assert checkpoint.entry == {"round": 2}
+    assert checkpoint.entry == RoundRecord(2)
     assert checkpoint.config == flatten(RunConfig())
     assert checkpoint.statistics["action"]["mean"].tolist() == [0.1, 1 / 3]
     assert list(resumed.norms) == [1.5, 2.5]
@@ -159,7 +160,7 @@ def test_a_restored_model_goes_on_bit_for_bit(tmp_path: Path, strategy: str) -> 
 def test_the_average_of_the_rounds_is_kept_beside_the_weights(tmp_path: Path) -> None:
     model = _model(1.0)
     model.average = {name: torch.full_like(tensor, 5.0) for name, tensor in model.weights.items()}
-    _store(tmp_path).save(1, model, 0.5, {})
+    _store(tmp_path).save(1, model, 0.5, RoundRecord(1))
     checkpoint = load_checkpoint(tmp_path / "round_0001.safetensors")
     assert checkpoint.weights.keys() == model.weights.keys()
     resumed = _model(9.0)
@@ -171,7 +172,7 @@ def test_the_average_of_the_rounds_is_kept_beside_the_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", ["fingerprint", "shape"])
 def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path, change: str) -> None:
-    _store(tmp_path).save(1, _model(), None, {})
+    _store(tmp_path).save(1, _model(), None, RoundRecord(1))
     checkpoint = load_checkpoint(tmp_path / "round_0001.safetensors")
     model = _model()
     if change == "fingerprint":
@@ -194,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 ) -> None:
     store = _store(tmp_path)
     for round_ in (1, 2):
-        store.save(round_, _model(round_), None, {"round": round_})
+        store.save(round_, _model(round_), None, RoundRecord(round_))
     path = tmp_path / "round_0002.safetensors"
     if damage == "torn":
         path.write_bytes(path.read_bytes()[:-5])
@@ -221,17 +222,17 @@ def test_a_kill_while_the_best_is_linked_leaves_every_round_its_own_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _store(tmp_path)
-    store.save(1, _model(1), 3.0, {})
+    store.save(1, _model(1), 3.0, RoundRecord(1))
     monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
     monkeypatch.setattr(Path, "replace", _killed_at(store.best, Path.replace))
     with pytest.raises(KeyboardInterrupt):
-        store.save(2, _model(2), 2.0, {})
+        store.save(2, _model(2), 2.0, RoundRecord(1))
     monkeypatch.undo()
     assert (tmp_path / "round_0002.safetensors").stat().st_nlink == 2
     monkeypatch.setattr(
         module, "remove_unfinished", lambda *_: None
     )  # nor does anybody before the next write
-    _store(tmp_path).save(3, _model(3), 1.0, {})
+    _store(tmp_path).save(3, _model(3), 1.0, RoundRecord(1))
     assert [load_checkpoint(tmp_path / f"round_000{n}.safetensors").round for n in (1, 2, 3)] == [1, 2, 3]
     assert load_checkpoint(store.best).round == 3
 
@@ -271,7 +272,7 @@ def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    return _store(folder).save(1, _model(), 1.0, {"round": 1})
+    return _store(folder).save(1, _model(), 1.0, RoundRecord(1))
 
 
 @settings(max_examples=150)
@@ -297,7 +298,7 @@ def test_a_full_disk_costs_the_round_in_hand_and_says_so(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _store(tmp_path, keep=1)
-    store.save(1, _model(1), 1.0, {"round": 1})
+    store.save(1, _model(1), 1.0, RoundRecord(1))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -314,7 +315,7 @@ def test_a_full_disk_costs_the_round_in_hand_and_says_so(
     else:
         monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(CheckpointError, match=r"No space left .* round 2 is not saved, earlier ones are"):
-        store.save(2, _model(2), 0.5, {"round": 2})
+        store.save(2, _model(2), 0.5, RoundRecord(2))
     monkeypatch.undo()
     newest = store.newest()
     assert newest
@@ -328,7 +329,7 @@ def _recorded_run(tmp_path: Path, rounds: int) -> Path:
     record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(name="run-1")))
     store = _store(record.folder / "checkpoints", keep=10)
     for round_ in range(1, rounds + 1):
-        entry = {"round": round_}
+        entry = RoundRecord(round_)
         store.save(round_, _model(round_), 1.0 + abs(2 - round_) - 2 * (round_ == rounds), entry)
         record.round_finished(entry)
     record.close("finished")

@@ -11,6 +11,7 @@ from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConf
 from federation.errors import ConfigError, FederationError
 from server.run import records
 from server.run.records import RunRecord, new_run_name, read_metrics, recorded_config
+from server.run.round_record import RoundRecord
 
 
 def _evaluation(loss: float) -> dict:
@@ -18,9 +19,9 @@ def _evaluation(loss: float) -> dict:
     return {**part, "mode": "quick", "datasets": {"holdout-a": part, "holdout-b": part}, "seconds": 0.1}
 
 
-def _round(number: int, **changes: object) -> dict:
+def _round(number: int, **changes: object) -> RoundRecord:
     client = {"policy_loss": 1.0, "update_norm": 0.5, "num_examples": 12}
-    return {
+    entry = {
         "round": number,
         "aggregated": True,
         "clients": {"site-a": client, "site-b": client},
@@ -35,6 +36,7 @@ def _round(number: int, **changes: object) -> dict:
         "evaluation": _evaluation(1.0 / number),
         **changes,
     }
+    return RoundRecord.from_json(entry)
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def test_reverts_are_counted_between_evaluations_that_stand(record: RunRecord) -
     for round_, reverted in enumerate([False, True, None, True, False, True], start=1):
         entry = _round(round_, **({"rolled_back_to": 1} if reverted else {}))
         if reverted is None:  # not every round is evaluated
-            del entry["evaluation"]
+            entry.evaluation = None
         record.round_finished(entry)
         counts.append(record.reverts_in_row)
     assert counts == [0, 1, 1, 2, 0, 1]
@@ -264,7 +266,7 @@ def test_the_round_behind_the_weights_is_the_one_that_was_gone_back_to(record: R
     for round_, back in enumerate([None, None, 1, 3, None, 0], start=1):
         record.round_finished(_round(round_, **({} if back is None else {"rolled_back_to": back})))
         entry = record.entry_behind
-        found.append(entry and entry["round"])
+        found.append(entry and entry.round)
     assert found == [1, 2, 1, 1, 5, None]
 
 

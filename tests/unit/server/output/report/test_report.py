@@ -76,8 +76,8 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
     page = write_report(record.folder).read_text()
     text = _Page(page).text
     assert "site-b missing no reply in time 2, 3" in text
-    assert "site-a refused policy_loss = nan must be a finite number 3" in text
-    assert "refused to join dataset lab: lacks the camera <wrist>" in text
+    assert "site-a rejected policy_loss = nan must be a finite number 3" in text
+    assert "join denied dataset lab: lacks the camera <wrist>" in text
     assert "<wrist>" not in page  # escaped
 
 
@@ -128,8 +128,8 @@ def test_a_spike_and_the_way_back_are_named(record: RunRecord) -> None:
     record.close("finished")
     text = _Page(write_report(record.folder).read_text()).text
     assert "0.5000 -75.0 % policy loss, 2.0000 before training" in text
-    assert "9.0000 undone" in text
-    assert "server rolled back the policy loss spiked; weights of round 2 taken again 4" in text
+    assert "9.0000 reverted" in text
+    assert "server reverted the policy loss spiked; weights of round 2 taken again 4" in text
 
 
 def test_settings_other_than_the_default_stand_out(record: RunRecord) -> None:
@@ -154,7 +154,7 @@ def test_the_report_of_a_run_without_rounds_says_so(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
     text = _Page(write_report(record.folder).read_text()).text
     assert "No round has been evaluated yet" in text
-    assert "No node was missing, no update was refused, nothing had to be resumed." in text
+    assert "No node was missing, no update was rejected, nothing had to be resumed." in text
 
 
 def test_many_nodes_are_drawn_without_a_legend_of_all(tmp_path: Path) -> None:
