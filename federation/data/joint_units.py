@@ -9,6 +9,7 @@ it as far as its numbers tell: by the steps of the servo, by angles beyond 100, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from federation.errors import DatasetError
 
 __all__ = ["DEGREES", "RANGE", "JointUnits", "check_joint_units", "find_joint_units"]
 
-DEGREES = "degrees"
-RANGE = "range"
+Units = Literal["degrees", "range"]
+DEGREES: Units = "degrees"
+RANGE: Units = "range"
 
 _JOINTS = 5  # the gripper is 0 to 100 in both
 _END = 100.0  # of the range, to either side
@@ -34,7 +36,7 @@ Episodes = Mapping[int, Mapping[str, np.ndarray]]
 class JointUnits:
     """The units that a dataset can be in, and what in its numbers tells them; no reason where both can be."""
 
-    possible: tuple[str, ...] = (DEGREES, RANGE)
+    possible: tuple[Units, ...] = (DEGREES, RANGE)
     reason: str = ""
 
 
@@ -109,8 +111,8 @@ def _told_by(feature: str, parts: Mapping[int, np.ndarray], root: Path) -> Joint
     return JointUnits((units,), f"joints step by the servo's ticks in {units}") if units else JointUnits()
 
 
-def _lattice(values: np.ndarray) -> str:
-    """The units on whose lattice half of the joints that moved are, if none is on the other's; else ""."""
+def _lattice(values: np.ndarray) -> Units | None:
+    """Return the units on whose lattice half of the joints that moved are, if none is on the other's."""
     distinct = [np.unique(column) for column in values.T]
     moved = [column for column in distinct if len(column) >= MIN_DISTINCT]
     degrees = np.array([fits_degrees(column) for column in moved], bool)
@@ -120,4 +122,4 @@ def _lattice(values: np.ndarray) -> str:
         sure = own.sum() >= max(_SURE_COLUMNS, len(moved) / 2)
         if sure and (own & ~other).any() and not (other & ~own).any():
             return units
-    return ""
+    return None

@@ -1,0 +1,110 @@
+"""The rules of a run configuration beyond types and limits: names, and settings that do not go together."""
+
+import math
+
+from federation.settings import AggregationConfig, PolicyConfig, RunConfig
+
+__all__ = ["find_broken_rule"]
+
+_MAX_ADAM_RATE = 0.1
+
+
+def find_broken_rule(config: RunConfig) -> str | None:
+    """Return the first broken rule as "KEY = VALUE: what is wrong; what to do", or None."""
+    checks = (
+        _names(config),
+        _participants(config),
+        _normalisation(config.policy),
+        _privacy(config),
+        _learning_rate(config),
+        _server_optimizer(config.aggregation),
+        _rollback(config.evaluation.rollback_ratio),
+    )
+    return next(filter(None, checks), None)
+
+
+def _names(config: RunConfig) -> str | None:
+    name, repo, cameras = config.run.name, config.hub.repo, config.policy.camera_names
+    if name and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        return f"run.name = {name!r}: use letters, digits, '-', '_' and '.', it becomes a folder name"
+    if name.startswith("."):
+        return f"run.name = {name!r}: must not start with a dot"
+    if repo and (repo.count("/") != 1 or not all(repo.split("/"))):
+        return f"hub.repo = {repo!r}: must be owner/name, e.g. 'my-lab/so101'"
+    if not all(camera.isidentifier() for camera in cameras) or len(set(cameras)) != len(cameras):
+        return (
+            f"policy.cameras = {config.policy.cameras!r}: must be different names separated by commas, "
+            "e.g. 'top,wrist'"
+        )
+    return None
+
+
+def _participants(config: RunConfig) -> str | None:
+    federation = config.federation
+    participants = math.ceil(federation.fraction_fit * federation.min_nodes)
+    if federation.min_updates <= participants:
+        return None
+    return (
+        f"federation.min_updates = {federation.min_updates}: with fraction_fit = {federation.fraction_fit} a "
+        f"round may have {participants} participants only; raise federation.min_nodes or lower it"
+    )
+
+
+def _normalisation(policy: PolicyConfig) -> str | None:
+    if policy.normalisation != "pretrained" or policy.size == "pretrained":
+        return None
+    return (
+        f"policy.normalisation = 'pretrained': policy.size = {policy.size!r} has no statistics; choose "
+        "'federated', or policy.size = 'pretrained'"
+    )
+
+
+def _privacy(config: RunConfig) -> str | None:
+    mode, method = config.privacy.mode, config.aggregation.method
+    if mode == "central" and method != "mean":
+        return (
+            f"privacy.mode = 'central': aggregation.method = {method!r} is not covered by its noise; choose "
+            "'mean', or privacy.mode = 'local'"
+        )
+    if mode != "none" and config.training.adapt_proximal_mu:
+        return (
+            "training.adapt_proximal_mu = true: steers by the sites' losses, which privacy.mode = "
+            f"{mode!r} adds no noise to; set it to false"
+        )
+    return None
+
+
+def _learning_rate(config: RunConfig) -> str | None:
+    training = config.training
+    steps = config.run.num_rounds * training.local_steps
+    if training.warmup_steps >= steps:
+        return (
+            f"training.warmup_steps = {training.warmup_steps}: the run has run.num_rounds * "
+            f"training.local_steps = {steps} steps only and would be all warm-up; set it below, e.g. to "
+            f"{steps // 10}"
+        )
+    if training.min_learning_rate > training.learning_rate:
+        return (
+            f"training.min_learning_rate = {training.min_learning_rate}: must not exceed "
+            f"training.learning_rate = {training.learning_rate}"
+        )
+    return None
+
+
+def _server_optimizer(aggregation: AggregationConfig) -> str | None:
+    rate = aggregation.server_learning_rate
+    if aggregation.strategy != "fedadam" or rate <= _MAX_ADAM_RATE:
+        return None
+    return (
+        f"aggregation.server_learning_rate = {rate}: must be at most {_MAX_ADAM_RATE} with "
+        "aggregation.strategy = 'fedadam', which moves every weight by about as much; set it to 0.002"
+    )
+
+
+def _rollback(ratio: float) -> str | None:
+    if not 0 < ratio <= 1:
+        return None
+    return (
+        f"evaluation.rollback_ratio = {ratio}: would undo rounds that are no worse; must be greater than 1, "
+        "or 0 for never"
+    )
