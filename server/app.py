@@ -7,13 +7,9 @@ sets), `FEDERATION_SCRATCH` (caches).
 
 import gc
 import math
-import os
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
@@ -21,23 +17,23 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.data.description import DatasetDescription, find_datasets
-from federation.data.simulated import check_one_kind
-from federation.errors import ConfigError, FederationError, one_line
-from federation.judgement.judge import DatasetUse, describe_fitting
+from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
-from server.nodes import Node, NodeTable, sample_nodes
+from server.evaluation.datasets import check_samples, find_evaluation_datasets
+from server.nodes import NodeTable
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
 from server.run.accountant import format_max_epsilon, privacy_spent
+from server.run.environment import folder_of
 from server.run.records import RunRecord, new_run_name
 from server.run.round_record import RoundRecord
+from server.sampling import sample_nodes
 
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     from server.evaluation.held_out import Evaluator
-    from server.rounds import GlobalModel
-    from server.run.checkpoints import Checkpoint, Checkpoints
+    from server.model import GlobalModel
+    from server.run.checkpoints import Checkpoints
 
 app = ServerApp()
 _MAX_REVERTS_IN_ROW = 3
@@ -53,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federated fine-tuning, or what is left of one, from its configuration to its report."""
     config = parse_run_config(context.run_config, "the run configuration")
     name = config.run.name or new_run_name("run")
-    record = RunRecord(_folder("FEDERATION_OUTPUTS"), name, config, str(context.run_id))
+    record = RunRecord(folder_of("FEDERATION_OUTPUTS"), name, config, str(context.run_id))
     logs.configure(record.folder / "server.log")
     logs.speak_as(run=record.name, node="server", round_=0)
     if not config.run.resume:
@@ -97,124 +93,95 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
         command = f"make report RUN={record.name}"
         _log.exception("the report is not written, %s writes it again: %s", command, one_line(error))
     try:
-        record.announce_end()
+        record.write_final_event()
     except OSError as error:
         _log.error("the last event cannot be written: %s", error)
 
 
 def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
+    """Prepare the run, while the nodes join, then do its rounds."""
     if config.privacy.mode != "none":
         _log.info("differential privacy by %s noise. %s", config.privacy.mode, NOT_COVERED)
-    datasets, descriptions = _evaluation_datasets(config)
+    datasets, descriptions = find_evaluation_datasets(config)
     held_out = {name: description.simulated for name, description in descriptions.items()}
     nodes = NodeTable(grid, config, record, held_out)
     with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
         building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
-        checking = pool.submit(_check_samples, config, datasets, descriptions)
+        checking = pool.submit(check_samples, config, datasets, descriptions)
         online = nodes.wait_for_nodes()
         policy = building.result()
         checking.result()
 
     from server.evaluation.held_out import Evaluator, measure
-    from server.output.after_round import Delivery
-    from server.rounds import run_round
+    from server.output.after_round import AfterRound
     from server.run.checkpoints import Checkpoints
+    from server.run.resume import begin_or_resume, evaluate_best_anew
 
-    delivery = endings.enter_context(Delivery(policy, config, record))
+    after_round = endings.enter_context(AfterRound(policy, config, record))
     measured_on = measure(datasets, descriptions, config.evaluation)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), measured_on)
-    model, checkpoint = _begin_or_resume(policy, online, checkpoints, config, record)
+    model, checkpoint = begin_or_resume(policy, online, checkpoints, config, record)
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions, measured_on)
     if checkpoint is not None and not checkpoints.best_is_comparable:
-        _evaluate_best_anew(policy, evaluator, checkpoints, record)
+        evaluate_best_anew(policy, evaluator, checkpoints, record)
     _stop_after_reverts(record)
-    done = checkpoint.round if checkpoint else 0
     if checkpoint is None:
         evaluation = evaluator.evaluate(model.evaluated)
         record.evaluated(0, evaluation)
         tracking.log(0, evaluation_scalars(evaluation))
         _log.info("policy loss %.4f before training", evaluation["policy_loss"])
         checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
-        delivery.after_round(0, model)
+        after_round.start(0, model)
 
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
-    for round_ in range(done + 1, config.run.num_rounds + 1):
-        logs.speak_as(round_=round_)
-        started = time.monotonic()
-        online = nodes.wait_for_nodes()
-        sampled = sample_nodes(online, config.federation, config.run.seed, round_)
-        sample_seconds = time.monotonic() - started
-        entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
-        nodes.count_rejections(round_, entry.rejected, entry.clients)
-        entry.seconds["sample"] = sample_seconds
-        if config.privacy.mode != "none":
-            entry.privacy = privacy_spent(flatten(config), record.folder)
-        last = round_ == config.run.num_rounds
-        policy_loss = None
-        if last or round_ % config.evaluation.eval_frequency == 0:
-            policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
-        if checkpoints.due(round_, policy_loss, last=last):
-            started = time.monotonic()
-            checkpoints.save(round_, model, policy_loss, entry)
-            entry.seconds["checkpoint"] = time.monotonic() - started
+    for round_ in range(checkpoint.round + 1 if checkpoint else 1, config.run.num_rounds + 1):
+        entry = _train_round(grid, nodes, model, round_, config, record)
+        _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
         _stop_after_reverts(record)
-        delivery.after_round(round_, model)
-    delivery.finish(model, checkpoints)
+        after_round.start(round_, model)
+    after_round.finish(model, checkpoints)
 
 
-def _begin_or_resume(
-    policy: "SmolVLAPolicy",
-    online: Mapping[int, Node],
+def _train_round(
+    grid: Grid, nodes: NodeTable, model: "GlobalModel", round_: int, config: RunConfig, record: RunRecord
+) -> RoundRecord:
+    """Choose the participants of a round and have them train `model`."""
+    from server.rounds import run_round
+
+    logs.speak_as(round_=round_)
+    started = time.monotonic()
+    online = nodes.wait_for_nodes()
+    sampled = sample_nodes(online, config.federation, config.run.seed, round_)
+    sample_seconds = time.monotonic() - started
+    entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
+    nodes.count_rejections(round_, entry.rejected, entry.clients)
+    entry.seconds["sample"] = sample_seconds
+    if config.privacy.mode != "none":
+        entry.privacy = privacy_spent(flatten(config), record.folder)
+    return entry
+
+
+def _evaluate_and_save(
+    entry: RoundRecord,
+    evaluator: "Evaluator",
+    model: "GlobalModel",
     checkpoints: "Checkpoints",
     config: RunConfig,
     record: RunRecord,
-) -> tuple["GlobalModel", "Checkpoint | None"]:
-    """The model to go on with, and the checkpoint it is from; None if not even round 0 is complete."""
-    from federation.data.normalisation import choose_normalisation
-    from federation.policy.build import frozen_fingerprint, trainable_parameters
-    from server.aggregation.collector import make_server_optimizer
-    from server.rounds import GlobalModel
-    from server.run.checkpoints import restore_model
-
-    checkpoint = checkpoints.newest() if config.run.resume else None
-    weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
-    model = GlobalModel(
-        weights=weights,
-        # Those of the nodes that began the run: one normalisation from its first round to its last.
-        statistics=checkpoint.statistics
-        if checkpoint
-        else choose_normalisation(config.policy, [node.statistics for node in online.values()]),
-        fingerprint=frozen_fingerprint(policy),
-        optimizer=make_server_optimizer(config.aggregation, weights),
-        average={n: w.clone() for n, w in weights.items()} if config.evaluation.ema_decay else None,
-    )
-    if checkpoint is None:
-        if config.run.resume:
-            record.resume_after(None, None)
-        return model, None
-    restore_model(model, checkpoint)
-    record.resume_after(checkpoint.round, checkpoint.entry)
-    _log.info("resumed after round %d", checkpoint.round)
-    return model, checkpoint
-
-
-def _back_to_best(model: "GlobalModel", checkpoints: "Checkpoints", policy_loss: float) -> int:
-    """Undo what made the loss spike: put `model` into the state of the best round, and return that round."""
-    from server.run.checkpoints import load_checkpoint, restore_model
-
-    best = load_checkpoint(checkpoints.best)
-    restore_model(model, best)
-    _log.warning(
-        "policy loss %.4f, after %.4f in round %d: the weights go back to that round",
-        policy_loss,
-        checkpoints.best_loss,
-        best.round,
-    )
-    return best.round
+) -> None:
+    """Evaluate the round of `entry` and write its checkpoint, where either is due."""
+    last = entry.round == config.run.num_rounds
+    policy_loss = None
+    if last or entry.round % config.evaluation.eval_frequency == 0:
+        policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
+    if checkpoints.due(entry.round, policy_loss, last=last):
+        started = time.monotonic()
+        checkpoints.save(entry.round, model, policy_loss, entry)
+        entry.seconds["checkpoint"] = time.monotonic() - started
 
 
 def _evaluate_round(
@@ -228,6 +195,7 @@ def _evaluate_round(
     """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
     from server.aggregation.adaptation import is_spike
     from server.evaluation.held_out import DivergedError
+    from server.run.resume import restore_best
 
     policy_loss = math.inf
     try:
@@ -240,40 +208,9 @@ def _evaluate_round(
         entry.evaluation = evaluation
         entry.seconds["evaluate"] = evaluation["seconds"]
     if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
-        entry.reverted_to = _back_to_best(model, checkpoints, policy_loss)
+        entry.reverted_to = restore_best(model, checkpoints, policy_loss)
         return None
     return policy_loss
-
-
-def _evaluate_best_anew(
-    policy: "SmolVLAPolicy", evaluator: "Evaluator", checkpoints: "Checkpoints", record: RunRecord
-) -> None:
-    """Give a resumed run figures that those to come can be compared with.
-
-    Its held-out data, or how they are evaluated, are others than before: a new round measured against the
-    best loss of old would be reverted for nothing, or kept for nothing.
-    """
-    from federation.policy.build import trainable_parameters
-    from server.run.checkpoints import load_checkpoint
-
-    _log.warning(
-        "the held-out data or evaluation.* have changed: the weights before training and the best are "
-        "evaluated anew, earlier figures leave the record"
-    )
-    # Nothing was loaded into the policy yet: it is as it was built, from the run's own seed.
-    initial = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
-    best = load_checkpoint(checkpoints.best)
-    baseline = evaluator.evaluate(initial)
-    evaluation = evaluator.evaluate(best.average or best.weights)
-    changed = "the held-out data or evaluation.* have changed"
-    record.evaluated_anew(baseline, best.round, evaluation, changed=changed)
-    checkpoints.measured_anew(best, evaluation["policy_loss"])
-    _log.info(
-        "policy loss %.4f before training, %.4f after the best round, %d",
-        baseline["policy_loss"],
-        evaluation["policy_loss"],
-        best.round,
-    )
 
 
 def _stop_after_reverts(record: RunRecord) -> None:
@@ -286,38 +223,11 @@ def _stop_after_reverts(record: RunRecord) -> None:
         )
 
 
-def _evaluation_datasets(config: RunConfig) -> tuple[dict[str, Path], dict[str, DatasetDescription]]:
-    datasets = find_datasets(_folder("FEDERATION_EVALUATION"))
-    descriptions = {name: describe_fitting(root, config.policy) for name, root in datasets.items()}
-    check_one_kind({}, {name: description.simulated for name, description in descriptions.items()})
-    return datasets, descriptions
-
-
-def _check_samples(
-    config: RunConfig, datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription]
-) -> None:
-    """Look at samples of the held-out datasets here: this process has torch anyway."""
-    from federation.judgement.sample_check import judge_samples_of
-
-    scratch = _folder("FEDERATION_SCRATCH")
-    for name, root in datasets.items():
-        with TemporaryDirectory(dir=scratch) as folder:
-            use = DatasetUse(root, config.policy, scratch)
-            for warning in judge_samples_of(use, descriptions[name], Path(folder)).check():
-                _log.warning("%s", warning)
-
-
 def _build_policy(config: RunConfig) -> "SmolVLAPolicy":
     from federation.policy.build import build_policy, select_device
 
-    cache = _folder("FEDERATION_SCRATCH")
+    cache = folder_of("FEDERATION_SCRATCH")
     return build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=cache)
-
-
-def _folder(variable: str) -> Path:
-    if not os.environ.get(variable):
-        raise ConfigError(f"environment variable {variable} is not set: give it a folder")
-    return Path(os.environ[variable])
 
 
 def _summary(entry: RoundRecord) -> str:

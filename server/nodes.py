@@ -1,66 +1,36 @@
-"""Who takes part: the join handshake, waiting for nodes, and sampling a round's participants."""
+"""Who takes part: the join handshake, waiting for nodes, and the suspension of those whose updates fail."""
 
-import math
-import random
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from federation.config import FederationConfig, RunConfig
-from federation.data.description import ARM_DIM
+from federation.config import RunConfig
 from federation.data.simulated import check_one_kind
-from federation.data.statistics import MAX_FRAMES, Statistics, check_statistics
 from federation.errors import FederationError, RejectionCode, one_line
 from federation.logs import get_logger
-from federation.messages import ANSWER, JOIN_SECONDS, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
-from federation.versions import check_versions, versions
-from federation.wire.payload import record_to_statistics
+from federation.messages import JOIN_SECONDS, QUERY_JOIN, QUERY_SHUT_OUT, REASON
 from server.grid.calls import online_nodes
 from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.grid.late_replies import LateReplies
+from server.join_answer import Node, node_facts, read_answer
 from server.run.records import RunRecord
 from server.run.round_record import Rejection
 from server.waiting import WaitReport
 
-__all__ = ["Node", "NodeTable", "sample_nodes"]
+__all__ = ["NodeTable"]
 
 _JOIN_GRACE_SECONDS = 30.0  # a round waits so long for a node that was asked to join, and no longer
 _MAX_REJECTIONS_IN_ROW = 3
 _MIN_SUSPENDED_ROUNDS, _MAX_SUSPENDED_ROUNDS = 3, 48  # the first time, and at most
 _NO_STRIKES = (RejectionCode.NORM.label,)
-_SECONDS_BETWEEN_LOOKS = 1.0
-_MOST_CHARACTERS = 100
-_MAX_CAMERAS, _MAX_VERSIONS = 16, 32
-_MAX_FPS = 1000
-_MAX_EPISODES = 10**7
-_NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
+_POLL_INTERVAL_SECONDS = 1.0
 _log = get_logger("server.nodes")
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node that joined, as it described itself."""
-
-    node_id: int
-    name: str
-    fps: int
-    episodes: int  # used
-    frames: int  # of these
-    cameras: tuple[str, ...]
-    statistics: Statistics
-    left_out: int = 0  # episodes that cannot be trained on
-    versions: Mapping[str, str] = field(default_factory=dict)
-    device: str = ""
-    simulated: bool = False
-
-
 class NodeTable:
-    """The nodes of one run: every online node is asked once who it is, then known or shut out.
+    """The nodes of one run: every online node is asked once who it is, then known, or its join is denied.
 
     One that has restarted is asked again: its data or its software may have changed. What is known of it
     counts until it answers, for it may only have been cut off and have no time to answer.
@@ -81,11 +51,11 @@ class NodeTable:
         self._suspensions: dict[int, int] = {}  # node id -> how many since its last good update
         self._suspended_until: dict[int, int] = {}  # node id -> round in which it is tried again
         self._shut_out: dict[int, str] = {}  # node id -> since when it had been online then
-        self._denied: dict[int, str] = {}  # node id -> why, of those that were ever refused at the join
-        self._registered: dict[int, str] = {}  # node id -> the name that its key was let in under
+        self._denied: dict[int, str] = {}  # node id -> why, of those that were ever denied to join
+        self._registered: dict[int, str] = {}  # node id -> the name that its key is registered under
 
     def wait_for_nodes(self) -> dict[int, Node]:
-        """The joined nodes that are online now and free, as soon as `min_nodes` joined ones are online.
+        """Return the joined nodes that are online and free, as soon as `min_nodes` joined ones are online.
 
         One that still works on an earlier round counts as online, and is asked nothing more. Nodes that came
         since the last call are asked to join first: late ones are welcome in any round. One that does not
@@ -111,7 +81,7 @@ class NodeTable:
                 return free
             if len(joined) < settings.min_nodes:
                 report.too_few(len(joined), self._denied_online(online))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_INTERVAL_SECONDS)
 
     def count_rejections(
         self, round_: int, rejected: Mapping[str, Rejection], accepted: Collection[str]
@@ -158,7 +128,7 @@ class NodeTable:
         del self._known[node.node_id]
         _log.warning("%s is suspended until round %d or until it restarts: %s", node.name, until, reason)
         self._record.event("node_left_out", node=node.name, until_round=until, reason=reason)
-        self._tell(node.node_id, f"until round {until}, or until its SuperNode restarts: {reason}")
+        self._send_reason(node.node_id, f"until round {until}, or until its SuperNode restarts: {reason}")
 
     def _lift_suspension(self, node_id: int) -> None:
         """Have the node asked to join again, as if it had just come."""
@@ -186,18 +156,18 @@ class NodeTable:
                 if reply is None:
                     break
                 del self._asked[reply.node_id]
-                self._take_answer(reply, online)
+                self._add_answer(reply, online)
             else:
                 self._inquiries.remove(inquiry)
 
-    def _take_answer(self, reply: Reply, online: Mapping[int, str]) -> None:
+    def _add_answer(self, reply: Reply, online: Mapping[int, str]) -> None:
         if reply.missing:
             self._asked_since.pop(reply.node_id, None)
-            return  # asked again at the next look
+            return  # asked again at the next poll
         try:
             if reply.content is None:
                 raise FederationError(reply.error)
-            node = _read_answer(reply.node_id, reply.content)
+            node = read_answer(reply.node_id, reply.content)
             self._check_name(node, online)
             check_one_kind({node.name: node.simulated}, self._held_out)
         except FederationError as error:
@@ -206,14 +176,14 @@ class NodeTable:
             reason = one_line(str(error))
             self._denied[reply.node_id] = reason
             name = self._registered.get(reply.node_id, "")
-            _log.warning("node %s refused: %s", name or reply.node_id, reason)
+            _log.warning("node %s may not join: %s", name or reply.node_id, reason)
             self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=reason)
-            if reply.content is not None:  # else it was the node that said so
-                self._tell(reply.node_id, f"until its SuperNode restarts: {reason}")
+            if reply.content is not None:  # else the node itself gave the reason
+                self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")
             return
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
-        self._record.node_joined(node.name, _facts(node))
+        self._record.node_joined(node.name, node_facts(node))
 
     def _denied_online(self, online: Mapping[int, str]) -> dict[str, str]:
         """Name or id of every node that is online and may not join -> why."""
@@ -222,8 +192,8 @@ class NodeTable:
             self._registered.get(node_id) or f"node {node_id}": self._denied[node_id] for node_id in denied
         }
 
-    def _tell(self, node_id: int, reason: str) -> None:
-        """Have the node's own log say why it takes no part. Nobody waits for its answer."""
+    def _send_reason(self, node_id: int, reason: str) -> None:
+        """Send the node, for its own log, why it takes no part. Nobody waits for its answer."""
         content = RecordDict({REASON: ConfigRecord({"text": reason})})
         policy = WaitPolicy(JOIN_SECONDS)
         Exchange(self._grid, lambda: content, QUERY_SHUT_OUT, "join", policy).send([node_id])
@@ -241,101 +211,3 @@ class NodeTable:
             if other.node_id in online:
                 raise FederationError(f"the name {node.name} is taken by another node; give each its own")
             del self._known[other.node_id]  # the same site, back under a new key
-
-
-def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int, round_: int) -> list[Node]:
-    """This round's participants: `fraction_fit` of `nodes`, rounded up, in order of their names.
-
-    Fair: those come first who were sampled least, had these nodes been there from the first round; who comes
-    first among equals is drawn. Depends on the seed, the round and the nodes' names only, so a resumed run
-    samples as one that was not interrupted.
-    """
-    by_name = {node.name: node for node in sorted(nodes.values(), key=lambda node: node.name)}
-    count = math.ceil(config.fraction_fit * len(by_name))
-    if count == len(by_name):
-        return list(by_name.values())
-    times_sampled = dict.fromkeys(by_name, 0)
-    chosen: list[str] = []
-    for earlier in range(1, round_ + 1):
-        drawn = random.Random(f"{seed}/{earlier}").sample(list(by_name), len(by_name))
-        chosen = sorted(drawn, key=times_sampled.__getitem__)[:count]
-        for name in chosen:
-            times_sampled[name] += 1
-    return [by_name[name] for name in sorted(chosen)]
-
-
-def _read_answer(node_id: int, content: RecordDict) -> Node:
-    """The node that describes itself in `content`.
-
-    Raises:
-        FederationError: it cannot take part, or what it says is not what this version says.
-    """
-    try:
-        answer, arrays = content[ANSWER], content[STATISTICS]
-        if not isinstance(answer, ConfigRecord) or not isinstance(arrays, ArrayRecord):
-            raise TypeError("records of the right type")
-        cameras = _read_list(answer, "cameras", _MAX_CAMERAS)
-        installed = dict(part.split(" ", 1) for part in _read_list(answer, "versions", _MAX_VERSIONS))
-        name = _read_text("name", answer["name"])
-        if not _NAME.fullmatch(name):
-            raise FederationError("the node's name must be of letters, digits, '.', '_' and '-'")
-        check_versions(installed, versions())
-        frames = _read_count(answer, "frames", 1, MAX_FRAMES)
-        statistics = record_to_statistics(arrays)
-        check_statistics(statistics, ARM_DIM, frames)
-        return Node(
-            node_id=node_id,
-            name=name,
-            fps=_read_count(answer, "fps", 1, _MAX_FPS),
-            episodes=_read_count(answer, "episodes", 1, min(frames, _MAX_EPISODES)),
-            frames=frames,
-            cameras=tuple(cameras),
-            statistics=statistics,
-            left_out=_read_count(answer, "left_out", 0, _MAX_EPISODES),
-            versions=installed,
-            device=_read_text("device", answer["device"]),
-            simulated=_as_bool(answer["simulated"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        reason = one_line(error)
-        raise FederationError(f"the node's answer lacks or garbles {reason}; install this version") from None
-
-
-def _read_count(answer: ConfigRecord, name: str, least: int, most: int) -> int:
-    value = answer[name]
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name}: must be a whole number from {least} to {most}")
-    return value
-
-
-def _read_list(answer: ConfigRecord, name: str, most: int) -> list[str]:
-    values = answer[name]
-    if not isinstance(values, list) or len(values) > most:
-        raise ValueError(f"{name}: must be a list of {most} at most")
-    return [_read_text(name, value) for value in values]
-
-
-def _read_text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= _MOST_CHARACTERS:
-        raise ValueError(f"{name}: must be text of {_MOST_CHARACTERS} characters at most")
-    return value
-
-
-def _as_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("simulated, which is true or false")
-    return value
-
-
-def _facts(node: Node) -> dict[str, Any]:
-    return {
-        "node_id": str(node.node_id),  # 64 bits: more than a JSON number holds
-        "fps": node.fps,
-        "episodes": node.episodes,
-        "left_out": node.left_out,
-        "frames": node.frames,
-        "cameras": list(node.cameras),
-        "versions": dict(node.versions),
-        "device": node.device,
-        "simulated": node.simulated,
-    }

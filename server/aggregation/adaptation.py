@@ -18,7 +18,7 @@ __all__ = ["average_weights", "is_spike", "proximal_mu"]
 
 _WIDE_SPREAD = 0.5  # standard deviation of the sites' policy losses over their mean
 _NARROW_SPREAD = 0.25
-_MOST_TIMES_MU = 64.0
+_MAX_TIMES_MU = 64.0
 _AVERAGE_BEGINS = 10.0
 
 
@@ -39,7 +39,7 @@ def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
         return mu
     spread = losses["std"] / losses["mean"]
     if spread > _WIDE_SPREAD:
-        return min(2 * mu, _MOST_TIMES_MU * settings.proximal_mu)
+        return min(2 * mu, _MAX_TIMES_MU * settings.proximal_mu)
     return max(mu / 2, settings.proximal_mu) if spread < _NARROW_SPREAD else mu
 
 

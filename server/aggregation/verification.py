@@ -1,6 +1,6 @@
 """Validation of client updates: what a reply must be before it may touch the global weights.
 
-`verify_reply` looks at one reply alone: records, counts, finite numbers, then names, sizes, hash, run, round
+`verify_reply` checks one reply alone: records, counts, finite numbers, then names, sizes, hash, run, round
 and base of the payload (`federation/wire/payload.py`). `NormJudge` judges the norms of a round by two rules.
 
 **What training can do.** A step of AdamW moves no weight by much more than the learning rate (Kingma and Ba,
@@ -20,7 +20,7 @@ updates or more: no single site can move it, down or up.
 With `local_epochs` a site takes as many steps as its data asks for. The norm of an update grows no faster
 than the root of its steps (`tests/benchmarks/update_norms.json`: 4.5 times from 10 to 1000 steps, where the
 root makes 10), so norms are compared after division by that root. The number of steps is the site's own
-claim: it counts up to a bound that the server knows before the round (`_Intake` in `rounds.py`).
+claim: it counts up to a bound that the server knows before the round (`server/update_collector.py`).
 """
 
 import math
@@ -130,7 +130,7 @@ class NormJudge:
         self._limit = max_ratio * _lower_median(recent)
         self._seen: list[float] = []
 
-    def passes_at_once(self, norm: float, scale: float, largest: float) -> bool:
+    def is_within_recent_norms(self, norm: float, scale: float, largest: float) -> bool:
         """Note the norm of one more update; False if it must be held until all are in.
 
         Args:
@@ -164,7 +164,7 @@ class NormJudge:
             by_root = " by the root of its steps" if scale != 1 else ""
             raise WireError(
                 f"its norm is {norm:.4g},{by_root} {times:.0f} times the median of the round; "
-                f"more than {self._max_ratio:g} times is refused (aggregation.max_norm_ratio)",
+                f"more than {self._max_ratio:g} times is rejected (aggregation.max_norm_ratio)",
                 RejectionCode.NORM,
             )
 

@@ -34,16 +34,16 @@ from federation.proxies import check_proxies
 from server.deploy.control import run_status, submit_run
 from server.deploy.demo_display import RunDisplay, print_summary
 from server.deploy.local_cluster import LocalCluster, require_free_port
-from server.deploy.supervise import config_to_resume
-from server.run.records import EVENTS_FILE, new_run_name, read_metrics
+from server.run.recorded import EVENTS_FILE, config_to_resume, read_metrics
+from server.run.records import new_run_name
 
 __all__ = ["main", "run_demo"]
 
 _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
 _DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
-_SECONDS_BETWEEN_LOOKS = 0.25
-_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
+_POLL_INTERVAL_SECONDS = 0.25
+_STATUS_INTERVAL_SECONDS = 5.0
 
 
 def main() -> int:
@@ -215,7 +215,7 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
     Args:
         position: byte in the file of events to begin at.
     """
-    check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+    check_at = time.monotonic() + _STATUS_INTERVAL_SECONDS
     while True:
         lines: list[str] = []
         if events.exists():
@@ -229,14 +229,14 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
         yield {}
         cluster.check_processes()
         if time.monotonic() > check_at:
-            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+            check_at = time.monotonic() + _STATUS_INTERVAL_SECONDS
             status = run_status(cluster.superlink, run_id)
             if status.startswith("finished"):
                 # Its last events may have come since we looked; without them it died before it could say.
                 if events.exists() and events.stat().st_size > position:
                     continue
                 yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_INTERVAL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from server.run.records import read_metrics
+from server.run.recorded import read_metrics
 from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["RunDisplay", "print_summary"]

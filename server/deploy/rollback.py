@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from federation.errors import FederationError
-from server.deploy.supervise import config_to_resume
+from server.run.recorded import config_to_resume
 from server.run.records import RunRecord
 
 __all__ = ["main"]

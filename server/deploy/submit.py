@@ -24,13 +24,14 @@ from server.deploy.control import (
     register_supernode,
     submit_run,
 )
-from server.deploy.supervise import as_continuation, config_to_resume, is_finished, recorded_runs, see_through
-from server.run.records import new_run_name, recorded_config
+from server.deploy.supervise import supervise_run
+from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
+from server.run.records import new_run_name
 
 __all__ = ["main"]
 
 _COMMAND = "docker compose run --rm run"
-_SECONDS_BETWEEN_LOOKS = 2.0
+_POLL_INTERVAL_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.detach:
             _submit_only(superlink, options.outputs, config)
         else:
-            see_through(superlink, options.outputs, config, _say)
+            supervise_run(superlink, options.outputs, config, _say)
     except FederationError as error:
         print(f"error: {error}", file=sys.stderr)
         is_passing = isinstance(error, ControlError) and not isinstance(error, RefusedError)
@@ -134,7 +135,7 @@ def _wait_for_sites(superlink: SuperLink, sites: int, wait_seconds: float) -> No
                 "federation.min_nodes of them; docker compose logs supernode-a supernode-b says why"
             )
             return
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_INTERVAL_SECONDS)
 
 
 def _submit_only(superlink: SuperLink, outputs: Path, config: RunConfig) -> None:

@@ -1,20 +1,19 @@
-"""Sees a run through to its end: whenever it ends unfinished, a continuation is submitted.
+"""Supervises a run to its end: whenever it ends unfinished, a continuation is submitted.
 
 Flower 1.42 resumes nothing: a run whose ServerApp dies, or whose SuperLink is away for a minute, is failed
 for good. A continuation is a new run for Flower and the same one for us: it takes the record and the newest
 checkpoint of `outputs/<run>` and goes on with the next round. `server/deploy/submit.py` calls this in the
-`run` container. It looks at the record, which only the ServerApp writes, and at SuperLink; it knows nothing
-of policies or nodes.
+`run` container. It reads the record, which only the ServerApp writes, and SuperLink's state; it knows
+nothing of policies or nodes.
 """
 
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from federation.config import RunConfig, load_run_config
+from federation.config import RunConfig
 from federation.errors import FederationError
 from server.deploy.control import (
     ControlError,
@@ -25,20 +24,22 @@ from server.deploy.control import (
     stop_run,
     submit_run,
 )
-from server.run.records import EVENTS_FILE, METRICS_FILE, is_being_written, read_metrics, recorded_config
+from server.run.recorded import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    as_continuation,
+    is_being_written,
+    is_finished,
+    read_metrics,
+    recorded_config,
+    recorded_runs,
+)
 
-__all__ = [
-    "RunGivenUpError",
-    "as_continuation",
-    "config_to_resume",
-    "is_finished",
-    "recorded_runs",
-    "see_through",
-]
+__all__ = ["RunGivenUpError", "supervise_run"]
 
-_MOST_ATTEMPTS_WITHOUT_PROGRESS = 5
-_SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_STATUS_CHECKS = 5.0
+_MAX_ATTEMPTS_WITHOUT_PROGRESS = 5
+_POLL_INTERVAL_SECONDS = 2.0
+_STATUS_INTERVAL_SECONDS = 5.0
 _SECONDS_BEFORE_CONTINUATION = 3.0
 _RECORD_SECONDS = 60.0  # a ServerApp starts within it
 
@@ -47,7 +48,7 @@ class RunGivenUpError(FederationError):
     """A run was stopped by its operator, or failed again and again without one more round."""
 
 
-def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: Callable[[str], None]) -> None:
     """Submit `config`, or follow the run that is active instead, until it has finished.
 
     Args:
@@ -56,7 +57,7 @@ def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Cal
         say: takes lines for the operator.
 
     Raises:
-        RunGivenUpError: the run was stopped, or `_MOST_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
+        RunGivenUpError: the run was stopped, or `_MAX_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
         ControlError: SuperLink refuses a submission or cannot be reached for the first one.
     """
     active = _active_run(superlink, outputs)
@@ -83,7 +84,7 @@ def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Cal
         elif not any(_waits(folder)[reported_waits:]):  # sites may be away for days
             failures += 1
         reported_waits = len(_waits(folder))
-        if failures == _MOST_ATTEMPTS_WITHOUT_PROGRESS:
+        if failures == _MAX_ATTEMPTS_WITHOUT_PROGRESS:
             raise RunGivenUpError(
                 f"run {config.run.name}: {failures} attempts brought no round after {rounds}: "
                 f"{reason or status}"
@@ -95,28 +96,6 @@ def see_through(superlink: SuperLink, outputs: Path, config: RunConfig, say: Cal
         # Asked first each time: a submission that seemed to fail may have come through.
         run_id = _when_reachable(say, partial(_active_or_submitted, superlink, again))
         say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
-
-
-def as_continuation(config: RunConfig) -> RunConfig:
-    """`config` with `run.resume` set."""
-    return replace(config, run=replace(config.run, resume=True))
-
-
-def config_to_resume(folder: Path, file: Path | None = None) -> RunConfig:
-    """What the run in `folder` goes on with: the configuration in `file`, or its own if that is None.
-
-    Raises:
-        ConfigError: `file` cannot be used.
-        FederationError: there is no record in `folder`.
-    """
-    config = load_run_config(file, {"run.name": folder.name}) if file else recorded_config(folder)
-    return as_continuation(config)
-
-
-def recorded_runs(outputs: Path) -> list[Path]:
-    """The folders of the runs in `outputs`, that which was written last at the end."""
-    files = sorted(outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
-    return [file.parent for file in files]
 
 
 def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
@@ -132,7 +111,7 @@ def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | 
                 return run_id, recorded_config(folder)
         if time.monotonic() > give_up_at:
             raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_INTERVAL_SECONDS)
     return None
 
 
@@ -154,13 +133,13 @@ def _wait_for_end(superlink: SuperLink, folder: Path, run_id: str, say: Callable
             status = _when_reachable(say, lambda: run_status(superlink, run_id))
             if status == "unknown" or status.startswith("finished"):
                 return status
-            check_at = time.monotonic() + _SECONDS_BETWEEN_STATUS_CHECKS
+            check_at = time.monotonic() + _STATUS_INTERVAL_SECONDS
         if has_gone and not is_finished(folder, run_id):
             # SuperLink takes a minute to notice; until it does, the run is active and no other may begin.
             with contextlib.suppress(ControlError):
                 stop_run(superlink, run_id)
             return "its ServerApp died"
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_INTERVAL_SECONDS)
     return "finished:completed"
 
 
@@ -174,17 +153,17 @@ def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
     Raises:
         RefusedError: SuperLink answers, and refuses.
     """
-    told = False
+    is_reported = False
     while True:
         try:
             return ask()
         except RefusedError:
             raise
         except ControlError as error:
-            if not told:
+            if not is_reported:
                 say(f"waiting for SuperLink: {error}")
-            told = True
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            is_reported = True
+            time.sleep(_POLL_INTERVAL_SECONDS)
 
 
 def _waits(folder: Path) -> list[bool]:
@@ -201,16 +180,6 @@ def _waits(folder: Path) -> list[bool]:
 
 def _has_record(folder: Path) -> bool:
     return (folder / METRICS_FILE).exists()
-
-
-def is_finished(folder: Path, run_id: str | None = None) -> bool:
-    """Whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or a later one."""
-    if not _has_record(folder):
-        return False
-    metrics = read_metrics(folder)
-    # A finished run may be resumed, with more rounds; until that one has begun, the record says finished.
-    has_begun = run_id is None or run_id in metrics.get("flower_runs", [])
-    return has_begun and bool(metrics["status"] == "finished")
 
 
 def _complete_rounds(folder: Path) -> int:

@@ -14,7 +14,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import RejectionCode
 from federation.logs import get_logger
 from server.run.phases import PHASES, round_phases
-from server.run.records import EVENTS_FILE
+from server.run.recorded import EVENTS_FILE
 from server.run.round_record import RoundRecord
 
 __all__ = ["NodeTotals", "RunFollower", "RunTotals"]

@@ -1,6 +1,6 @@
 """What becomes of the policy while and after a run: exported folders, closed-loop evaluation, the Hub.
 
-Nothing that goes wrong between the rounds ends a run; what can be known to go wrong is said before round 1.
+Nothing that goes wrong between the rounds ends a run; what can be known to go wrong is reported before it.
 A policy that cannot be exported after the last round does: it is the run's result, and a resume exports it.
 """
 
@@ -15,18 +15,20 @@ from federation.config import RunConfig
 from federation.errors import one_line
 from federation.logs import get_logger
 from server.evaluation.worker import Simulations, check_simulator
+from server.model import GlobalModel
 from server.output.export import export_best, export_policy, write_card
 from server.output.hub import Hub
-from server.rounds import GlobalModel
-from server.run.checkpoints import CheckpointError, Checkpoints
-from server.run.records import RunRecord, read_metrics
+from server.run.checkpoint_file import CheckpointError
+from server.run.checkpoints import Checkpoints
+from server.run.recorded import read_metrics
+from server.run.records import RunRecord
 
-__all__ = ["Delivery"]
+__all__ = ["AfterRound"]
 
 _log = get_logger("server.output.after_round")
 
 
-class Delivery:
+class AfterRound:
     """Used as a context: leaving it ends the evaluations that still run, as when the run fails.
 
     Raises:
@@ -52,7 +54,7 @@ class Delivery:
         if self._hub is not None:
             self._hub.close()
 
-    def after_round(self, round_: int, model: GlobalModel) -> None:
+    def start(self, round_: int, model: GlobalModel) -> None:
         """Start what is due after `round_`, 0 being before training, and record what has ended.
 
         What is due after the last round is `finish`'s.

@@ -8,9 +8,10 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from federation.files import write_atomically
 from federation.policy.build import build_processors, load_trainable
 from federation.policy.folder import save_policy_folder
+from server.model import GlobalModel
 from server.output.model_card import model_card
-from server.rounds import GlobalModel
-from server.run.checkpoints import Checkpoints, load_checkpoint
+from server.run.checkpoint_file import load_checkpoint
+from server.run.checkpoints import Checkpoints
 
 __all__ = ["export_best", "export_policy", "write_card"]
 

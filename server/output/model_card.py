@@ -8,7 +8,7 @@ from typing import Any
 
 from federation.data.joint_units import DEGREES, RANGE
 from server.run.accountant import format_max_epsilon
-from server.run.records import evaluations_behind
+from server.run.recorded import evaluations_behind
 
 __all__ = ["model_card"]
 

@@ -1,11 +1,13 @@
-"""What a run ran on, for its record: versions and the machine, nothing that names a person or a place."""
+"""What a run runs on: its folders and, for its record, versions and the machine, but no names."""
 
 import os
 import platform
+from pathlib import Path
 
+from federation.errors import ConfigError
 from federation.versions import versions
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "folder_of"]
 
 
 def describe_environment() -> dict[str, str | int]:
@@ -17,3 +19,10 @@ def describe_environment() -> dict[str, str | int]:
         "cpus": os.cpu_count() or 0,
         "memory_bytes": memory,
     }
+
+
+def folder_of(variable: str) -> Path:
+    """Return the folder that the environment names, or raise `ConfigError`."""
+    if not os.environ.get(variable):
+        raise ConfigError(f"environment variable {variable} is not set: give it a folder")
+    return Path(os.environ[variable])

@@ -12,36 +12,25 @@ server.log                the ServerApp's log
 import fcntl
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from federation.config import RunConfig, flatten, parse_run_config
+from federation.config import RunConfig, flatten
 from federation.errors import ConfigError, FederationError
 from federation.files import write_json
 from federation.release_ledger import LEDGER_FILE
-from server.run.accountant import check_ledger, privacy_spent
+from server.run.accountant import check_ledger
 from server.run.environment import describe_environment
+from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_metrics, recorded_config
 from server.run.round_record import RoundRecord, recorded_rounds
 
-__all__ = [
-    "EVENTS_FILE",
-    "METRICS_FILE",
-    "RunRecord",
-    "evaluations_behind",
-    "is_being_written",
-    "new_run_name",
-    "read_metrics",
-    "recorded_config",
-]
+__all__ = ["RunRecord", "new_run_name"]
 
-EVENTS_FILE = "events.jsonl"
-METRICS_FILE = "federated_metrics.json"
-_LOCK_FILE = ".lock"
 _LOCK_SECONDS = 90.0  # a ServerApp that lost SuperLink notices within 60 s
 _READER_SECONDS = 2.0  # `is_being_written` holds the lock for a moment
-_SECONDS_BETWEEN_LOOKS = 0.1
+_POLL_INTERVAL_SECONDS = 0.1
 # What a continuation must share with the rounds before it; anything else may be changed for it.
 # Privacy too: what was spent is computed from one noise for all rounds.
 _FIXED = ("run.name", "run.seed", "policy.", "aggregation.strategy", "privacy.", "evaluation.ema_decay")
@@ -255,14 +244,14 @@ class RunRecord:
         self._metrics |= {"status": status, "reason": reason, "finished": _now()}
         self._save()
 
-    def announce_end(self) -> None:
+    def write_final_event(self) -> None:
         """Append the last event, `run_finished` or `run_failed`: nothing is written after it."""
         self.event(f"run_{self._metrics['status']}", reason=self._metrics["reason"])
         self._events.close()
 
     def _open(self, wait_seconds: float) -> None:
         """Take the record for this process alone, and open its events behind the last whole line."""
-        self._lock: IO[str] = (self.folder / _LOCK_FILE).open("a")
+        self._lock: IO[str] = (self.folder / LOCK_FILE).open("a")
         give_up_at = time.monotonic() + wait_seconds
         while True:
             try:
@@ -273,7 +262,7 @@ class RunRecord:
                     raise FederationError(
                         f"{self.folder} is being written by another ServerApp: stop that run first"
                     ) from None
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(_POLL_INTERVAL_SECONDS)
         path = self.folder / EVENTS_FILE
         path.touch()
         with path.open("rb+") as events:
@@ -283,69 +272,6 @@ class RunRecord:
     def _save(self) -> None:
         rounds = [entry.to_json() for entry in self._rounds]
         write_json(self.folder / METRICS_FILE, self._metrics | {"rounds": rounds})
-
-
-def is_being_written(folder: Path) -> bool:
-    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write.
-
-    It takes the lock for a moment, so whoever wants the record waits for it for longer than that.
-    """
-    try:
-        with (folder / _LOCK_FILE).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The `federated_metrics.json` of the run in `folder`, with what its ledger says of privacy now.
-
-    Raises:
-        FederationError: it is missing or damaged.
-    """
-    file = folder / METRICS_FILE
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FederationError(f"{file} cannot be read ({error}): name a run's folder") from None
-    needed = {"config": dict, "rounds": list, "status": str, "reason": str}
-    if not isinstance(metrics, dict) or any(
-        type(metrics.get(key)) is not kind for key, kind in needed.items()
-    ):
-        raise FederationError(f"{file} is no record of a run: name a run's folder")
-    # Not that of its newest round: rounds may have left the record, what they released has not come back.
-    if privacy := privacy_spent(metrics["config"], folder):
-        metrics["privacy"] = privacy
-    return metrics
-
-
-def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dict[str, Any]]:
-    """Round -> evaluation, of the rounds that the weights after `round_` come from; 0 is before training.
-
-    Where the run went back to its best round, what lies between is left out: those weights are gone.
-    """
-    found = {0: metrics["baseline"]} if metrics.get("baseline") else {}
-    for entry in recorded_rounds(metrics):
-        if entry.round > round_:
-            break
-        if entry.reverted_to is not None:
-            found = {n: evaluation for n, evaluation in found.items() if n <= entry.reverted_to}
-        elif entry.evaluation:
-            found[entry.round] = entry.evaluation
-    return found
-
-
-def recorded_config(folder: Path) -> RunConfig:
-    """The configuration that the run in `folder` was started, or last resumed, with.
-
-    Raises:
-        FederationError: the record cannot be read.
-        ConfigError: a newer version wrote it.
-    """
-    return parse_run_config(read_metrics(folder)["config"], str(folder / METRICS_FILE))
 
 
 def _now() -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from federation.config import parse_run_config
-from server.run.records import EVENTS_FILE, RunRecord
+from server.run.recorded import EVENTS_FILE
+from server.run.records import RunRecord
 
 NODES, ROUNDS = 100, 1000
 PORT = 19494

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from federation.config import parse_run_config
 from server.deploy import demo
-from server.run.records import METRICS_FILE
+from server.run.recorded import METRICS_FILE
 
 SETTINGS = {
     "run.name": "full-size",

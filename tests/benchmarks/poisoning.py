@@ -68,8 +68,9 @@ def run_federation(job: tuple[int, str, str, Path]) -> dict[str, Any]:
     from federation.policy.build import build_policy, trainable_parameters
     from federation.wire.payload import Header, open_payload, pack_tensors
     from server.evaluation.held_out import Evaluator
-    from server.nodes import Node
-    from server.rounds import GlobalModel, run_round
+    from server.join_answer import Node
+    from server.model import GlobalModel
+    from server.rounds import run_round
     from server.run.records import RunRecord
     from tests.fake_grid import FakeGrid
 

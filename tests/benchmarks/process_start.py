@@ -25,7 +25,7 @@ from federation.config import PolicyConfig, parse_run_config
 from federation.policy.build import build_policy
 from federation.policy.vlm_folder import vlm_folder
 from server.deploy import demo
-from server.run.records import METRICS_FILE
+from server.run.recorded import METRICS_FILE
 
 _SETTINGS = {
     "run.num_rounds": 2,

@@ -19,7 +19,7 @@ import psutil
 
 from certs.issue import issue_all
 from federation.config import parse_run_config
-from server.deploy.supervise import see_through
+from server.deploy.supervise import supervise_run
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import FaultyCluster, events
@@ -71,7 +71,7 @@ def main() -> None:
         outputs, scratch = base / "outputs", base / "scratch"
         with FaultyCluster(sites, base / "holdout", outputs, base / "certs", free_port(), scratch) as cluster:
             run = threading.Thread(
-                target=see_through, args=(cluster.superlink, outputs, config, print), daemon=True
+                target=supervise_run, args=(cluster.superlink, outputs, config, print), daemon=True
             )
             run.start()
             samples: list[dict[str, int]] = []

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from federation.config import parse_run_config
 from federation.privacy_budget import NOT_COVERED, epsilon
 from server.deploy.local_cluster import LocalCluster
-from server.deploy.supervise import see_through
-from server.run.records import read_metrics
+from server.deploy.supervise import supervise_run
+from server.run.recorded import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.synthetic import record_dataset
@@ -94,7 +94,7 @@ def _run(cluster: tuple[LocalCluster, Path], changes: dict, name: str) -> tuple[
     settings = TINY | {"run.name": name, "run.num_rounds": 1, "training.local_steps": 2}
     settings |= {"policy.empty_cameras": 1} | changes
     said: list[str] = []
-    see_through(cluster[0].superlink, cluster[1], parse_run_config(settings, "tests"), said.append)
+    supervise_run(cluster[0].superlink, cluster[1], parse_run_config(settings, "tests"), said.append)
     metrics = read_metrics(cluster[1] / name)
     assert metrics["status"] == "finished", said
     cameras = {name: facts["cameras"] for name, facts in metrics["nodes"].items()}

@@ -56,8 +56,9 @@ def _stock(grid: Grid, weights: dict[str, Any]) -> float:
 
 def _ours(grid: Grid, weights: dict[str, Any]) -> float:
     from federation.config import RunConfig
-    from server.nodes import Node
-    from server.rounds import GlobalModel, run_round
+    from server.join_answer import Node
+    from server.model import GlobalModel
+    from server.rounds import run_round
     from server.run.records import RunRecord
 
     nodes = [Node(id_, f"site-{i}", 30, 1, 1, (), {}) for i, id_ in enumerate(grid.get_node_ids())]

@@ -22,7 +22,8 @@ from federation.data.statistics import Statistics
 from federation.policy.build import build_policy, load_trainable, trainable_parameters
 from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
 from server.evaluation.held_out import Evaluator
-from server.nodes import Node, sample_nodes
+from server.join_answer import Node
+from server.sampling import sample_nodes
 from tests.benchmarks.in_process import Pooled, as_received
 from tests.benchmarks.study.arms import Arm
 from tests.benchmarks.study.scaffold import Scaffold

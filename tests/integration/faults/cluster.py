@@ -18,8 +18,8 @@ import psutil
 from federation.config import RunConfig
 from server.deploy.control import PROJECT, ControlError, run_status, submit_run
 from server.deploy.local_cluster import LocalCluster
-from server.deploy.supervise import see_through
-from server.run.records import EVENTS_FILE
+from server.deploy.supervise import supervise_run
+from server.run.recorded import EVENTS_FILE
 from tests.integration.faults.network import Network
 from tests.integration.superlink import with_database
 
@@ -152,7 +152,7 @@ def run_with_faults(
 
     def work() -> None:
         try:
-            see_through(cluster.superlink, outputs, config, lambda line: said.append((time.time(), line)))
+            supervise_run(cluster.superlink, outputs, config, lambda line: said.append((time.time(), line)))
         except BaseException as error:
             failures.append(error)
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from federation.config import parse_run_config
-from server.run.records import read_metrics
+from server.run.recorded import read_metrics
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import Fault, FaultyCluster, Outcome, events, run_with_faults

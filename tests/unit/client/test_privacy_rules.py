@@ -20,8 +20,9 @@ from federation.policy.build import frozen_fingerprint
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, read_ledger
 from server import nodes
+from server.model import GlobalModel
 from server.nodes import NodeTable
-from server.rounds import GlobalModel, _order
+from server.rounds import train_request
 from server.run.records import RunRecord
 from tests.fake_grid import FakeGrid
 
@@ -197,7 +198,7 @@ def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
 
     def ask(mu: float) -> Message:
         return app._answer(
-            Message(_order(model, 1, config, record, mu), 1, "train"), context, answer_train_request
+            Message(train_request(model, 1, config, record, mu), 1, "train"), context, answer_train_request
         )
 
     ledger = tmp_path / "scratch" / LEDGER_FILE

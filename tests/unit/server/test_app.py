@@ -12,9 +12,13 @@ import torch
 from federation.config import CheckpointConfig, RunConfig, flatten, parse_run_config
 from federation.errors import DatasetError
 from server import app
-from server.rounds import GlobalModel
-from server.run.checkpoints import Checkpoints, load_checkpoint
-from server.run.records import RunRecord, read_metrics
+from server.evaluation.datasets import check_samples, find_evaluation_datasets
+from server.model import GlobalModel
+from server.run.checkpoint_file import load_checkpoint
+from server.run.checkpoints import Checkpoints
+from server.run.recorded import read_metrics
+from server.run.records import RunRecord
+from server.run.resume import evaluate_best_anew
 from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 from tests.synthetic import split_video
@@ -47,7 +51,7 @@ def test_a_run_resumed_with_another_hold_out_is_compared_with_its_figures_of_tod
     store = Checkpoints(folder, settings, config, "new")
     policy = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(policy.weight, 0.9)
-    app._evaluate_best_anew(policy, _Evaluator(), store, record)  # type: ignore[arg-type]
+    evaluate_best_anew(policy, _Evaluator(), store, record)  # type: ignore[arg-type]
     assert store.best_loss == pytest.approx(0.7)
     assert load_checkpoint(store.best).policy_loss == pytest.approx(0.7)
     metrics = read_metrics(record.folder)
@@ -103,4 +107,4 @@ def test_held_out_data_that_cannot_be_evaluated_ends_the_run_before_its_first_ro
     monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path))
     config = parse_run_config(TINY, "tests")
     with pytest.raises(DatasetError, match="holdout: the pictures of the camera top differ in size"):
-        app._check_samples(config, *app._evaluation_datasets(config))
+        check_samples(config, *find_evaluation_datasets(config))

@@ -9,7 +9,7 @@ import pytest
 
 from federation.data.description import describe_dataset
 from server import app
-from server.run.records import read_metrics
+from server.run.recorded import read_metrics
 from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 

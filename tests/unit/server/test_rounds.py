@@ -29,14 +29,17 @@ from federation.messages import ANSWER, CONFIG, HEADER, METRICS, QUERY_SHUT_OUT,
 from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.versions import versions
 from federation.wire.payload import Header, pack_tensors, statistics_to_record
-from server import nodes, rounds, waiting
+from server import join_answer, nodes, update_collector, waiting
 from server.aggregation.verification import largest_norm, verify_reply
 from server.grid import exchange
 from server.grid.exchange import Exchange, Reply, WaitPolicy
-from server.nodes import Node, NodeTable, sample_nodes
-from server.rounds import GlobalModel, run_round
+from server.join_answer import Node
+from server.model import GlobalModel
+from server.nodes import NodeTable
+from server.rounds import run_round
 from server.run.records import RunRecord
 from server.run.round_record import Rejection, RoundRecord
+from server.sampling import sample_nodes
 from tests.fake_grid import FakeGrid
 
 FAST = TrainingConfig(learning_rate=1e3)  # the updates here are made up, and far from what 1e-4 can train
@@ -386,7 +389,7 @@ def test_whatever_a_node_reports_of_its_training_it_is_usable_or_refused_with_on
         assert "\n" not in str(error)
     else:
         assert all(math.isfinite(value) and value >= 0 for value in metrics.values())
-        spent = rounds._transfer_seconds(2.0, metrics["received_at"], metrics["answered_at"])
+        spent = update_collector._transfer_seconds(2.0, metrics["received_at"], metrics["answered_at"])
         assert all(0 <= seconds <= 2.0 for seconds in spent.values())
 
 
@@ -577,7 +580,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(nodes, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(nodes, "_POLL_INTERVAL_SECONDS", 0.02)
     grid = FakeGrid({10: None, 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1, timeout=60.0)
     started = time.monotonic()
@@ -675,14 +678,14 @@ RECORDS = (
 @given(st.dictionaries(st.sampled_from([ANSWER, STATISTICS, "other"]), RECORDS))
 def test_whatever_a_stranger_answers_it_is_refused_with_one_line(reported, content: dict) -> None:
     with pytest.raises(FederationError) as refusal:
-        nodes._read_answer(1, RecordDict(content))
+        join_answer.read_answer(1, RecordDict(content))
     assert "\n" not in str(refusal.value)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), SCALARS))
 def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, changes: dict) -> None:
     try:
-        node = nodes._read_answer(1, _answer(**{"name": "x", "reported": reported, **changes}))
+        node = join_answer.read_answer(1, _answer(**{"name": "x", "reported": reported, **changes}))
     except FederationError as error:
         assert "\n" not in str(error)
     else:
@@ -725,7 +728,7 @@ def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(nodes, "_SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(nodes, "_POLL_INTERVAL_SECONDS", 0.02)
     grid = FakeGrid({10: [_answer("a", reported), None]})
     table = _table(grid, record, min_nodes=1)
     table.wait_for_nodes()

@@ -10,8 +10,8 @@ from federation.config import RunConfig
 from federation.data.description import describe_dataset
 from federation.data.simulated import SIMULATED_ROBOT, check_one_kind
 from federation.errors import DatasetError
-from server import app
 from server.deploy.demo import _check_data
+from server.evaluation.datasets import find_evaluation_datasets
 
 
 def _as_simulated(dataset: Path) -> None:
@@ -81,4 +81,4 @@ def test_the_server_refuses_held_out_data_of_both_kinds(
     _as_simulated(tmp_path / "evaluation" / "site-a")
     monkeypatch.setenv("FEDERATION_EVALUATION", str(tmp_path / "evaluation"))
     with pytest.raises(DatasetError, match="on a simulated one: held-out dataset site-a"):
-        app._evaluation_datasets(RunConfig())
+        find_evaluation_datasets(RunConfig())

@@ -18,8 +18,9 @@ from federation.data.statistics import Statistics
 from federation.errors import WireError
 from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
 from federation.wire.payload import Header, open_payload, pack_tensors
-from server.nodes import Node
-from server.rounds import GlobalModel, run_round
+from server.join_answer import Node
+from server.model import GlobalModel
+from server.rounds import run_round
 from server.run.records import RunRecord
 from tests.fake_grid import FakeGrid
 from tests.unit.server.test_rounds import METRIC_VALUES

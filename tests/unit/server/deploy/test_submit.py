@@ -88,7 +88,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     for module in (submit, supervisor):
         monkeypatch.setattr(module, "active_run", link.active_run)
         monkeypatch.setattr(module, "submit_run", link.submit_run)
-        monkeypatch.setattr(module, "_SECONDS_BETWEEN_LOOKS", 0.0)
+        monkeypatch.setattr(module, "_POLL_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "run_status", link.run_status)
     monkeypatch.setattr(supervisor, "_SECONDS_BEFORE_CONTINUATION", 0.0)
     monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 0.0)

@@ -152,7 +152,7 @@ def test_it_shows_a_round_under_way(record: RunRecord, tmp_path: Path) -> None:
     assert values["federation_sampled_nodes"] == 1
     assert values["federation_round_start_timestamp_seconds"] > 1.7e9
     record.close("failed", "no nodes")
-    record.announce_end()
+    record.write_final_event()
     values = _values(exporter)
     assert values["federation_round_in_progress"] == 0
     assert values['federation_run_state{state="failed"}'] == 1

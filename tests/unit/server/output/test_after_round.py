@@ -13,14 +13,14 @@ import pytest
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError
 from federation.policy.build import frozen_fingerprint
-from server.deploy.supervise import as_continuation
+from server.model import GlobalModel
 from server.output import after_round as delivery_module
 from server.output import hub as hub_module
-from server.output.after_round import Delivery
+from server.output.after_round import AfterRound
 from server.output.export import export_policy
-from server.rounds import GlobalModel
 from server.run.checkpoints import Checkpoints
-from server.run.records import EVENTS_FILE, RunRecord, read_metrics
+from server.run.recorded import EVENTS_FILE, as_continuation, read_metrics
+from server.run.records import RunRecord
 from tests.conftest import TINY
 from tests.local_hub import TOKEN, LocalHub, local_hub
 
@@ -48,13 +48,13 @@ def _deliver(policy, model: GlobalModel, config: RunConfig, outputs: Path) -> Pa
     """Two rounds of a run in which round 1 is the best."""
     record = RunRecord(outputs, "run-1", config)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), "m")
-    with Delivery(policy, config, record) as delivery:
+    with AfterRound(policy, config, record) as after_round:
         for round_, loss in ((0, 2.0), (1, 1.0), (2, 1.5)):
             checkpoints.save(round_, model, loss, entry=None)
-            delivery.after_round(round_, model)
+            after_round.start(round_, model)
             for tensor in model.weights.values():
                 tensor.add_(1)
-        delivery.finish(model, checkpoints)
+        after_round.finish(model, checkpoints)
     return record.folder
 
 
@@ -125,8 +125,8 @@ def test_the_last_evaluation_is_done_by_a_continuation_if_the_server_died_in_it(
     record = RunRecord(tmp_path, "run-1", config)
     record.resume_after(2, None)
     store = Checkpoints(folder / "checkpoints", config.checkpoint, flatten(config), "m")
-    with Delivery(policy, config, record) as delivery:
-        delivery.finish(model, store)
+    with AfterRound(policy, config, record) as after_round:
+        after_round.finish(model, store)
     assert [entry["round"] for entry in read_metrics(folder)["simulated"]] == [2]
     assert "| round 2 | 50% |" in (folder / "pretrained_model" / "README.md").read_text()
 
@@ -164,7 +164,7 @@ def test_what_a_killed_server_was_to_push_is_cleared(policy, hub, tmp_path: Path
     config = _config(**{"hub.repo": "lab/so101"})
     record = RunRecord(tmp_path, "run-1", config)
     (record.folder / "to_push" / ".round_1.part").mkdir(parents=True)
-    with Delivery(policy, config, record):
+    with AfterRound(policy, config, record):
         assert not (record.folder / "to_push").exists()
 
 
@@ -177,4 +177,4 @@ def test_a_missing_simulator_ends_the_run_before_its_first_round(
     monkeypatch.setattr(delivery_module, "check_simulator", missing)
     config = _config(**{"evaluation.sim_frequency": 1})
     with pytest.raises(ConfigError, match="mujoco"):
-        Delivery(policy, config, RunRecord(tmp_path, "run-1", config))
+        AfterRound(policy, config, RunRecord(tmp_path, "run-1", config))

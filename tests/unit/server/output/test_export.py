@@ -15,9 +15,9 @@ from federation.errors import PolicyError
 from federation.policy.build import build_processors, frozen_fingerprint
 from federation.policy.folder import load_policy_folder
 from federation.privacy_budget import NOT_COVERED
+from server.model import GlobalModel
 from server.output.export import export_policy
 from server.output.model_card import model_card
-from server.rounds import GlobalModel
 
 EVALUATION = {"policy_loss": 1.5, "action_mse": 12.0, "frames": 40}
 METRICS = {

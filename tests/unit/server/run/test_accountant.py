@@ -19,7 +19,8 @@ from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.wire.payload import Header, open_payload, pack_tensors
 from server.aggregation.collector import make_aggregator
 from server.run.accountant import count_requests, format_max_epsilon, privacy_spent
-from server.run.records import RunRecord, read_metrics
+from server.run.recorded import read_metrics
+from server.run.records import RunRecord
 from tests import REPOSITORY
 
 SIZE = 20_000

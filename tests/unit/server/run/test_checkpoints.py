@@ -15,15 +15,10 @@ from federation import files
 from federation.config import AggregationConfig, CheckpointConfig, RunConfig, RunSection, flatten
 from server.aggregation.collector import make_server_optimizer
 from server.deploy.rollback import main as rollback_main
-from server.rounds import GlobalModel
+from server.model import GlobalModel
 from server.run import checkpoints as module
-from server.run.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    load_checkpoint,
-    restore_model,
-    set_checkpoints_back,
-)
+from server.run.checkpoint_file import CheckpointError, load_checkpoint, restore_model
+from server.run.checkpoints import Checkpoints, set_checkpoints_back
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
 
@@ -333,7 +328,7 @@ def _recorded_run(tmp_path: Path, rounds: int) -> Path:
         store.save(round_, _model(round_), 1.0 + abs(2 - round_) - 2 * (round_ == rounds), entry)
         record.round_finished(entry)
     record.close("finished")
-    record.announce_end()
+    record.write_final_event()
     record._lock.close()
     return record.folder
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from client.device import peak_memory_bytes
-from server.rounds import _transfer_seconds
 from server.run.environment import describe_environment
+from server.update_collector import _transfer_seconds
 
 
 def test_the_way_down_and_up_is_what_the_node_did_not_use() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig, parse_run_config
 from federation.errors import ConfigError, FederationError
 from server.run import records
-from server.run.records import RunRecord, new_run_name, read_metrics, recorded_config
+from server.run.recorded import evaluations_behind, is_being_written, read_metrics, recorded_config
+from server.run.records import RunRecord, new_run_name
 from server.run.round_record import RoundRecord
 
 
@@ -63,7 +64,7 @@ def test_events_are_appended_in_order_one_line_each(record: RunRecord) -> None:
     record.node_joined("site-a", {"frames": 3})
     record.evaluated(0, _evaluation(2.0))
     record.close("failed", "no nodes")
-    record.announce_end()
+    record.write_final_event()
     events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["run_started", "node_joined", "evaluated", "run_failed"]
     assert events[-1]["reason"] == "no nodes"
@@ -184,10 +185,10 @@ def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pyte
     holder = RunRecord(tmp_path, "run-1", RunConfig())
     with pytest.raises(FederationError, match="is being written by another ServerApp"):
         RunRecord(tmp_path, "run-1", RESUMED)
-    assert records.is_being_written(holder.folder)
+    assert is_being_written(holder.folder)
     holder._lock.close()  # as the kernel does when a process dies
-    assert not records.is_being_written(holder.folder)
-    assert not records.is_being_written(tmp_path / "nowhere")
+    assert not is_being_written(holder.folder)
+    assert not is_being_written(tmp_path / "nowhere")
     RunRecord(tmp_path, "run-1", RESUMED)
 
 
@@ -281,7 +282,7 @@ def test_figures_of_another_measure_leave_the_record(record: RunRecord) -> None:
     kept = {e["round"]: e["evaluation"]["policy_loss"] for e in metrics["rounds"] if "evaluation" in e}
     assert kept == {2: 3.0}
     assert metrics["resumed"][-1]["evaluated_anew"] == "the hold-out changed"
-    assert records.evaluations_behind(metrics, 3).keys() == {0, 2}
+    assert evaluations_behind(metrics, 3).keys() == {0, 2}
 
 
 def test_a_reader_of_the_lock_is_not_in_the_way_of_a_run(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from federation.release_ledger import LEDGER_FILE, Release, append_release
 from server.output.report.plots import draw
 from server.output.report.report import main as report_main
 from server.output.report.report import write_report
-from server.run.records import RunRecord, read_metrics
+from server.run.recorded import read_metrics
+from server.run.records import RunRecord
 from tests.unit.server.monitoring.test_exporter import CLIENT, FACTS, _entry, _evaluation
 
 

@@ -1,0 +1,126 @@
+"""What is read of a run's folder: its record, its configuration, whether it still goes on."""
+
+import fcntl
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from federation.config import RunConfig, load_run_config, parse_run_config
+from federation.errors import FederationError
+from server.run.accountant import privacy_spent
+from server.run.round_record import recorded_rounds
+
+__all__ = [
+    "EVENTS_FILE",
+    "LOCK_FILE",
+    "METRICS_FILE",
+    "as_continuation",
+    "config_to_resume",
+    "evaluations_behind",
+    "is_being_written",
+    "is_finished",
+    "read_metrics",
+    "recorded_config",
+    "recorded_runs",
+]
+
+EVENTS_FILE = "events.jsonl"
+METRICS_FILE = "federated_metrics.json"
+LOCK_FILE = ".lock"
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write.
+
+    It takes the lock for a moment, so whoever wants the record waits for it for longer than that.
+    """
+    try:
+        with (folder / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the `federated_metrics.json` of the run in `folder`, with what its ledger says of privacy now.
+
+    Raises:
+        FederationError: it is missing or damaged.
+    """
+    file = folder / METRICS_FILE
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FederationError(f"{file} cannot be read ({error}): name a run's folder") from None
+    needed = {"config": dict, "rounds": list, "status": str, "reason": str}
+    if not isinstance(metrics, dict) or any(
+        type(metrics.get(key)) is not kind for key, kind in needed.items()
+    ):
+        raise FederationError(f"{file} is no record of a run: name a run's folder")
+    # Not that of its newest round: rounds may have left the record, what they released has not come back.
+    if privacy := privacy_spent(metrics["config"], folder):
+        metrics["privacy"] = privacy
+    return metrics
+
+
+def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dict[str, Any]]:
+    """Return round -> evaluation, of those that the weights after `round_` come from; 0: before training.
+
+    Where the run went back to its best round, what lies between is left out: those weights are gone.
+    """
+    found = {0: metrics["baseline"]} if metrics.get("baseline") else {}
+    for entry in recorded_rounds(metrics):
+        if entry.round > round_:
+            break
+        if entry.reverted_to is not None:
+            found = {n: evaluation for n, evaluation in found.items() if n <= entry.reverted_to}
+        elif entry.evaluation:
+            found[entry.round] = entry.evaluation
+    return found
+
+
+def recorded_config(folder: Path) -> RunConfig:
+    """Return the configuration that the run in `folder` was started, or last resumed, with.
+
+    Raises:
+        FederationError: the record cannot be read.
+        ConfigError: a newer version wrote it.
+    """
+    return parse_run_config(read_metrics(folder)["config"], str(folder / METRICS_FILE))
+
+
+def as_continuation(config: RunConfig) -> RunConfig:
+    """Return `config` with `run.resume` set."""
+    return replace(config, run=replace(config.run, resume=True))
+
+
+def config_to_resume(folder: Path, file: Path | None = None) -> RunConfig:
+    """Return what the run in `folder` goes on with: the configuration in `file`, or its own if that is None.
+
+    Raises:
+        ConfigError: `file` cannot be used.
+        FederationError: there is no record in `folder`.
+    """
+    config = load_run_config(file, {"run.name": folder.name}) if file else recorded_config(folder)
+    return as_continuation(config)
+
+
+def recorded_runs(outputs: Path) -> list[Path]:
+    """Return the folders of the runs in `outputs`, that which was written last at the end."""
+    files = sorted(outputs.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime)
+    return [file.parent for file in files]
+
+
+def is_finished(folder: Path, run_id: str | None = None) -> bool:
+    """Whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or a later one."""
+    if not (folder / METRICS_FILE).exists():
+        return False
+    metrics = read_metrics(folder)
+    # A finished run may be resumed, with more rounds; until that one has begun, the record says finished.
+    has_begun = run_id is None or run_id in metrics.get("flower_runs", [])
+    return has_begun and bool(metrics["status"] == "finished")
