@@ -4,30 +4,35 @@ python -m server.output.report.report outputs/<run>
 """
 
 import argparse
-import base64
 import html
 import io
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from federation.files import write_atomically
+from server.output.report.markup import figure, format_duration, format_size
 from server.output.report.plots import PLOTS, draw
 from server.output.report.simulation import simulation_section
+from server.output.report.tables import (
+    bytes_table,
+    configuration_table,
+    environment_table,
+    facts_table,
+    faults_table,
+    nodes_table,
+    rounds_table,
+    time_table,
+)
 from server.run.accountant import format_max_epsilon
-from server.run.phases import PHASES, round_phases, steps_taken
-from server.run.records import EVENTS_FILE, evaluations_behind, read_metrics
-from server.run.round_record import RoundRecord, recorded_rounds
+from server.run.recorded import EVENTS_FILE, evaluations_behind, read_metrics
+from server.run.round_record import recorded_rounds
 
 __all__ = ["write_report"]
 
-_MAX_ROWS = 12  # of nodes, where one node is much like another
-_SOFTWARE = ("torch", "lerobot", "flwr", "python")
 _STYLE = """
 :root { --ink: #1f2328; --quiet: #656d76; --line: #d8dee4; --good: #1a7f37; --bad: #b00020 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 66rem; margin: 2rem auto;
@@ -59,10 +64,6 @@ figure { margin: .8rem 0 0 } figcaption { color: var(--quiet); font-size: .85rem
 """
 
 
-class _Text(str):
-    """A table cell that is read, not compared: aligned to the left."""
-
-
 def write_report(folder: Path) -> Path:
     """Write the plots and the report of the run in `folder`; return the report's path.
 
@@ -74,10 +75,10 @@ def write_report(folder: Path) -> Path:
     plots.mkdir(exist_ok=True)
     images = {}
     for name in PLOTS:
-        figure = draw(name, metrics)
-        figure.savefig(plots / f"{name}.png", dpi=120)
+        plot = draw(name, metrics)
+        plot.savefig(plots / f"{name}.png", dpi=120)
         vector = io.BytesIO()
-        figure.savefig(vector, format="svg", metadata={"Date": None})
+        plot.savefig(vector, format="svg", metadata={"Date": None})
         images[name] = vector.getvalue()
     report = folder / "report.html"
     page = _page(metrics, images, _shut_out(folder), simulation_section(metrics, folder))
@@ -117,29 +118,29 @@ def _page(
         f"<p class=bad>{html.escape(metrics['reason'])}</p>" if metrics.get("reason") else "",
         _figures(metrics),
         "<h2>Is it learning?</h2>",
-        _figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
+        figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
         simulated,
         "<h2>Rounds</h2>",
-        _rounds(recorded_rounds(metrics)),
+        rounds_table(recorded_rounds(metrics)),
         "<h2>Nodes</h2>",
-        _nodes(metrics),
-        _facts(metrics),
+        nodes_table(metrics),
+        facts_table(metrics),
         '<div class="columns">',
-        _figure(images["client_losses"], "Policy loss while training, on each node's own data."),
-        _figure(images["update_norm"], "Size of the updates and of the change they made together."),
+        figure(images["client_losses"], "Policy loss while training, on each node's own data."),
+        figure(images["update_norm"], "Size of the updates and of the change they made together."),
         "</div>",
         "<h2>Time and bytes</h2>",
-        _figure(images["time_by_phase"], "Critical path: the server's own work and the slowest node's."),
+        figure(images["time_by_phase"], "Critical path: the server's own work and the slowest node's."),
         '<div class="columns">',
-        _time(recorded_rounds(metrics)),
-        _bytes(metrics),
+        time_table(recorded_rounds(metrics)),
+        bytes_table(metrics),
         "</div>",
         "<h2>Faults</h2>",
-        _faults(metrics, shut_out),
+        faults_table(metrics, shut_out),
         '<div class="columns"><section><h2>Configuration</h2>',
-        _configuration(metrics["config"]),
+        configuration_table(metrics["config"]),
         "</section><section><h2>Environment of the server</h2>",
-        _environment(metrics.get("environment", {})),
+        environment_table(metrics.get("environment", {})),
         "</section></div></body></html>",
     ]
     return "\n".join(parts)
@@ -150,7 +151,7 @@ def _period(metrics: dict[str, Any]) -> str:
     if not metrics["finished"]:
         return f"{started:%Y-%m-%d %H:%M} UTC to now"
     finished = datetime.fromisoformat(metrics["finished"])
-    return f"{started:%Y-%m-%d %H:%M} UTC, {_duration((finished - started).total_seconds())}"
+    return f"{started:%Y-%m-%d %H:%M} UTC, {format_duration((finished - started).total_seconds())}"
 
 
 def _figures(metrics: dict[str, Any]) -> str:
@@ -173,230 +174,13 @@ def _figures(metrics: dict[str, Any]) -> str:
         (f"{last['action_mse']:.1f}", f"action MSE, {first['action_mse']:.1f} before training"),
         (f"{len(rounds)} of {metrics['config']['run.num_rounds']}", "rounds done"),
         (f"{len(metrics['nodes'])}", f"nodes, {sum(e.num_examples for e in rounds):,} frames trained on"),
-        (_size(down + up), f"a round: {_size(down)} to the nodes, {_size(up)} from them"),
+        (format_size(down + up), f"a round: {format_size(down)} to the nodes, {format_size(up)} from them"),
     ]
     if "privacy" in metrics:
         cells.append(("private", format_max_epsilon(metrics["privacy"])))
     body = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in cells)
     scale = f"<p class=quiet>Measured on {last['frames']} held-out frames ({last.get('mode', '')}).</p>"
     return f'<div class="figures">{body}</div>{scale}'
-
-
-def _rounds(rounds: list[RoundRecord]) -> str:
-    header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
-    header += ["update norm", "examples", "skipped", "missing", "rejected", "time"]
-    rows = []
-    for entry in rounds:
-        loss, evaluation = entry.policy_loss, entry.evaluation
-        reverted = "" if entry.reverted_to is None else " reverted"
-        rows.append(
-            [
-                entry.round,
-                len(entry.clients),
-                f"{loss['mean']:.4f}" if loss else "",
-                f"{loss['std']:.4f}" if loss else "",
-                f"{evaluation['policy_loss']:.4f}{reverted}" if evaluation else reverted,
-                f"{evaluation['action_mse']:.1f}" if evaluation else "",
-                f"{entry.update_norm:.4f}",
-                entry.num_examples,
-                entry.skipped_frames,
-                len(entry.missing) or "",
-                len(entry.rejected) or "",
-                _duration(sum(entry.seconds.values())),
-            ]
-        )
-    return _table(header, rows)
-
-
-def _nodes(metrics: dict[str, Any]) -> str:
-    header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
-    header += ["missed", "rejected"]
-    privacy = metrics.get("privacy")
-    header += ["epsilon of the updates"] if privacy else []
-    rows, rounds = [], recorded_rounds(metrics)
-    for name in sorted(metrics["nodes"]):
-        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
-        last = updates[-1] if updates else {}
-        train, data = last.get("train_seconds", 0.0), last.get("data_seconds", 0.0)
-        rows.append(
-            [
-                name,
-                len(updates),
-                sum(update["num_examples"] for update in updates),
-                sum(update.get("skipped_frames", 0) for update in updates),
-                f"{last['policy_loss']:.4f}" if last else "",
-                f"{steps_taken(last, metrics['config']) / train:.2f}" if train else "",
-                f"{100 * (1 - data / train):.0f} %" if train else "",
-                _size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
-                sum(name in entry.missing for entry in rounds) or "",
-                sum(name in entry.rejected for entry in rounds) or "",
-            ]
-        )
-        if privacy:
-            value = privacy["epsilon"].get(name, 0.0)
-            rows[-1].append("beyond a million" if value is None else f"{value:.2f}")
-    table = _table(header, rows)
-    return f"{table}<p class=quiet>{html.escape(privacy['not_covered'])}</p>" if privacy else table
-
-
-def _facts(metrics: dict[str, Any]) -> str:
-    """What each node said when it joined; the record of an older release lacks some of it."""
-    header = ["node", "device", "software", "cameras", "episodes", "left out", "frames", "frames/s"]
-    rows = []
-    for name, facts in sorted(metrics["nodes"].items()):
-        installed = facts.get("versions", {})
-        software = [f"{package} {installed[package]}" for package in _SOFTWARE if package in installed]
-        rows.append(
-            [
-                name,
-                _Text(facts.get("device", "")),
-                _Text(", ".join(software)),
-                _Text(", ".join(facts["cameras"])),
-                facts["episodes"],
-                facts.get("left_out") or "",
-                facts["frames"],
-                facts.get("fps", ""),
-            ]
-        )
-    return _table(header, rows)
-
-
-def _time(rounds: list[RoundRecord]) -> str:
-    totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
-    everything = sum(totals.values()) or 1.0
-    rows = [
-        [
-            phase,
-            _duration(seconds),
-            f"{seconds / max(1, len(rounds)):.1f} s",
-            f"{100 * seconds / everything:.0f} %",
-        ]
-        for phase, seconds in totals.items()
-    ]
-    return _table(["phase", "all rounds", "a round", "share"], rows)
-
-
-def _bytes(metrics: dict[str, Any]) -> str:
-    moved, rounds = {}, recorded_rounds(metrics)
-    for name in sorted(metrics["nodes"]):
-        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
-        moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
-    if len(moved) > _MAX_ROWS:  # of each column for itself
-        columns = list(zip(*moved.values(), strict=True))
-        moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
-    rows = [[name, *map(_size, sizes)] for name, sizes in moved.items()]
-    down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
-    return _table(["node", "weights down", "updates up"], [*rows, ["all", _size(down), _size(up)]])
-
-
-def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
-    if "evaluated_anew" not in resumed:
-        return []
-    return [
-        f"{resumed['evaluated_anew']}, so the weights before training and the best were evaluated anew and "
-        "the other rounds before it have no figures"
-    ]
-
-
-def _faults(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
-    """What went wrong, the same fault of the same node once, with all its rounds."""
-    rounds: dict[tuple[str, str, str], list[int]] = {}
-    entries = recorded_rounds(metrics)
-    for entry in entries:
-        faults = [(name, "missing", "no reply in time") for name in entry.missing]
-        faults += [(name, "rejected", rejection.reason) for name, rejection in entry.rejected.items()]
-        faults += [
-            (name, "capped", f"it counted as {weight:.10g} frames, the median of the sites")
-            for name, weight in entry.capped.items()
-        ]
-        for fault in faults:
-            rounds.setdefault(fault, []).append(entry.round)
-    rows = [[*map(_Text, fault), _Text("")] for fault in dict.fromkeys(shut_out)]
-    rows += [
-        [
-            _Text("server"),
-            _Text("resumed"),
-            _Text("; ".join([f"at {again['time']}", *_evaluated_anew(again)])),
-            _Text(f"after {again['after_round']}"),
-        ]
-        for again in metrics.get("resumed", [])
-    ]
-    rows += [
-        [
-            _Text("server"),
-            _Text("reverted"),
-            _Text(f"the policy loss spiked; weights of round {entry.reverted_to} taken again"),
-            _Text(f"{entry.round}"),
-        ]
-        for entry in entries
-        if entry.reverted_to is not None
-    ]
-    rows += [
-        [_Text(name), _Text(what), _Text(why), _Text(", ".join(map(str, when)))]
-        for (name, what, why), when in rounds.items()
-    ]
-    if not rows:
-        return "<p>No node was missing, no update was rejected, nothing had to be resumed.</p>"
-    return _table(["node", "what", "why", "rounds"], rows)
-
-
-def _configuration(config: dict[str, Any]) -> str:
-    """Every setting; those that differ from the defaults are bold."""
-    defaults = flatten(RunConfig())
-    changed = {key for key, value in config.items() if value != defaults.get(key)}
-    note = "<p class=quiet>Bold: other than the default.</p>"
-    return note + _table(["setting", "value"], [[key, value] for key, value in config.items()], changed)
-
-
-def _environment(environment: dict[str, Any]) -> str:
-    rows = [
-        [key.removesuffix("_bytes"), _size(value) if key.endswith("_bytes") else value]
-        for key, value in environment.items()
-    ]
-    return _table(["what", "value"], rows) if rows else "<p>It was not recorded.</p>"
-
-
-def _figure(svg: bytes, caption: str) -> str:
-    source = base64.b64encode(svg).decode()
-    return (
-        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{source}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], bold: frozenset[str] | set[str] = frozenset()
-) -> str:
-    text = [isinstance(cell, _Text) for cell in rows[0]] if rows else [False] * len(header)
-    head = "".join(
-        f"<th{' class=text' if left else ''}>{html.escape(cell)}"
-        for cell, left in zip(header, text, strict=True)
-    )
-    body = ""
-    for row in rows:
-        cells = "".join(
-            f"<td class=text>{html.escape(cell)}"
-            if isinstance(cell, _Text)
-            else f"<td>{html.escape(str(cell))}"
-            for cell in row
-        )
-        body += f"<tr class=changed>{cells}" if row[0] in bold else f"<tr>{cells}"
-    return f'<div class="wide"><table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 def main() -> int:

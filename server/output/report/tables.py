@@ -1,0 +1,202 @@
+"""The report's tables: rounds, nodes, time, bytes, faults and settings."""
+
+import html
+from typing import Any
+
+from federation.config import RunConfig, flatten
+from server.output.report.markup import Text, format_duration, format_size, table
+from server.run.phases import PHASES, round_phases, steps_taken
+from server.run.round_record import RoundRecord, recorded_rounds
+
+__all__ = [
+    "bytes_table",
+    "configuration_table",
+    "environment_table",
+    "facts_table",
+    "faults_table",
+    "nodes_table",
+    "rounds_table",
+    "time_table",
+]
+
+_MAX_ROWS = 12  # of nodes, where one node is much like another
+_SOFTWARE = ("torch", "lerobot", "flwr", "python")
+
+
+def rounds_table(rounds: list[RoundRecord]) -> str:
+    """A row a round."""
+    header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
+    header += ["update norm", "examples", "skipped", "missing", "rejected", "time"]
+    rows = []
+    for entry in rounds:
+        loss, evaluation = entry.policy_loss, entry.evaluation
+        reverted = "" if entry.reverted_to is None else " reverted"
+        rows.append(
+            [
+                entry.round,
+                len(entry.clients),
+                f"{loss['mean']:.4f}" if loss else "",
+                f"{loss['std']:.4f}" if loss else "",
+                f"{evaluation['policy_loss']:.4f}{reverted}" if evaluation else reverted,
+                f"{evaluation['action_mse']:.1f}" if evaluation else "",
+                f"{entry.update_norm:.4f}",
+                entry.num_examples,
+                entry.skipped_frames,
+                len(entry.missing) or "",
+                len(entry.rejected) or "",
+                format_duration(sum(entry.seconds.values())),
+            ]
+        )
+    return table(header, rows)
+
+
+def nodes_table(metrics: dict[str, Any]) -> str:
+    """A row a node: what it trained and how fast."""
+    header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
+    header += ["missed", "rejected"]
+    privacy = metrics.get("privacy")
+    header += ["epsilon of the updates"] if privacy else []
+    rows, rounds = [], recorded_rounds(metrics)
+    for name in sorted(metrics["nodes"]):
+        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
+        last = updates[-1] if updates else {}
+        train, data = last.get("train_seconds", 0.0), last.get("data_seconds", 0.0)
+        rows.append(
+            [
+                name,
+                len(updates),
+                sum(update["num_examples"] for update in updates),
+                sum(update.get("skipped_frames", 0) for update in updates),
+                f"{last['policy_loss']:.4f}" if last else "",
+                f"{steps_taken(last, metrics['config']) / train:.2f}" if train else "",
+                f"{100 * (1 - data / train):.0f} %" if train else "",
+                format_size(last["device_memory_bytes"]) if "device_memory_bytes" in last else "",
+                sum(name in entry.missing for entry in rounds) or "",
+                sum(name in entry.rejected for entry in rounds) or "",
+            ]
+        )
+        if privacy:
+            value = privacy["epsilon"].get(name, 0.0)
+            rows[-1].append("beyond a million" if value is None else f"{value:.2f}")
+    content = table(header, rows)
+    return f"{content}<p class=quiet>{html.escape(privacy['not_covered'])}</p>" if privacy else content
+
+
+def facts_table(metrics: dict[str, Any]) -> str:
+    """What each node answered when it joined; the record of an older release lacks some of it."""
+    header = ["node", "device", "software", "cameras", "episodes", "left out", "frames", "frames/s"]
+    rows = []
+    for name, facts in sorted(metrics["nodes"].items()):
+        installed = facts.get("versions", {})
+        software = [f"{package} {installed[package]}" for package in _SOFTWARE if package in installed]
+        rows.append(
+            [
+                name,
+                Text(facts.get("device", "")),
+                Text(", ".join(software)),
+                Text(", ".join(facts["cameras"])),
+                facts["episodes"],
+                facts.get("left_out") or "",
+                facts["frames"],
+                facts.get("fps", ""),
+            ]
+        )
+    return table(header, rows)
+
+
+def time_table(rounds: list[RoundRecord]) -> str:
+    """A row a phase: where the time went."""
+    totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
+    everything = sum(totals.values()) or 1.0
+    rows = [
+        [
+            phase,
+            format_duration(seconds),
+            f"{seconds / max(1, len(rounds)):.1f} s",
+            f"{100 * seconds / everything:.0f} %",
+        ]
+        for phase, seconds in totals.items()
+    ]
+    return table(["phase", "all rounds", "a round", "share"], rows)
+
+
+def bytes_table(metrics: dict[str, Any]) -> str:
+    """A row a node: what it received and sent."""
+    moved, rounds = {}, recorded_rounds(metrics)
+    for name in sorted(metrics["nodes"]):
+        updates = [entry.clients[name] for entry in rounds if name in entry.clients]
+        moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
+    if len(moved) > _MAX_ROWS:  # of each column for itself
+        columns = list(zip(*moved.values(), strict=True))
+        moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
+    rows = [[name, *map(format_size, sizes)] for name, sizes in moved.items()]
+    down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
+    return table(["node", "weights down", "updates up"], [*rows, ["all", format_size(down), format_size(up)]])
+
+
+def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
+    if "evaluated_anew" not in resumed:
+        return []
+    return [
+        f"{resumed['evaluated_anew']}, so the weights before training and the best were evaluated anew and "
+        "the other rounds before it have no figures"
+    ]
+
+
+def faults_table(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
+    """What went wrong, the same fault of the same node once, with all its rounds."""
+    rounds: dict[tuple[str, str, str], list[int]] = {}
+    entries = recorded_rounds(metrics)
+    for entry in entries:
+        faults = [(name, "missing", "no reply in time") for name in entry.missing]
+        faults += [(name, "rejected", rejection.reason) for name, rejection in entry.rejected.items()]
+        faults += [
+            (name, "capped", f"it counted as {weight:.10g} frames, the median of the sites")
+            for name, weight in entry.capped.items()
+        ]
+        for fault in faults:
+            rounds.setdefault(fault, []).append(entry.round)
+    rows = [[*map(Text, fault), Text("")] for fault in dict.fromkeys(shut_out)]
+    rows += [
+        [
+            Text("server"),
+            Text("resumed"),
+            Text("; ".join([f"at {again['time']}", *_evaluated_anew(again)])),
+            Text(f"after {again['after_round']}"),
+        ]
+        for again in metrics.get("resumed", [])
+    ]
+    rows += [
+        [
+            Text("server"),
+            Text("reverted"),
+            Text(f"the policy loss spiked; weights of round {entry.reverted_to} taken again"),
+            Text(f"{entry.round}"),
+        ]
+        for entry in entries
+        if entry.reverted_to is not None
+    ]
+    rows += [
+        [Text(name), Text(what), Text(why), Text(", ".join(map(str, when)))]
+        for (name, what, why), when in rounds.items()
+    ]
+    if not rows:
+        return "<p>No node was missing, no update was rejected, nothing had to be resumed.</p>"
+    return table(["node", "what", "why", "rounds"], rows)
+
+
+def configuration_table(config: dict[str, Any]) -> str:
+    """Every setting; those that differ from the defaults are bold."""
+    defaults = flatten(RunConfig())
+    changed = {key for key, value in config.items() if value != defaults.get(key)}
+    note = "<p class=quiet>Bold: other than the default.</p>"
+    return note + table(["setting", "value"], [[key, value] for key, value in config.items()], changed)
+
+
+def environment_table(environment: dict[str, Any]) -> str:
+    """What the server ran on."""
+    rows = [
+        [key.removesuffix("_bytes"), format_size(value) if key.endswith("_bytes") else value]
+        for key, value in environment.items()
+    ]
+    return table(["what", "value"], rows) if rows else "<p>It was not recorded.</p>"
