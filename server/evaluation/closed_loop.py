@@ -60,33 +60,8 @@ def simulate(
         PolicyError: there is no loadable policy.
         SimulationError: the arm cannot be built or drawn here.
     """
-    import torch
-    from lerobot.scripts.lerobot_eval import eval_policy
-
-    from federation.policy.build import autocast
-    from federation.policy.folder import load_policy_folder
-    from server.simulation.gym_so101 import SO101PickConfig
-
     started = time.monotonic()
-    policy, (preprocessor, postprocessor) = load_policy_folder(policy_folder)
-    config = SO101PickConfig(variants=",".join(variants))
-    env = config.create_envs(min(PARALLEL, episodes))[config.type][0]
-    torch.manual_seed(seed)  # the noise that actions are denoised from
-    try:
-        with torch.no_grad(), autocast(next(policy.parameters()).device):
-            driven = eval_policy(
-                env,
-                policy,
-                *config.get_env_processors(),
-                preprocessor,
-                postprocessor,
-                n_episodes=episodes,
-                max_episodes_rendered=VIDEOS if videos else 0,
-                videos_dir=videos,
-                start_seed=seed,
-            )
-    finally:
-        env.close()
+    driven = _drive(policy_folder, episodes, seed, variants, videos)
     per_episode = [
         {
             "seed": episode["seed"],
@@ -107,6 +82,40 @@ def simulate(
         "videos": [Path(path).name for path in driven.get("video_paths", [])],
         "seconds": time.monotonic() - started,
     }
+
+
+def _drive(
+    policy_folder: Path, episodes: int, seed: int, variants: Sequence[str], videos: Path | None
+) -> dict[str, Any]:
+    """Return what LeRobot's `eval_policy` makes of the episodes."""
+    import torch
+    from lerobot.scripts.lerobot_eval import eval_policy
+
+    from federation.policy.build import autocast
+    from federation.policy.folder import load_policy_folder
+    from server.simulation.gym_so101 import SO101PickConfig
+
+    policy, (preprocessor, postprocessor) = load_policy_folder(policy_folder)
+    config = SO101PickConfig(variants=",".join(variants))
+    env = config.create_envs(min(PARALLEL, episodes))[config.type][0]
+    torch.manual_seed(seed)  # the noise that actions are denoised from
+    try:
+        with torch.no_grad(), autocast(next(policy.parameters()).device):
+            return dict(
+                eval_policy(
+                    env,
+                    policy,
+                    *config.get_env_processors(),
+                    preprocessor,
+                    postprocessor,
+                    n_episodes=episodes,
+                    max_episodes_rendered=VIDEOS if videos else 0,
+                    videos_dir=videos,
+                    start_seed=seed,
+                )
+            )
+    finally:
+        env.close()
 
 
 def _expert_success_rate(episodes: int, seed: int, variants: Sequence[str]) -> float:
