@@ -32,7 +32,7 @@ def trimmed_mean(updates: Sequence[Payload], trim_fraction: float) -> Iterator[t
     """Coordinate-wise mean without the `trim_fraction` largest and smallest values (Yin et al., ICML 2018).
 
     From three updates on at least one is cut at either end, else it would be the plain mean where it matters
-    most. Of one or two nothing can be cut: such a round gets the coordinate-wise median, and the log says so.
+    most. Of one or two nothing can be cut: such a round gets the coordinate-wise median, and the log has it.
 
     Args:
         trim_fraction: below 0.5; of N updates, `floor(trim_fraction * N)` are cut at either end, or one.
@@ -56,7 +56,7 @@ def multi_krum(updates: Sequence[Payload], byzantine: int) -> Iterator[tuple[str
 
     The paper proves it to withstand `byzantine` bad ones where `2 * byzantine + 2 < N`. Of two updates, both
     are equally near, and the first to arrive would win. So a round of too few gets the coordinate-wise median
-    instead, and the log says so.
+    instead, and the log has it.
     """
     needed = 2 * byzantine + 3
     if len(updates) < needed:

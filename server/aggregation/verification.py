@@ -64,12 +64,12 @@ _FIGURES = {
 
 
 def verify_reply(
-    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header, most_examples: int
+    reply: Reply, shapes: Mapping[str, torch.Size], expected: Header, max_examples: int
 ) -> tuple[Payload, dict[str, int | float]]:
-    """The update and the metrics of a reply, or a `WireError` that says why it cannot be used.
+    """Return the update and the metrics of a reply, or raise a `WireError` with why it cannot be used.
 
     Args:
-        most_examples: how many frames a node can have trained on; it must not weigh more by claiming more.
+        max_examples: how many frames a node can have trained on; it must not weigh more by claiming more.
     """
     if reply.content is None:
         raise WireError(reply.error, reply.code)
@@ -80,10 +80,10 @@ def verify_reply(
         and isinstance(metrics, MetricRecord)
     ):
         raise WireError(f"the reply lacks {UPDATE!r}, {HEADER!r} or {METRICS!r}")
-    return open_payload(update, header, shapes, expected), _verify_metrics(metrics, most_examples)
+    return open_payload(update, header, shapes, expected), _verify_metrics(metrics, max_examples)
 
 
-def _verify_metrics(metrics: MetricRecord, most_examples: int) -> dict[str, int | float]:
+def _verify_metrics(metrics: MetricRecord, max_examples: int) -> dict[str, int | float]:
     checked: dict[str, int | float] = {}
     for name in _COUNTS:
         count = metrics.get(name)
@@ -92,9 +92,9 @@ def _verify_metrics(metrics: MetricRecord, most_examples: int) -> dict[str, int 
         checked[name] = count
     if checked["num_examples"] == 0:
         raise WireError("num_examples = 0: nothing was trained on")
-    if checked["num_examples"] > most_examples:
+    if checked["num_examples"] > max_examples:
         raise WireError(
-            f"num_examples = {checked['num_examples']}: the round's steps are of {most_examples} at most"
+            f"num_examples = {checked['num_examples']}: the round's steps are of {max_examples} at most"
         )
     for name, most in _FIGURES.items():
         value = metrics.get(name)

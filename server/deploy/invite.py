@@ -5,7 +5,7 @@
 
 The archive holds the site's private key: it is written for the operator alone and is handed over on a
 private way. Its content is the same each time it is made from the same key, so two copies can be compared.
-SuperLink is told through the `run` container, because its Control API is on the containers' own network;
+SuperLink is called through the `run` container, because its Control API is on the containers' own network;
 `--control` names another way to it.
 """
 
@@ -30,14 +30,14 @@ from federation.errors import FederationError
 from federation.proxies import bypass_loopback
 from server.deploy.control import PROJECT, ControlError
 
-__all__ = ["main", "make_bundle", "retire_site", "tell_superlink"]
+__all__ = ["main", "make_bundle", "register_key", "retire_site", "revoke_key"]
 
 _TEMPLATES = PROJECT / "docker" / "site"
 _PUBLIC_MODE, _PRIVATE_MODE = 0o644, 0o600
 _FOLDERS = {"": 0o755, "/scratch": 0o700}  # decoded frames lie in the scratch folder
 _SUPERLINK_IN_COMPOSE = "superlink:8000"
 _CA_IN_COMPOSE = "/run/secrets/ca.crt"
-_TELL_SECONDS = 180
+_REGISTER_SECONDS = 180
 
 
 def make_bundle(certs: Path, name: str, superlink: str) -> Path:
@@ -85,8 +85,8 @@ def retire_site(certs: Path, name: str, now: datetime | None = None) -> Path:
     return target
 
 
-def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool) -> str:
-    """Have SuperLink let the site in or shut it out; return its answer in words.
+def register_key(certs: Path, name: str, control: str | None) -> str:
+    """Register the site's key at SuperLink; return the answer in words.
 
     Args:
         control: "host:port" of the Control API; None: through the `run` container.
@@ -95,6 +95,15 @@ def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool)
         CertificateError: there is no such site.
         ControlError: SuperLink refuses or cannot be reached.
     """
+    return _change_key(certs, name, control)
+
+
+def revoke_key(certs: Path, name: str, control: str | None) -> str:
+    """Revoke the site's key at SuperLink; otherwise as `register_key`."""
+    return _change_key(certs, name, control, "--revoke")
+
+
+def _change_key(certs: Path, name: str, control: str | None, *options: str) -> str:
     key = _public_key(certs, name)
     if control:
         command = [sys.executable, "-m", "server.deploy.register", "--superlink", control]
@@ -111,10 +120,10 @@ def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool)
             _SUPERLINK_IN_COMPOSE,
         ]
         command += ["--ca", _CA_IN_COMPOSE]
-    command += ["--name", name, "--key", key, *(["--revoke"] if revoke else [])]
+    command += ["--name", name, "--key", key, *options]
     try:
         result = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, timeout=_TELL_SECONDS, check=False
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=_REGISTER_SECONDS, check=False
         )
     except OSError as error:
         raise ControlError(
@@ -123,7 +132,7 @@ def tell_superlink(certs: Path, name: str, control: str | None, *, revoke: bool)
         ) from None
     except subprocess.TimeoutExpired:
         raise ControlError(
-            f"SuperLink did not answer within {_TELL_SECONDS} s; see docker compose ps"
+            f"SuperLink did not answer within {_REGISTER_SECONDS} s; see docker compose ps"
         ) from None
     if result.returncode != 0:
         said = (result.stderr or result.stdout).strip().splitlines() or ["it said nothing"]
@@ -160,15 +169,15 @@ def _make(certs: Path, name: str, superlink: str, control: str | None) -> None:
     bundle = make_bundle(certs, name, superlink)
     print(f"made {bundle}; it holds the private key of {name}: hand it over privately, e.g. over ssh")
     try:
-        print(f"SuperLink: {tell_superlink(certs, name, control, revoke=False)}")
+        print(f"SuperLink: {register_key(certs, name, control)}")
     except ControlError as error:
         print(f"{name} cannot join yet: {error}")
         print("start SuperLink and run this again; the archive and its key stay the same")
 
 
 def _revoke(certs: Path, name: str, control: str | None) -> None:
-    # First SuperLink: a key that was moved away but not shut out would still open the door.
-    print(f"SuperLink: {tell_superlink(certs, name, control, revoke=True)}")
+    # First SuperLink: a key that was moved away but not revoked could still connect.
+    print(f"SuperLink: {revoke_key(certs, name, control)}")
     print(
         f"its key is in {retire_site(certs, name)}; take {name} out of configs/certs.toml if it stands there"
     )

@@ -173,7 +173,7 @@ class LocalCluster:
         register_supernode(self.superlink, public_key, site)
 
     def start_supernode(self, site: str, dataset: Path) -> None:
-        """Start one more SuperNode; it is let in only if its key has been registered."""
+        """Start one more SuperNode; it can connect only if its key has been registered."""
         keys = self._certs / "sites" / site
         scratch = self._scratch / site
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)  # decoded frames

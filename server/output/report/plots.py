@@ -13,7 +13,7 @@ from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["PLOTS", "draw"]
 
-# Okabe-Ito: told apart with any colour vision and in grey.
+# Okabe-Ito: distinct with any colour vision and in grey.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"]
 _MAX_NAMED_LINES = len(_COLOURS)  # more would share colours, in a legend that nobody reads
 _PHASE_COLOURS = dict(

@@ -383,7 +383,7 @@ def test_whatever_a_node_reports_of_its_training_it_is_usable_or_refused_with_on
     expected = Header("fp32", "run", 1, str(content[HEADER]["base"]))
     try:
         _, metrics = verify_reply(
-            Reply(1, content, "", False, 2.0), {"w": torch.Size([2])}, expected, most_examples=10**9
+            Reply(1, content, "", False, 2.0), {"w": torch.Size([2])}, expected, max_examples=10**9
         )
     except FederationError as error:
         assert "\n" not in str(error)

@@ -19,7 +19,7 @@ from client.doctor.connection import check_superlink
 from server.deploy import invite as site
 from server.deploy import register as admission
 from server.deploy.control import ControlError
-from server.deploy.invite import main, make_bundle, retire_site, tell_superlink
+from server.deploy.invite import main, make_bundle, retire_site, revoke_key
 from server.deploy.local_cluster import LocalCluster
 from tests import REPOSITORY
 
@@ -228,7 +228,7 @@ def test_superlink_is_told_in_the_network_of_the_containers(
         return subprocess.CompletedProcess(command, 0, "site-a is shut out\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert tell_superlink(certs, "site-a", None, revoke=True) == "site-a is shut out"
+    assert revoke_key(certs, "site-a", None) == "site-a is shut out"
     (command,) = seen
     assert command[:6] == ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
     assert command[6:10] == ["--entrypoint", "python", "run", "-m"]  # not the service's own program
@@ -242,7 +242,7 @@ def test_a_machine_without_docker_is_told_the_other_way(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ControlError, match=r"docker cannot be started here .* CONTROL=host:port"):
-        tell_superlink(certs, "site-a", None, revoke=True)
+        revoke_key(certs, "site-a", None)
 
 
 @pytest.mark.parametrize(
