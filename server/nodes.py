@@ -176,7 +176,7 @@ class NodeTable:
             reason = one_line(str(error))
             self._denied[reply.node_id] = reason
             name = self._registered.get(reply.node_id, "")
-            _log.warning("node %s may not join: %s", name or reply.node_id, reason)
+            _log.warning("join of node %s denied: %s", name or reply.node_id, reason)
             self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=reason)
             if reply.content is not None:  # else the node itself gave the reason
                 self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")

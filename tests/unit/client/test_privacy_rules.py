@@ -182,7 +182,7 @@ def test_the_server_names_the_site_that_denied_the_join(
     monkeypatch.setattr(nodes.time, "sleep", Mock(side_effect=TimeoutError))  # it would wait for others
     with pytest.raises(TimeoutError):
         table.wait_for_nodes()
-    assert "node site-a refused: node configuration: min-noise = 1" in capsys.readouterr().err
+    assert "join of node site-a denied: node configuration: min-noise = 1" in capsys.readouterr().err
 
 
 def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
