@@ -1,0 +1,112 @@
+"""Who may import whom: each room only those before it, so that a reader needs to know no room after it."""
+
+import ast
+import io
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_files
+
+from server.deploy.control import app_files
+from tests import REPOSITORY
+
+PACKAGES = ("federation", "client", "certs", "server")
+ROOMS = (
+    "federation",  # its own modules; those of a package that are in no room below
+    "federation.data",
+    "federation.policy",
+    "federation.wire",
+    "federation.judgement",
+    "client.state",
+    "client",
+    "client.supernode",
+    "client.doctor",
+    "client.repair",
+    "certs",
+    "server.model",
+    "server.grid",
+    "server.aggregation",
+    "server.run",
+    "server.simulation",
+    "server.evaluation",
+    "server.output",
+    "server",
+    "server.deploy",
+    "server.monitoring",
+)
+# Packages that a package may import from besides its own.
+NEIGHBOURS = {
+    "federation": (),
+    "client": ("federation",),
+    "certs": ("federation",),
+    "server": ("federation",),
+}
+
+
+def _modules() -> dict[str, Path]:
+    files = (file for package in PACKAGES for file in sorted((REPOSITORY / package).rglob("*.py")))
+    names = (
+        (file.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", "."), file) for file in files
+    )
+    return {name.removesuffix(".__init__"): file for name, file in names}
+
+
+def _room(module: str) -> str:
+    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len)
+
+
+@cache
+def _imports() -> tuple[tuple[str, str], ...]:
+    """(module, what it imports), wherever in the module the import stands."""
+    return tuple((module, target) for module, file in _modules().items() for target in _targets(file))
+
+
+def _targets(file: Path) -> Iterator[str]:
+    modules = _modules()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (
+                f"{node.module}.{name.name}" if f"{node.module}.{name.name}" in modules else node.module
+                for name in node.names
+                if node.module.split(".")[0] in PACKAGES
+            )
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] in PACKAGES)
+
+
+def test_every_room_exists() -> None:
+    modules = _modules()
+    assert [room for room in ROOMS if room not in modules] == []
+
+
+def test_a_room_imports_only_rooms_before_it() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, target in _imports()
+        if ROOMS.index(_room(target)) > ROOMS.index(_room(module))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_server_and_client_know_federation_and_never_each_other(package: str) -> None:
+    others = {
+        f"{module} imports {target}"
+        for module, target in _imports()
+        if module.split(".")[0] == package and target.split(".")[0] not in (package, *NEIGHBOURS[package])
+    }
+    # The operator's commands issue keys; nothing that runs in a round touches them.
+    assert {line for line in others if not line.startswith("server.deploy.")} == set()
+
+
+def test_what_travels_in_the_app_bundle_imports_nothing_that_does_not() -> None:
+    bundle, _ = build_fab_from_files(app_files())
+    files = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
+    travels = {name for name, file in _modules().items() if file.relative_to(REPOSITORY).as_posix() in files}
+    assert {"server.app", "client.app", "federation.wire.codec"} <= travels
+    assert not {"server.deploy.demo", "server.monitoring.exporter", "server.simulation.so101"} & travels
+    wrong = {f"{a} imports {b}" for a, b in _imports() if a in travels and b not in travels}
+    assert wrong == set()
