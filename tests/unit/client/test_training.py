@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies
 from lerobot.scripts.lerobot_train import update_policy
 from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
@@ -208,7 +207,7 @@ def test_too_many_damaged_frames_in_a_row_are_one_line_that_names_the_data_set_a
     )
 
 
-@given(workers=st.integers(0, 5), length=st.integers(1, 40), epochs=st.integers(1, 3))
+@given(workers=strategies.integers(0, 5), length=strategies.integers(1, 40), epochs=strategies.integers(1, 3))
 def test_whatever_the_number_of_workers_each_frame_comes_once_an_epoch(
     workers: int, length: int, epochs: int
 ) -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from certs.issue import issue_all
 from client.doctor import connection as connection_checks
-from client.doctor import machine as machine_checks
+from client.doctor import machine
 from client.doctor.check import Check
 from client.doctor.connection import check_superlink
 from client.doctor.machine import check_ca, check_device, check_key, check_scratch, check_software
@@ -242,13 +242,13 @@ def test_another_release_of_a_package_than_the_app_wants_is_an_error(monkeypatch
     (check,) = check_software()
     assert check.level == "ok"
     assert check.text.startswith("flwr 1.")
-    installed = machine_checks.versions()
+    installed = machine.versions()
     for changes, level in (
         ({"flwr": installed["flwr"].rpartition(".")[0] + ".99"}, "ok"),
         ({"flwr": "1.3.0"}, "error"),
         ({"lerobot": "0.1.0"}, "error"),
     ):
-        monkeypatch.setattr(machine_checks, "versions", lambda changes=changes: installed | changes)
+        monkeypatch.setattr(machine, "versions", lambda changes=changes: installed | changes)
         (check,) = check_software()
         assert check.level == level
         assert "make env, or take" in check.text or level == "ok"
@@ -266,8 +266,8 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(machine_checks, "_WARN_FREE_GB", 0)
-    monkeypatch.setattr(machine_checks, "_MIN_FREE_GB", 0)
+    monkeypatch.setattr(machine, "_WARN_FREE_GB", 0)
+    monkeypatch.setattr(machine, "_MIN_FREE_GB", 0)
     monkeypatch.setattr("client.doctor.main.check_samples", lambda *_: [Check("ok", "samples", "fine")])
     keys = certs / "sites" / "site-a"
     site = ["--scratch", str(tmp_path), "--key", str(keys / "node.key"), "--ca", str(keys / "ca.crt")]

@@ -18,10 +18,10 @@ import pytest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from certs.issue import issue_all
-from client.supernode import wrapper as supernode
+from client.supernode import wrapper
 from federation import logs
 
-BIN = Path(supernode.__file__).parent / "bin"
+BIN = Path(wrapper.__file__).parent / "bin"
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def _gives_up(error: httpx.HTTPError) -> tuple[bool, bool]:
     """Whether Flower gives up at once at this error, and whether ours does."""
     flowers = make_simple_http_retry_invoker().should_giveup
     assert flowers
-    return flowers(error), supernode.gives_up_on(flowers)(error)
+    return flowers(error), wrapper.gives_up_on(flowers)(error)
 
 
 def test_a_handshake_that_nobody_answers_is_tried_again() -> None:
@@ -97,7 +97,7 @@ def test_a_refused_signature_is_said_with_its_reason(
         "401", request=request, response=httpx.Response(401, headers=headers, request=request)
     )
     logs.configure()
-    assert supernode.gives_up_on(lambda _: True)(error)
+    assert wrapper.gives_up_on(lambda _: True)(error)
     assert re.search(f"SuperLink refuses this site's signature: {says}", capsys.readouterr().err)
 
 
@@ -120,7 +120,7 @@ def test_what_refers_only_to_itself_is_freed_though_python_would_wait() -> None:
     cycle = Cycle()
     freed = weakref.ref(cycle)
     ended = threading.Event()
-    collector = threading.Thread(target=supernode.collect, args=(0.01, ended))
+    collector = threading.Thread(target=wrapper.collect, args=(0.01, ended))
     gc.disable()
     collector.start()
     try:
@@ -143,4 +143,4 @@ def test_a_superlink_that_fails_is_asked_again() -> None:
     error = httpx.HTTPStatusError(
         "500", request=httpx.Request("POST", "https://superlink"), response=httpx.Response(500)
     )
-    assert not supernode.gives_up_on(lambda _: True)(error)
+    assert not wrapper.gives_up_on(lambda _: True)(error)

@@ -10,7 +10,7 @@ import pytest
 
 from federation.config import PolicyConfig
 from federation.errors import DatasetError
-from federation.judgement import judge as dataset_judgement
+from federation.judgement import judge
 from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
 from federation.judgement.sample_process import Verdict
 from tests.synthetic import blank_frames, video_of
@@ -77,7 +77,7 @@ def test_a_verdict_that_cannot_be_kept_costs_another_look(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset_judgement, "write_json", full)
+    monkeypatch.setattr(judge, "write_json", full)
     judge_dataset(use)
     judge_dataset(use)
     assert len(looks) == 2
@@ -86,7 +86,7 @@ def test_a_verdict_that_cannot_be_kept_costs_another_look(
 
 def test_only_the_newest_verdicts_are_kept(use: DatasetUse, monkeypatch: pytest.MonkeyPatch) -> None:
     good = Verdict("", lasts=True, warnings=())
-    monkeypatch.setattr(dataset_judgement, "look_at_samples", lambda request, _: [good] * len(request))
+    monkeypatch.setattr(judge, "look_at_samples", lambda request, _: [good] * len(request))
     for chunk_size in range(1, 25):
         policy = dataclasses.replace(TINY, chunk_size=chunk_size)
         judge_dataset(dataclasses.replace(use, policy=policy))
@@ -103,7 +103,7 @@ def test_after_a_crash_the_others_are_still_looked_at(
         asked.append([one.root.name for one, _ in request])
         return [crash] if len(asked) == 1 else [Verdict("", lasts=True, warnings=())] * len(request)
 
-    monkeypatch.setattr(dataset_judgement, "look_at_samples", look)
+    monkeypatch.setattr(judge, "look_at_samples", look)
     with pytest.raises(DatasetError, match="SIGSEGV"):
         judge_datasets([use, dataclasses.replace(use, root=data / "holdout")])
     assert asked == [["site-a", "holdout"], ["holdout"]]

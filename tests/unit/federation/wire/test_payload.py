@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies
 
 from federation.errors import RejectionCode, WireError
 from federation.wire import payload as wire
@@ -131,7 +130,7 @@ def test_a_tensor_that_cannot_be_sent_is_named() -> None:
         pack_tensors([("x", torch.tensor(float("nan")))], HEADER)
 
 
-@given(st.binary(max_size=200))
+@given(strategies.binary(max_size=200))
 @settings(max_examples=200)
 def test_arbitrary_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
@@ -150,13 +149,20 @@ def _with_header(descr: object, fortran_order: object, shape: tuple) -> Array:
     return Array("uint8", (), "numpy.ndarray", data)
 
 
-SIDES = st.integers(-6, 6) | st.integers() | st.booleans() | st.floats() | st.none()
+SIDES = (
+    strategies.integers(-6, 6)
+    | strategies.integers()
+    | strategies.booleans()
+    | strategies.floats()
+    | strategies.none()
+)
 
 
 @given(
-    st.sampled_from(["|u1", "<f8", "<f4", "|O", "nothing", None]),
-    st.sampled_from([False, False, True, 0, None]),
-    st.lists(SIDES, max_size=3).map(tuple) | st.integers(0, 70).map(lambda count: (1,) * count),
+    strategies.sampled_from(["|u1", "<f8", "<f4", "|O", "nothing", None]),
+    strategies.sampled_from([False, False, True, 0, None]),
+    strategies.lists(SIDES, max_size=3).map(tuple)
+    | strategies.integers(0, 70).map(lambda count: (1,) * count),
 )
 @example("|u1", False, (-2, -16))
 @example("<f8", False, (-2, -2))
@@ -177,7 +183,7 @@ def test_an_arbitrary_numpy_header_raises_nothing_but_a_wire_error(
     assert (values.shape, values.dtype) == (shape, np.float64)
 
 
-@given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
+@given(strategies.integers(min_value=0), strategies.integers(min_value=0, max_value=255))
 @settings(max_examples=200)
 def test_no_flipped_byte_passes(position: int, value: int) -> None:
     record, header = _pack()

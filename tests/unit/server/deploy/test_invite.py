@@ -16,8 +16,7 @@ import yaml
 from certs.authority import CertificateError
 from certs.issue import issue_all
 from client.doctor.connection import check_superlink
-from server.deploy import invite as site
-from server.deploy import register as admission
+from server.deploy import invite, register
 from server.deploy.control import ControlError
 from server.deploy.invite import main, make_bundle, retire_site, revoke_key
 from server.deploy.local_cluster import LocalCluster
@@ -262,11 +261,11 @@ def test_admission_says_what_it_did(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     keys: list[str] = []
-    monkeypatch.setattr(admission, "register_supernode", lambda superlink, key, name: keys.append(key))
-    monkeypatch.setattr(admission, "unregister_supernode", lambda superlink, key: keys.append(key) or known)
+    monkeypatch.setattr(register, "register_supernode", lambda superlink, key, name: keys.append(key))
+    monkeypatch.setattr(register, "unregister_supernode", lambda superlink, key: keys.append(key) or known)
     arguments = ["--superlink", "superlink:8000", "--ca", str(certs / "superlink" / "ca.crt")]
     arguments += ["--name", "lab-b", "--key", "ecdsa-sha2-nistp384 AAAA", *(["--revoke"] if revoke else [])]
-    assert admission.main(arguments) == 0
+    assert register.main(arguments) == 0
     assert capsys.readouterr().out == f"{said}\n"
     assert keys == ["ecdsa-sha2-nistp384 AAAA"]
 
@@ -275,14 +274,14 @@ def test_admission_without_a_certificate_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--superlink", "s:1", "--ca", str(tmp_path / "ca.crt"), "--name", "n", "--key", "k"]
-    assert admission.main(arguments) == 2
+    assert register.main(arguments) == 2
     assert "ca.crt is missing; run make certs" in capsys.readouterr().err
 
 
 def test_every_template_of_the_bundle_is_used() -> None:
     names = {file.name for file in (REPOSITORY / "docker" / "site").iterdir()}
     assert names == {"README.md", "env", "docker-compose.yml", "docker-compose.gpu.yml"}
-    assert site._version()
+    assert invite._version()
 
 
 @pytest.mark.integration

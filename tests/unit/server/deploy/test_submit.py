@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.config import RunConfig, load_run_config
-from server.deploy import submit
-from server.deploy import supervise as supervisor
+from server.deploy import submit, supervise
 from server.deploy.control import ControlError, RefusedError
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
@@ -85,13 +84,13 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     link = SuperLink(tmp_path / "outputs")
     monkeypatch.setattr(submit, "register_supernode", lambda _, key, name: link.registered.append(name))
     monkeypatch.setattr(submit, "count_online", link.count_online)
-    for module in (submit, supervisor):
+    for module in (submit, supervise):
         monkeypatch.setattr(module, "active_run", link.active_run)
         monkeypatch.setattr(module, "submit_run", link.submit_run)
         monkeypatch.setattr(module, "_POLL_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(supervisor, "run_status", link.run_status)
-    monkeypatch.setattr(supervisor, "_SECONDS_BEFORE_CONTINUATION", 0.0)
-    monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(supervise, "run_status", link.run_status)
+    monkeypatch.setattr(supervise, "_SECONDS_BEFORE_CONTINUATION", 0.0)
+    monkeypatch.setattr(supervise, "_RECORD_SECONDS", 0.0)
     return link
 
 
@@ -246,7 +245,7 @@ def test_an_active_run_is_paired_with_its_own_record(
     (tmp_path / "outputs" / "damaged").mkdir()
     (tmp_path / "outputs" / "damaged" / "federated_metrics.json").write_text("{")
     superlink.active = "1"
-    found = supervisor._active_run(tmp_path, superlink.outputs)
+    found = supervise._active_run(tmp_path, superlink.outputs)
     assert found is not None
     assert (found[0], found[1].run.name) == ("1", "mine")
 
@@ -257,8 +256,8 @@ def test_a_finished_run_that_is_resumed_is_waited_for(
     superlink.outcomes = [(4, "finished")]
     superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"}))
     folder = superlink.outputs / "tiny-1"
-    assert supervisor.is_finished(folder)
-    assert not supervisor.is_finished(folder, "2")  # which has not begun yet
+    assert supervise.is_finished(folder)
+    assert not supervise.is_finished(folder, "2")  # which has not begun yet
 
 
 @pytest.mark.parametrize("option", ["--new", "--resume=tiny-1"])
@@ -286,7 +285,7 @@ def test_an_active_run_is_followed(
         superlink.active = None
         return superlink.status
 
-    monkeypatch.setattr(supervisor, "run_status", give_up)
+    monkeypatch.setattr(supervise, "run_status", give_up)
     assert submit.main(arguments) == 0
     assert [config.run.name for config in superlink.submitted] == ["other", "other"]
     printed = capsys.readouterr().out
@@ -310,9 +309,9 @@ def test_a_run_that_is_just_ending_is_not_in_the_way_of_the_next(
     config = load_run_config(tmp_path / "tiny.toml", {"run.name": "first"})
     ending = superlink.submit_run(tmp_path, config)
     active = iter([ending, ending, ending])
-    for module in (submit, supervisor):
+    for module in (submit, supervise):
         monkeypatch.setattr(module, "active_run", lambda home: next(active, None))
-    monkeypatch.setattr(supervisor, "_RECORD_SECONDS", 60.0)
+    monkeypatch.setattr(supervise, "_RECORD_SECONDS", 60.0)
     assert submit.main([*arguments, "--new"]) == 0
     assert len(superlink.submitted) == 2
     assert superlink.submitted[1].run.name != "first"
@@ -329,8 +328,8 @@ def test_a_serverapp_that_died_is_replaced_before_superlink_notices(
         superlink.status = "running"
         return held.pop(0) if held else False
 
-    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
-    monkeypatch.setattr(supervisor, "stop_run", lambda _, run_id: stopped.append(run_id))
+    monkeypatch.setattr(supervise, "is_being_written", is_being_written)
+    monkeypatch.setattr(supervise, "stop_run", lambda _, run_id: stopped.append(run_id))
     assert submit.main(arguments) == 0
     assert stopped == ["1"]
     assert [config.run.resume for config in superlink.submitted] == [False, True]
@@ -346,7 +345,7 @@ def test_a_serverapp_that_its_operator_stopped_is_not_replaced(
         superlink.status = "running" if len(held) == 2 else "finished:stopped"
         return held.pop(0)
 
-    monkeypatch.setattr(supervisor, "is_being_written", is_being_written)
+    monkeypatch.setattr(supervise, "is_being_written", is_being_written)
     assert submit.main(arguments) == 2
     assert len(superlink.submitted) == 1
 

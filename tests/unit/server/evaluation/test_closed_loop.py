@@ -13,8 +13,7 @@ import pytest
 
 from federation.config import EvaluationConfig
 from federation.errors import ConfigError
-from server.evaluation import closed_loop as simulation
-from server.evaluation import worker
+from server.evaluation import closed_loop, worker
 from server.evaluation.intervals import sign_test, wilson_interval
 from server.evaluation.worker import Simulations
 from server.simulation.expert import plan_pick
@@ -188,7 +187,7 @@ def test_an_evaluation_ends_with_a_server_that_is_killed(tmp_path: Path) -> None
     reader, writer = os.pipe()
     code = (
         "import time\n"
-        "from server.evaluation import closed_loop as simulation\n"
+        "from server.evaluation import closed_loop\n"
         "simulation.simulate = lambda *_: time.sleep(600)\n"
         "simulation.main(['--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
     )
@@ -229,9 +228,9 @@ def test_evaluations_are_due_before_between_and_at_the_end(tmp_path: Path) -> No
 def test_a_missing_simulator_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simulation, "find_spec", lambda _: None)
+    monkeypatch.setattr(closed_loop, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="mujoco is not installed"):
-        simulation.check_simulator("site-a")
+        closed_loop.check_simulator("site-a")
 
 
 def test_the_installation_is_checked_before_the_first_round(
@@ -257,7 +256,7 @@ def test_the_command_drives_a_policy_and_writes_what_it_saw(
     monkeypatch.setattr("server.simulation.gym_so101.environment.MAX_STEPS", 3)
     monkeypatch.setattr(SO101PickEnv, "_max_episode_steps", 3)
     command = ["--policy", str(tmp_path / "policy"), "--out", str(tmp_path / "r.json"), "--episodes", "2"]
-    assert simulation.main(command) == 0
+    assert closed_loop.main(command) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert [e["seed"] for e in result["per_episode"]] == [SEED, SEED + 1]
     assert (result["success_rate"], result["expert_success_rate"]) == (0, 1)
@@ -265,5 +264,5 @@ def test_the_command_drives_a_policy_and_writes_what_it_saw(
 
 
 def test_a_folder_without_a_policy_is_one_clear_line(tmp_path: Path, capsys) -> None:
-    assert simulation.main(["--policy", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 2
+    assert closed_loop.main(["--policy", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 2
     assert "no policy there" in capsys.readouterr().err

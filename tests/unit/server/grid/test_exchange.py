@@ -7,8 +7,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from federation.errors import RejectionCode
-from server.grid import calls as grid_calls
-from server.grid import exchange
+from server.grid import calls, exchange
 from server.grid.exchange import Exchange, WaitPolicy
 from server.grid.late_replies import LateReplies
 from tests.fake_grid import FakeGrid, RawReply, raw_reply
@@ -291,11 +290,11 @@ class BrokenGrid(FakeGrid):
 
 
 def test_a_superlink_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_calls, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.01)
+    monkeypatch.setattr(calls, "_SECONDS_BETWEEN_SERVER_ERRORS", 0.01)
     assert _exchange(BrokenGrid({5: RecordDict()}))[5].content is not None
 
 
 def test_a_superlink_that_goes_on_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_calls, "_SERVER_ERROR_SECONDS", 0.0)
+    monkeypatch.setattr(calls, "_SERVER_ERROR_SECONDS", 0.0)
     with pytest.raises(httpx.HTTPStatusError):
         _exchange(BrokenGrid({5: RecordDict()}))

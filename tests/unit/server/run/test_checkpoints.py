@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies
 from safetensors.torch import load_file, save_file
 
 from federation import files
@@ -271,12 +270,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=150)
-@given(data=st.data())
-def test_whatever_is_in_the_file_the_error_is_ours(whole: Path, data: st.DataObject) -> None:
+@given(data=strategies.data())
+def test_whatever_is_in_the_file_the_error_is_ours(whole: Path, data: strategies.DataObject) -> None:
     content = bytearray(whole.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)))]
+    for _ in range(data.draw(strategies.integers(1, 3))):
+        content[data.draw(strategies.integers(0, len(content) - 1))] = data.draw(strategies.integers(0, 255))
+    content = content[: data.draw(strategies.integers(0, len(content)))]
     damaged = whole.with_name("damaged.safetensors")
     damaged.write_bytes(content)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation.data.simulated import SIMULATED_ROBOT, UNMARKED_ROBOT
-from server.simulation import recording as sample_data
+from server.simulation import recording
 from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data
 from server.simulation.sample_folder import main
 from tests import REPOSITORY
@@ -32,7 +32,7 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             _dataset(root / name)
         return dict.fromkeys(datasets, COUNTS)
 
-    monkeypatch.setattr(sample_data, "_record_all", record)
+    monkeypatch.setattr(recording, "_record_all", record)
     ensure_sample_data(tmp_path / "data" / "sample", SampleParameters())
     return tmp_path / "data" / "sample"
 
