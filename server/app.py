@@ -114,8 +114,8 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
 
     from server.evaluation.held_out import Evaluator, measure
     from server.output.after_round import AfterRound
+    from server.resume import begin_or_resume, evaluate_best_anew
     from server.run.checkpoints import Checkpoints
-    from server.run.resume import begin_or_resume, evaluate_best_anew
 
     after_round = endings.enter_context(AfterRound(policy, config, record))
     measured_on = measure(datasets, descriptions, config.evaluation)
@@ -195,7 +195,7 @@ def _evaluate_round(
     """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
     from server.aggregation.adaptation import is_spike
     from server.evaluation.held_out import DivergedError
-    from server.run.resume import restore_best
+    from server.resume import restore_best
 
     policy_loss = math.inf
     try:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from federation.data.statistics import Statistics
-from server.aggregation.verification import NORMS_KEPT
 
 __all__ = ["GlobalModel"]
+
+_NORMS_KEPT = 32  # rounds whose norms the next update is judged by
 
 
 @dataclass
@@ -20,7 +21,7 @@ class GlobalModel:
     statistics: Statistics
     fingerprint: str  # of the frozen weights
     optimizer: torch.optim.Optimizer | None = None  # over `weights`; None adds each update as it is
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=NORMS_KEPT))  # one of each round
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=_NORMS_KEPT))  # one of each round
     average: dict[str, Tensor] | None = None  # of the weights over the rounds, with evaluation.ema_decay
 
     @property

@@ -37,9 +37,8 @@ from federation.schedule import highest_rate
 from federation.wire.payload import Header, Payload, open_payload
 from server.grid.exchange import Reply
 
-__all__ = ["NORMS_KEPT", "NormJudge", "largest_norm", "typical_norm", "verify_reply"]
+__all__ = ["NormJudge", "largest_norm", "typical_norm", "verify_reply"]
 
-NORMS_KEPT = 32  # rounds whose norms are remembered
 MIN_TO_COMPARE = 3  # updates; of two nobody can tell which one is wrong
 _LARGEST_FIGURE = 1e18  # squares and sums of such fit into a float: what is computed from them stays finite
 _LARGEST_NORM = 1e15  # of an update; times all examples of a round it fits into fp32

@@ -14,11 +14,11 @@ from federation.errors import DatasetError
 from server import app
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.model import GlobalModel
+from server.resume import evaluate_best_anew
 from server.run.checkpoint_file import load_checkpoint
 from server.run.checkpoints import Checkpoints
 from server.run.recorded import read_metrics
 from server.run.records import RunRecord
-from server.run.resume import evaluate_best_anew
 from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 from tests.synthetic import split_video

@@ -18,7 +18,7 @@ from server.run.records import RunRecord
 
 __all__ = ["begin_or_resume", "evaluate_best_anew", "restore_best"]
 
-_log = get_logger("server.run.resume")
+_log = get_logger("server.resume")
 
 
 def begin_or_resume(
