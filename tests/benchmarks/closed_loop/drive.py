@@ -17,7 +17,8 @@ from federation.policy.folder import load_policy_folder
 from server.evaluation.intervals import wilson_interval
 from server.simulation.expert import plan_pick
 from server.simulation.gym_so101 import MAX_STEPS
-from server.simulation.so101 import CUBE_HALF_SIZE_M, VARIANTS, SO101Scene
+from server.simulation.scenes import VARIANTS
+from server.simulation.so101 import CUBE_HALF_SIZE_M, SO101Scene
 
 __all__ = ["Controller", "blind", "drive", "expert", "open_scenes", "policy_controller"]
 

@@ -14,12 +14,12 @@ from federation.data.simulated import SIMULATED_ROBOT
 from server.simulation import recording as sample_data
 from server.simulation.expert import plan_pick, play
 from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data, main
+from server.simulation.scenes import VARIANTS
 from server.simulation.so101 import (
     FPS,
     HOME_NOISE_DEG,
     HOME_TARGETS,
     JOINT_LIMITS,
-    VARIANTS,
     SimulationError,
     SO101Scene,
 )

@@ -1,0 +1,116 @@
+"""The scenes that the simulated arm can be in: what makes one site differ from another."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+__all__ = ["VARIANTS", "Camera", "SceneVariant", "unknown_variant"]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where a camera is, what it looks at (both (3,) metres, in its body's frame) and its vertical field."""
+
+    position_m: tuple[float, float, float]
+    target_m: tuple[float, float, float]
+    fov_deg: float
+
+
+@dataclass(frozen=True)
+class SceneVariant:
+    """What makes one site differ from another; ranges are drawn from uniformly at each reset."""
+
+    name: str
+    task: str
+    cube_rgb: tuple[float, float, float]
+    table_rgb: tuple[float, float, float]
+    cube_radius_range_m: tuple[float, float]
+    cube_bearing_range_deg: tuple[float, float]
+    top_camera: Camera
+    wrist_camera: Camera
+    camera_jitter_m: float
+    light_position_m: tuple[float, float, float]
+    light_rgb: tuple[float, float, float]
+    ambient: float
+    cube_yaw_range_deg: tuple[float, float] = (-180.0, 180.0)
+
+
+VARIANTS = {
+    "site-a": SceneVariant(
+        name="site-a",
+        task="Pick up the red cube.",
+        cube_rgb=(0.85, 0.10, 0.08),
+        table_rgb=(0.82, 0.82, 0.80),
+        cube_radius_range_m=(0.21, 0.27),
+        cube_bearing_range_deg=(-5.0, 30.0),
+        top_camera=Camera((0.50, 0.0, 0.46), (0.15, 0.01, 0.03), 45.0),
+        wrist_camera=Camera((0.0, 0.075, -0.01), (0.0, 0.0, -0.10), 70.0),
+        camera_jitter_m=0.004,
+        light_position_m=(0.3, 0.3, 1.2),
+        light_rgb=(0.55, 0.55, 0.55),
+        ambient=0.40,
+    ),
+    "site-b": SceneVariant(
+        name="site-b",
+        task="Grasp the blue block and lift it off the table.",
+        cube_rgb=(0.10, 0.25, 0.90),
+        table_rgb=(0.50, 0.36, 0.24),
+        cube_radius_range_m=(0.20, 0.25),
+        cube_bearing_range_deg=(-30.0, 5.0),
+        top_camera=Camera((0.36, -0.36, 0.40), (0.14, 0.0, 0.06), 44.0),
+        wrist_camera=Camera((0.01, 0.07, 0.0), (0.0, 0.0, -0.10), 78.0),
+        camera_jitter_m=0.006,
+        light_position_m=(0.0, -0.4, 1.1),
+        light_rgb=(0.85, 0.72, 0.52),
+        ambient=0.45,
+    ),
+    "site-c": SceneVariant(
+        name="site-c",
+        task="Lift the green cube.",
+        cube_rgb=(0.10, 0.65, 0.20),
+        table_rgb=(0.25, 0.27, 0.30),
+        cube_radius_range_m=(0.20, 0.27),
+        cube_bearing_range_deg=(-20.0, 20.0),
+        top_camera=Camera((0.42, 0.30, 0.44), (0.15, 0.0, 0.04), 46.0),
+        wrist_camera=Camera((0.0, 0.08, -0.01), (0.0, 0.0, -0.10), 66.0),
+        camera_jitter_m=0.005,
+        light_position_m=(0.4, 0.0, 1.0),
+        light_rgb=(0.70, 0.75, 0.85),
+        ambient=0.35,
+    ),
+    "site-d": SceneVariant(
+        name="site-d",
+        task="Take the yellow block from the mat.",
+        cube_rgb=(0.92, 0.80, 0.12),
+        table_rgb=(0.15, 0.35, 0.38),
+        cube_radius_range_m=(0.22, 0.26),
+        cube_bearing_range_deg=(0.0, 35.0),
+        top_camera=Camera((0.55, -0.10, 0.38), (0.16, 0.02, 0.03), 42.0),
+        wrist_camera=Camera((-0.01, 0.075, -0.01), (0.0, 0.0, -0.10), 74.0),
+        camera_jitter_m=0.004,
+        light_position_m=(-0.2, 0.4, 1.3),
+        light_rgb=(0.60, 0.58, 0.55),
+        ambient=0.50,
+    ),
+}
+
+# Easier than the four above, so that a toy-sized policy learns them on two cores: each cube lies within
+# a patch of 5 x 2.5 cm, the two 11 cm apart, and nearly square to the table.
+for _base, _name, _bearing_range_deg in (
+    ("site-a", "left", (8.0, 20.0)),
+    ("site-b", "right", (-20.0, -8.0)),
+):
+    VARIANTS[_name] = replace(
+        VARIANTS[_base],
+        name=_name,
+        cube_radius_range_m=(0.22, 0.245),
+        cube_bearing_range_deg=_bearing_range_deg,
+        cube_yaw_range_deg=(-10.0, 10.0),
+    )
+
+
+def unknown_variant(names: Iterable[str]) -> str:
+    """What is wrong with the first of `names` that is not in `VARIANTS`, for an error; empty if all are."""
+    for name in names:
+        if name not in VARIANTS:
+            return f"{name!r} is unknown; choose from {', '.join(VARIANTS)}"
+    return ""
