@@ -82,7 +82,8 @@ def test_a_link_and_a_folder_without_our_manifest_stay(
 def test_make_clean_leaves_the_owners_recordings(sample: Path, tmp_path: Path) -> None:
     own = [_dataset(sample.parent / "my-arm" / "site-a"), _dataset(sample / "site-c", frames=77)]
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
-    shutil.copytree(REPOSITORY / "federation", tmp_path / "federation")
+    for package in ("federation", "server"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package)
     for build in (".venv/bin", ".pytest_cache", "outputs/run-1", "certs/generated"):
         (tmp_path / build).mkdir(parents=True)
     for _ in range(2):  # the second time without an environment
