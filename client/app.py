@@ -92,9 +92,9 @@ def _answer(
     try:
         site = read_site(context)
         folders = {"dataset": site.dataset, "scratch": site.scratch}
-        logs.speak_as(node=site.name)
+        logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
-        logs.speak_as(run=config.run.name or None)
+        logs.bind_context(run=config.run.name or None)
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)

@@ -95,7 +95,7 @@ def answer_train_request(message: Message, config: RunConfig, site: Site) -> Rec
     """
     received_at = time.time()
     request = read_request(message, config)
-    logs.speak_as(run=request.run, round_=request.round)
+    logs.bind_context(run=request.run, round_=request.round)
     with scratch_for_one(site.scratch, request.stop_at):
         reply = load_reply(site.scratch, request.key)
         if reply is not None:
@@ -123,14 +123,14 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     # LeRobot keeps an Arrow copy of the parquet files; the dataset itself is mounted read-only.
     os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
     from client.device import peak_memory_bytes
-    from client.state.carried import drop_carried
     from client.state.optimizer import keep_optimizer_state, restore_optimizer_state
+    from client.state.round_state import drop_round_state
 
-    drop_carried(site.scratch, request.run, request.undone_rounds)
+    drop_round_state(site.scratch, request.run, request.undone_rounds)
     components, weights = _set_up(message, request, config, site)
-    carried = (site.scratch, request.run, request.round, components.optimizer, components.parameters)
+    state = (site.scratch, request.run, request.round, components.optimizer, components.parameters)
     if config.training.keep_optimizer:
-        restore_optimizer_state(*carried)
+        restore_optimizer_state(*state)
     setup_seconds = time.monotonic() - started
     result = _run_steps(request, config, site, components)
     _log.info(
@@ -143,7 +143,7 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
         result.skipped_frames,
     )
     if config.training.keep_optimizer:
-        keep_optimizer_state(*carried)
+        keep_optimizer_state(*state)
     reply = _pack(request, config, site, result.update, weights.header.sha256)
     reply[METRICS] = MetricRecord(
         {k: v for k, v in vars(result).items() if k != "update"}

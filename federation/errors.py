@@ -13,8 +13,8 @@ __all__ = [
     "one_line",
 ]
 
-_MOST_CHARACTERS = 500
-_MOST_OF_AN_ERROR = 200  # it becomes part of a message, which is to fit as a whole
+_MAX_CHARACTERS = 500
+_MAX_CHARACTERS_OF_ERROR = 200  # it becomes part of a message, which is to fit as a whole
 
 
 class RejectionCode(IntEnum):
@@ -94,7 +94,7 @@ def one_line(said: str | BaseException) -> str:
     That is one line of a bounded length, without control characters; of an error without text, as
     `MemoryError()`, its type.
     """
-    most = _MOST_CHARACTERS if isinstance(said, str) else _MOST_OF_AN_ERROR
+    most = _MAX_CHARACTERS if isinstance(said, str) else _MAX_CHARACTERS_OF_ERROR
     text = said if isinstance(said, str) else str(said).strip() or type(said).__name__
     line = "".join(c if c.isprintable() else " " for c in text[: 2 * most])
     line = " ".join(line.split())

@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["configure", "get_logger", "speak_as"]
+__all__ = ["bind_context", "configure", "get_logger"]
 
 _ROOT = "so100"
 _FORMAT = "%(asctime)s %(levelname)-7s %(run)s %(node)s round %(round)s | %(message)s"
@@ -28,7 +28,7 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"{_ROOT}.{name}")
 
 
-def speak_as(*, run: str | None = None, node: str | None = None, round_: int | None = None) -> None:
+def bind_context(*, run: str | None = None, node: str | None = None, round_: int | None = None) -> None:
     """Set the run, the node and the round that every later line of this process carries."""
     given = {"run": run, "node": node, "round": round_}
     _speaker.update({key: value for key, value in given.items() if value is not None})

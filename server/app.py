@@ -51,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     name = config.run.name or new_run_name("run")
     record = RunRecord(folder_of("FEDERATION_OUTPUTS"), name, config, str(context.run_id))
     logs.configure(record.folder / "server.log")
-    logs.speak_as(run=record.name, node="server", round_=0)
+    logs.bind_context(run=record.name, node="server", round_=0)
     if not config.run.resume:
         record.event("run_started", run=record.name, num_rounds=config.run.num_rounds)
     tracking = None
@@ -152,7 +152,7 @@ def _train_round(
     """Choose the participants of a round and have them train `model`."""
     from server.rounds import run_round
 
-    logs.speak_as(round_=round_)
+    logs.bind_context(round_=round_)
     started = time.monotonic()
     online = nodes.wait_for_nodes()
     sampled = sample_nodes(online, config.federation, config.run.seed, round_)

@@ -22,7 +22,7 @@ from federation.errors import DatasetError
 
 __all__ = ["check_dataset"]
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 def check_dataset(
@@ -81,8 +81,8 @@ def _amount(root: Path, description: DatasetDescription) -> str:
 def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
     if not (excluded := description.left_out):
         return []
-    named = "; ".join(f"{index}: {why}" for index, why in islice(excluded.items(), _MOST_NAMED))
-    more = "; ..." if len(excluded) > _MOST_NAMED else ""
+    named = "; ".join(f"{index}: {why}" for index, why in islice(excluded.items(), _MAX_NAMED))
+    more = "; ..." if len(excluded) > _MAX_NAMED else ""
     text = (
         f"{root.name}: {len(excluded)} of {plural(description.episodes, 'episode')} excluded ({named}{more})"
     )

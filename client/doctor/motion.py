@@ -24,7 +24,7 @@ _JUMP_FACTOR = 6.0  # and so many times what the joint does in all but 5 % of th
 _STILL = 0.5  # a joint that moves by less in all episodes is never used; a servo's tick is 0.09 degrees
 _COMMANDED = 20.0  # a joint that does not move while its action moves by more does not follow
 _STUCK_SECONDS, _SHORT_SECONDS = 1.0, 1.0
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 _STATE, _ACTION = FEATURES
 
 
@@ -115,8 +115,8 @@ def _check_duplicates(episodes: Episodes, fix: Fix) -> list[Check]:
             twice.append((index, first))
     if not twice:
         return []
-    pairs = ", ".join(f"{index} repeats {first}" for index, first in twice[:_MOST_NAMED])
-    more = ", ..." if len(twice) > _MOST_NAMED else ""
+    pairs = ", ".join(f"{index} repeats {first}" for index, first in twice[:_MAX_NAMED])
+    more = ", ..." if len(twice) > _MAX_NAMED else ""
     text = f"{plural(len(twice), 'episode')} repeated with the same states and actions: {pairs}{more}"
     return [Check("warning", "duplicates", f"{text}; {fix([episode for episode, _ in twice])}")]
 
@@ -138,6 +138,6 @@ def _longest_stretch(values: np.ndarray) -> tuple[int, int]:
 
 
 def _name(episodes: Sequence[int]) -> str:
-    more = ", ..." if len(episodes) > _MOST_NAMED else ""
+    more = ", ..." if len(episodes) > _MAX_NAMED else ""
     noun = "episode" if len(episodes) == 1 else "episodes"
-    return f"{noun} {', '.join(map(str, episodes[:_MOST_NAMED]))}{more}"
+    return f"{noun} {', '.join(map(str, episodes[:_MAX_NAMED]))}{more}"

@@ -19,8 +19,8 @@ from federation.data.tables import read_episodes
 
 __all__ = ["check_videos", "decoded_times"]
 
-_MOST_DAMAGED = 0.1  # of all frames; training leaves out those there are
-_MOST_NAMED = 3
+_MAX_DAMAGED = 0.1  # of all frames; training leaves out those there are
+_MAX_NAMED = 3
 
 
 def check_videos(
@@ -52,10 +52,10 @@ def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]],
     frames, lost = sum(row["length"] for row in rows), sum(damaged.values())
     if not damaged:
         return "ok", f"all {frames} frames of {len(rows)} episodes decoded"
-    named = ", ".join(f"{n} of episode {episode}" for episode, n in list(damaged.items())[:_MOST_NAMED])
-    text = f"{lost} of {frames} frames cannot be decoded: {named}{', ...' * (len(damaged) > _MOST_NAMED)}"
+    named = ", ".join(f"{n} of episode {episode}" for episode, n in list(damaged.items())[:_MAX_NAMED])
+    text = f"{lost} of {frames} frames cannot be decoded: {named}{', ...' * (len(damaged) > _MAX_NAMED)}"
     drop = repair(root, sorted(damaged))
-    level = "error" if lost > _MOST_DAMAGED * frames else "warning"
+    level = "error" if lost > _MAX_DAMAGED * frames else "warning"
     return level, f"{text}; training skips them: copy the videos again, or {drop} drops the episodes"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.state.carried import carry, take_carried
+from client.state.round_state import load_round_state, save_round_state
 
 __all__ = ["add_residual", "keep_residual"]
 
@@ -20,11 +20,11 @@ _FOLDER = "feedback"
 def add_residual(scratch: Path, run: str, round_: int, update: Mapping[str, Tensor]) -> None:
     """Add what the newest round of `run` before `round_` left to `update`, in place; nothing if none did."""
     shapes = {name: tensor.shape for name, tensor in update.items()}
-    residual = take_carried(scratch / _FOLDER, run, round_, shapes)
+    residual = load_round_state(scratch / _FOLDER, run, round_, shapes)
     if residual is not None:
         torch._foreach_add_(list(update.values()), [residual[name] for name in update])
 
 
 def keep_residual(scratch: Path, run: str, round_: int, residual: Mapping[str, Tensor]) -> None:
     """Keep what `round_` leaves."""
-    carry(scratch / _FOLDER, run, round_, residual)
+    save_round_state(scratch / _FOLDER, run, round_, residual)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.state.carried import carry, take_carried
+from client.state.round_state import load_round_state, save_round_state
 
 __all__ = ["keep_optimizer_state", "restore_optimizer_state"]
 
@@ -32,7 +32,7 @@ def restore_optimizer_state(
     """
     shapes = {f"{key}/{name}": p.shape for key in _MOMENTS for name, p in parameters.items()}
     shapes |= {f"{_STEP}/{name}": torch.Size([]) for name in parameters}
-    tensors = take_carried(scratch / _FOLDER, run, round_, shapes)
+    tensors = load_round_state(scratch / _FOLDER, run, round_, shapes)
     if tensors is None:
         return False
     for name, parameter in parameters.items():
@@ -55,4 +55,4 @@ def keep_optimizer_state(
         tensors[f"{_STEP}/{name}"] = state.get(_STEP, torch.zeros(())).cpu()
         for key in _MOMENTS:
             tensors[f"{key}/{name}"] = state.get(key, torch.zeros_like(parameter)).cpu()
-    carry(scratch / _FOLDER, run, round_, tensors)
+    save_round_state(scratch / _FOLDER, run, round_, tensors)

@@ -17,7 +17,7 @@ from federation.data.statistics import FEATURES
 __all__ = ["find_faults", "frame_times", "lacking_frames", "split_episodes", "video_of_episode"]
 
 _TIMESTAMP_TOLERANCE_SECONDS = 1e-4  # LeRobot's own: past it LeRobot refuses to load the frame
-_MOST_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
+_MAX_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
 
 Frames = Mapping[str, np.ndarray]
 
@@ -131,7 +131,7 @@ def _fault_in_videos(
         if file not in times:
             times[file] = frame_times(file)
         lacking = lacking_frames(times[file], info["fps"], row, key)
-        if lacking > _MOST_LACKING * row["length"]:
+        if lacking > _MAX_LACKING * row["length"]:
             return f"{file.relative_to(root)} {_what_lacks(times[file], int(info['fps']), row, key, lacking)}"
     return ""
 
@@ -140,7 +140,7 @@ def _what_lacks(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str, l
     """Whether the frames are not there, or at other times than LeRobot looks for them."""
     start, length = row[f"videos/{key}/from_timestamp"] - 0.5 / fps, row["length"]
     there = int(((times >= start) & (times < start + length / fps)).sum())
-    if there < (1 - _MOST_LACKING) * length:
+    if there < (1 - _MAX_LACKING) * length:
         return f"lacks {lacking} of its {length} frames"
     return f"has {lacking} of its {length} frames between the times of a video with {fps} frames/s"
 

@@ -19,7 +19,7 @@ def _fresh() -> Iterator[None]:
 
 def test_a_line_says_which_run_node_and_round(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
-    logs.speak_as(run="run-1", node="site-a", round_=3)
+    logs.bind_context(run="run-1", node="site-a", round_=3)
     logs.get_logger("client.app").info("trained %d steps", 30)
     assert capsys.readouterr().err.endswith("INFO    run-1 site-a round 3 | trained 30 steps\n")
 
@@ -29,7 +29,7 @@ def test_json_is_one_object_a_line_with_the_traceback_inside(
 ) -> None:
     monkeypatch.setenv("FEDERATION_LOG_FORMAT", "JSON")
     logs.configure(tmp_path / "server.log")
-    logs.speak_as(run="run-1", node="site-a", round_=3)
+    logs.bind_context(run="run-1", node="site-a", round_=3)
     try:
         raise ValueError("no\nway")
     except ValueError:

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.state import carried
-from client.state.carried import drop_carried
+from client.state import round_state
 from client.state.feedback import add_residual, keep_residual
 from client.state.progress import ProgressFile
+from client.state.round_state import drop_round_state
 from federation.wire.codec import decode, encode
 
 
@@ -83,7 +83,7 @@ def test_on_a_full_disk_no_residual_is_kept_and_none_counts_twice(
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(carried, "save_file", full)
+    monkeypatch.setattr(round_state, "save_file", full)
     keep_residual(tmp_path, "run", 2, {"w": torch.ones(3)})
     update = {"w": torch.zeros(3)}
     add_residual(tmp_path, "run", 3, update)
@@ -109,10 +109,10 @@ def test_what_undone_rounds_left_is_taken_by_none_however_late_the_site_is_back(
     for round_ in (2, 5):
         keep_residual(tmp_path, "run", round_, {"w": torch.full((3,), float(round_))})
     (tmp_path / "progress.json").touch()
-    drop_carried(tmp_path, "another", [5])
-    drop_carried(tmp_path, "run", [4, 5])  # round 5 went back to round 3
+    drop_round_state(tmp_path, "another", [5])
+    drop_round_state(tmp_path, "run", [4, 5])  # round 5 went back to round 3
     update = {"w": torch.zeros(3)}
     add_residual(tmp_path, "run", 7, update)
     assert update["w"].tolist() == [2, 2, 2]  # round 5 alone had taken it
-    drop_carried(tmp_path, "run", [2])
+    drop_round_state(tmp_path, "run", [2])
     assert list((tmp_path / "feedback").iterdir()) == []

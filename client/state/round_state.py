@@ -18,12 +18,12 @@ from torch import Tensor
 from federation.files import remove_unfinished, write_atomically
 from federation.logs import get_logger
 
-__all__ = ["carry", "drop_carried", "take_carried"]
+__all__ = ["drop_round_state", "load_round_state", "save_round_state"]
 
-_log = get_logger("client.state.carried")
+_log = get_logger("client.state.round_state")
 
 
-def take_carried(
+def load_round_state(
     folder: Path, run: str, round_: int, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor] | None:
     """What the newest round of `run` before `round_` left in `folder`; None if none did, or it does not fit.
@@ -46,7 +46,7 @@ def take_carried(
     return tensors
 
 
-def carry(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) -> None:
+def save_round_state(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) -> None:
     """Keep what `round_` leaves, beside what it took itself; everything else in `folder` is removed.
 
     Where it cannot be kept, as on a full disk, all are removed: what was taken must not count twice.
@@ -66,7 +66,7 @@ def carry(folder: Path, run: str, round_: int, tensors: Mapping[str, Tensor]) ->
             old.unlink()
 
 
-def drop_carried(scratch: Path, run: str, rounds: Collection[int]) -> None:
+def drop_round_state(scratch: Path, run: str, rounds: Collection[int]) -> None:
     """Remove what `rounds` of `run` left, of every kind."""
     for folder in (path for path in scratch.iterdir() if path.is_dir()):
         for left_by, file in _files(folder, run):
