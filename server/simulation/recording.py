@@ -10,25 +10,19 @@ Episodes are simulated by worker processes and written by this one; the result d
 
 import argparse
 import json
-import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import cache
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
+from dataclasses import asdict
 from pathlib import Path
 from string import ascii_lowercase
-from threading import Thread
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from federation.data.simulated import SIMULATED_ROBOT
 from federation.errors import FederationError
 from federation.files import write_folder
+from server.simulation.picks import Episode, Job, SampleDataError, SampleParameters, record_episodes
 from server.simulation.sample_folder import (
     MANIFEST_KIND,
     MANIFEST_NAME,
@@ -37,72 +31,12 @@ from server.simulation.sample_folder import (
     read_manifest,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from server.simulation.so101 import SO101Scene
-
 __all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
 
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Dataset -> the scene variants that its episodes take in turn."""
 _DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
-MAX_ATTEMPTS = 20
-
-
-class SampleDataError(FederationError):
-    """The sample data cannot be recorded, or its folder is not ours to replace."""
-
-
-@dataclass(frozen=True)
-class SampleParameters:
-    """All that decides what is recorded: equal parameters give equal values, and equal frames on one machine.
-
-    Another machine's OpenGL may round a pixel the other way.
-    """
-
-    episodes: int = 10
-    """episodes of each training site"""
-    eval_episodes: int = 4
-    """episodes of the holdout"""
-    seed: int = 0
-    image_size_px: int = 128
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("episodes", 1, 10_000),
-            ("eval_episodes", 1, 10_000),
-            ("seed", 0, 2**31 - 1),
-            ("image_size_px", 16, 1024),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SampleDataError(f"{name} is {value}: give {low} to {high}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """An episode to record."""
-
-    dataset: str
-    variant: str
-    number: tuple[int, int]
-    """of the dataset, and of the episode in it: they decide its seeds"""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One recorded pick of T frames: what was seen, then what was commanded."""
-
-    task: str
-    states: "np.ndarray"
-    """(T, 6) float32, degrees and gripper percent"""
-    actions: "np.ndarray"
-    """(T, 6) float32, same units"""
-    images: dict[str, "np.ndarray"]
-    """feature -> (T, H, W, 3) uint8"""
-    attempts: int
 
 
 def ensure_sample_data(
@@ -194,7 +128,7 @@ def _record_all(
     counts = {name: {"episodes": 0, "frames": 0, "attempts": 0} for name in datasets}
     writers: dict[str, Any] = {}
     with (
-        closing(_episodes(jobs, parameters, workers)) as episodes,
+        closing(record_episodes(jobs, parameters, workers)) as episodes,
         tqdm(total=len(jobs), unit="ep") as progress,
     ):
         for job, episode in zip(jobs, episodes, strict=True):
@@ -209,79 +143,6 @@ def _record_all(
     for writer in writers.values():
         writer.finalize()
     return counts
-
-
-def _episodes(jobs: Sequence[Job], parameters: SampleParameters, workers: int) -> Generator[Episode]:
-    """The recorded episodes in the order of `jobs`, made by `workers` processes, or by this one if 1."""
-    if workers == 1:
-        for job in jobs:
-            yield _record_episode(job, parameters)
-        return
-    # Spawned, not forked: neither torch nor OpenGL survives a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
-    try:
-        ahead: deque[Future[Episode]] = deque()
-        for job in jobs:
-            ahead.append(pool.submit(_record_episode, job, parameters))
-            if len(ahead) > 2 * workers:  # an episode is 10 MB of pixels: do not let them pile up
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=_exit_after, args=(parent,), daemon=True).start()
-
-
-def _exit_after(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _record_episode(job: Job, parameters: SampleParameters) -> Episode:
-    """Simulate one episode with one seed after another until the pick succeeds."""
-    import numpy as np
-
-    from server.simulation.expert import plan_pick, play
-
-    scene = _scene(job.variant, parameters.image_size_px)
-    for attempt in range(MAX_ATTEMPTS):
-        entropy = (parameters.seed, *job.number, attempt)
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        scene.reset(seed)
-        plan = plan_pick(scene, seed)
-        if play(scene, plan):
-            return _draw_episode(scene, seed, plan, attempts=attempt + 1)
-    raise SampleDataError(
-        f"{job.dataset} episode {job.number[1]}: {MAX_ATTEMPTS} picks failed in a row; try another --seed"
-    )
-
-
-@cache
-def _scene(variant: str, image_size_px: int) -> "SO101Scene":
-    from server.simulation.scenes import VARIANTS
-    from server.simulation.so101 import SO101Scene
-
-    return SO101Scene(VARIANTS[variant], image_size_px)
-
-
-def _draw_episode(scene: "SO101Scene", seed: int, plan: "np.ndarray", attempts: int) -> Episode:
-    """Play `plan` (T, 6) again from the same seed, this time with the cameras on."""
-    import numpy as np
-
-    scene.reset(seed)
-    seen = []
-    for targets in plan:
-        seen.append(scene.observe())
-        scene.step(targets)
-    frames = {key: np.stack([observation[key] for observation in seen]) for key in seen[0]}
-    return Episode(scene.variant.task, frames.pop("observation.state"), plan, frames, attempts)
 
 
 def _create_dataset(root: Path, image_size_px: int) -> Any:

@@ -1,4 +1,4 @@
-"""Who may import whom: each room only those before it, so that a reader needs to know no room after it."""
+"""Who may import whom: each room only those before it; and how long a module and a function may be."""
 
 import ast
 import io
@@ -110,3 +110,17 @@ def test_what_travels_in_the_app_bundle_imports_nothing_that_does_not() -> None:
     assert not {"server.deploy.demo", "server.monitoring.exporter", "server.simulation.so101"} & travels
     wrong = {f"{a} imports {b}" for a, b in _imports() if a in travels and b not in travels}
     assert wrong == set()
+
+
+def test_no_module_is_over_300_lines_and_no_function_over_50() -> None:
+    sources = {module: file.read_text(encoding="utf-8") for module, file in _modules().items()}
+    assert {module for module, text in sources.items() if len(text.splitlines()) > 300} == set()
+    functions = (
+        (module, node)
+        for module, text in sources.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert {
+        f"{module}.{node.name}" for module, node in functions if (node.end_lineno or 0) - node.lineno >= 50
+    } == set()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from federation.data.simulated import SIMULATED_ROBOT
+from server.simulation import picks
 from server.simulation import recording as sample_data
 from server.simulation.expert import plan_pick, play
 from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data, main
@@ -362,7 +363,7 @@ def test_a_failed_replacement_leaves_the_old_sample_data_whole(monkeypatch, tmp_
 def test_an_expert_that_keeps_failing_is_an_error_and_not_an_endless_loop(monkeypatch):
     monkeypatch.setattr("server.simulation.expert.play", lambda scene, plan: False)
     with pytest.raises(SampleDataError, match="20 picks failed"):
-        sample_data._record_episode(sample_data.Job("site-a", "site-a", (0, 0)), TINY)
+        picks._record_episode(picks.Job("site-a", "site-a", (0, 0)), TINY)
 
 
 @pytest.mark.parametrize(
