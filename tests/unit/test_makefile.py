@@ -11,6 +11,9 @@ import pytest
 
 from tests import REPOSITORY
 
+# Not the one of .venv: a first line of a script cannot name a path with a blank.
+INTERPRETER = Path(sys.executable).resolve()
+
 
 def _make(
     folder: Path, *arguments: str, without: tuple[str, ...] = (), **variables: str
@@ -79,7 +82,7 @@ def clone(tmp_path: Path) -> Path:
     )
     (folder / "requirements.lock").touch()
     note = (
-        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"#!{INTERPRETER}\nimport json, os, sys\n"
         f"with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
         "    call = [os.getcwd(), os.environ.get('COMPOSE_FILE', ''), *sys.argv[1:]]\n"
         "    print(json.dumps(call), file=calls)\n"
@@ -221,7 +224,7 @@ def test_the_pythons_that_will_do_are_3_12_and_3_13(without_python: Path, versio
     folder = without_python.parent
     _write_program(
         without_python / "python3",
-        f"#!{sys.executable}\nimport sys\nsys.version_info = {version}\n"
+        f"#!{INTERPRETER}\nimport sys\nsys.version_info = {version}\n"
         "if sys.argv[1] == '-c':\n    exec(sys.argv[2])\n"
         f"else:\n    open({str(folder / 'made')!r}, 'w').write(' '.join(sys.argv[1:]))\n",
     )

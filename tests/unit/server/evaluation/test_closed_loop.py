@@ -188,8 +188,8 @@ def test_an_evaluation_ends_with_a_server_that_is_killed(tmp_path: Path) -> None
     code = (
         "import time\n"
         "from server.evaluation import closed_loop\n"
-        "simulation.simulate = lambda *_: time.sleep(600)\n"
-        "simulation.main(['--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
+        "closed_loop.simulate = lambda *_: time.sleep(600)\n"
+        "closed_loop.main(['--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=reader)
     os.close(reader)
