@@ -175,7 +175,7 @@ test-container: $(VENV)/.installed ## the container tests; they need a Docker en
 	$(VENV)/bin/python -m pytest tests/container $(PYTEST_ARGS)
 
 .PHONY: site
-site: $(VENV)/.installed ## the archive for a site elsewhere, and its key let in (NAME=lab-b SUPERLINK=fed.example.org:443)
+site: $(VENV)/.installed ## the archive for a site elsewhere, and its key registered (NAME=lab-b SUPERLINK=fed.example.org:443)
 	@$(PY) -m server.deploy.invite --name "$(NAME)" --superlink "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: site-revoke

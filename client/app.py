@@ -52,7 +52,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
     cameras = spell_cameras(config.policy.camera_names, description.used_cameras)
     for episode, why in description.left_out.items():
-        _log.warning("episode %d left out: %s", episode, why)
+        _log.warning("episode %d excluded: %s", episode, why)
     for warning in description.warnings:
         _log.warning("%s", warning)
     _log.info(

@@ -47,7 +47,7 @@ class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
                 item = self.dataset[frame]
             except DECODE_ERRORS as error:
                 skipped += 1
-                _log.warning("frame %d left out: %s", frame, one_line(error))
+                _log.warning("frame %d skipped: %s", frame, one_line(error))
                 if skipped >= MAX_SKIPPED_IN_A_ROW:
                     yield DatasetError(
                         f"dataset {self.name}: {skipped} frames in a row cannot be decoded, the last is "

@@ -127,7 +127,7 @@ class NodeTable:
         self._suspended_until[node.node_id] = until
         del self._known[node.node_id]
         _log.warning("%s is suspended until round %d or until it restarts: %s", node.name, until, reason)
-        self._record.event("node_left_out", node=node.name, until_round=until, reason=reason)
+        self._record.event("node_suspended", node=node.name, until_round=until, reason=reason)
         self._send_reason(node.node_id, f"until round {until}, or until its SuperNode restarts: {reason}")
 
     def _lift_suspension(self, node_id: int) -> None:
@@ -177,7 +177,7 @@ class NodeTable:
             self._denied[reply.node_id] = reason
             name = self._registered.get(reply.node_id, "")
             _log.warning("join of node %s denied: %s", name or reply.node_id, reason)
-            self._record.event("node_refused", node=name, node_id=str(reply.node_id), reason=reason)
+            self._record.event("join_denied", node=name, node_id=str(reply.node_id), reason=reason)
             if reply.content is not None:  # else the node itself gave the reason
                 self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")
             return

@@ -57,8 +57,8 @@ class UpdateCollector:
         """Add what came of asking node `name`; return False if it brought no update that can be used."""
         if reply.missing:
             self.missing.append(name)
-            _log.warning("%s is missing: %s", name, reply.error)
-            self._record.event("update_missing", round=self._expected.round, node=name, reason=reply.error)
+            _log.warning("no reply from %s: %s", name, reply.error)
+            self._record.event("reply_timed_out", round=self._expected.round, node=name, reason=reply.error)
             return False
         try:
             update, metrics = verify_reply(reply, self._shapes, self._expected, self._max_examples[name])
@@ -128,7 +128,7 @@ class UpdateCollector:
     def _reject(self, name: str, error: WireError) -> None:
         code, reason = self.rejected[name] = Rejection(error.code.label, one_line(str(error)))
         _log.warning("update of %s rejected: %s", name, reason)
-        self._record.event("update_refused", round=self._expected.round, node=name, code=code, reason=reason)
+        self._record.event("update_rejected", round=self._expected.round, node=name, code=code, reason=reason)
 
 
 def _transfer_seconds(reply_seconds: float, received_at: float, answered_at: float) -> dict[str, float]:

@@ -150,6 +150,6 @@ def _check_clock(ahead: float) -> Check:
     text = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
     if not -_WARN_BEHIND_SECONDS <= ahead <= _WARN_AHEAD_SECONDS:
         level = "warning" if -_MAX_BEHIND_SECONDS <= ahead <= _MAX_AHEAD_SECONDS else "error"
-        limit = "5 s ahead or 300 s behind and the site is refused; turn on time synchronisation"
+        limit = "5 s ahead or 300 s behind and SuperLink refuses the site; turn on time synchronisation"
         return Check(level, "clock", f"{text}, {limit}")
     return Check("ok", "clock", text)

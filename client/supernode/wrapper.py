@@ -93,7 +93,7 @@ def _why_refused(answer: httpx.Response) -> str:
         ahead = 0.0
     if not -_BEHIND_SECONDS < ahead < _AHEAD_SECONDS:
         return f"the clock here is {ahead:+.0f} s off SuperLink's; turn on time synchronisation"
-    return "its key is not, or no longer, let in; ask the operator"
+    return "its key is not registered, or was revoked; ask the operator"
 
 
 def collect(seconds: float, ended: threading.Event) -> None:

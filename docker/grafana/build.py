@@ -246,7 +246,7 @@ _STATE = " + on() ".join(
 _STATES = _map({"1": ("running", "blue"), "2": ("finished", _GOOD), "3": ("failed", _BAD)})
 _ONLINE = _map({"0": ("offline", _BAD), "1": ("online", _GOOD)})
 _COLOURED_TEXT = {"custom.cellOptions": {"type": "color-text"}}
-_PRESENCES = _map({"0": ("offline", _BAD), "1": ("online", _GOOD), "2": ("left out", _WARN)})
+_PRESENCES = _map({"0": ("offline", _BAD), "1": ("online", _GOOD), "2": ("suspended", _WARN)})
 # "text" is the colour of ordinary text: no promise is neither good nor bad.
 _EPSILON = [
     {
@@ -275,8 +275,8 @@ def _pair(panel: Panel, expression: str, legend: str) -> Panel:
 
 
 def _presence(selector: str = "") -> str:
-    """0, 1 or 2: offline, online, or left out, which is mostly online and trains nothing."""
-    return f"2 * (federation_node_left_out{selector} == 1) or federation_node_online{selector}"
+    """0, 1 or 2: offline, online, or suspended, which is mostly online and trains nothing."""
+    return f"2 * (federation_node_suspended{selector} == 1) or federation_node_online{selector}"
 
 
 def _labels(title: str, metric: str, labels: Sequence[str], **rest: Any) -> Panel:
@@ -411,8 +411,8 @@ def federation() -> dict[str, Any]:
                                 ("newest round", "federation_node_round", {"decimals": 0}),
                                 ("absent rounds", "federation_node_absent_rounds", {"decimals": 0}),
                                 (
-                                    "refused",
-                                    "sum by (node) (federation_node_refused_updates_total)",
+                                    "rejected",
+                                    "sum by (node) (federation_node_rejected_updates_total)",
                                     {"decimals": 0},
                                 ),
                                 ("frames trained on", "federation_node_examples_total", {"decimals": 0}),
@@ -437,14 +437,14 @@ def federation() -> dict[str, Any]:
                         "Nodes in each round",
                         [
                             ("federation_participants", "good updates"),
-                            ("federation_missing_nodes", "missing"),
-                            ("federation_refused_nodes", "refused"),
-                            ("federation_shut_out_nodes", "shut out"),
+                            ("federation_timed_out_replies", "timed out"),
+                            ("federation_rejected_updates", "rejected"),
+                            ("federation_denied_nodes", "denied"),
                             ("federation_min_nodes", "needed"),
                         ],
                         stacked=True,
                         decimals=0,
-                        overrides=[_dashed("needed"), _dashed("shut out", (2, 6))],
+                        overrides=[_dashed("needed"), _dashed("denied", (2, 6))],
                         description="Below `needed` no round starts.",
                     ),
                 ],
@@ -627,17 +627,21 @@ def site() -> dict[str, Any]:
                     ),
                     _bars(
                         "Refused updates",
-                        'federation_node_refused_updates_total{node="$node"}',
+                        'federation_node_rejected_updates_total{node="$node"}',
                         "{{reason}}",
                         decimals=0,
                         description="METRICS.md says what the reasons mean.",
                     ),
                     _pair(
                         _stat("Episodes", 'federation_node_episodes{node="$node"}', "used", decimals=0),
-                        'federation_node_left_out_episodes{node="$node"}',
-                        "left out",
+                        'federation_node_excluded_episodes{node="$node"}',
+                        "excluded",
                     ),
-                    _stat("Missed rounds", 'federation_node_missed_rounds_total{node="$node"}', decimals=0),
+                    _stat(
+                        "Timed-out replies",
+                        'federation_node_timed_out_replies_total{node="$node"}',
+                        decimals=0,
+                    ),
                     _stat(
                         "Privacy spent",
                         'federation_node_privacy_epsilon{node="$node"}',
@@ -776,14 +780,14 @@ def infrastructure() -> dict[str, Any]:
                         [
                             ("", "federation_node_info", {}),
                             ("episodes", "federation_node_episodes", {"decimals": 0}),
-                            ("left out", "federation_node_left_out_episodes", {"decimals": 0}),
+                            ("excluded", "federation_node_excluded_episodes", {"decimals": 0}),
                             ("frames", "federation_node_frames", {"decimals": 0}),
                             ("frames/s", "federation_node_fps", {"decimals": 0}),
                             ("memory", "federation_node_device_memory_bytes", {"unit": "decbytes"}),
                         ],
                         "node",
                         ["device", "cameras", "python", "flwr", "lerobot", "torch"],
-                        description="As it said when it joined; left out: episodes not fit for training.",
+                        description="As it said when it joined; excluded: episodes not fit for training.",
                     ),
                 ],
             ),

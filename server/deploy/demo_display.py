@@ -132,14 +132,14 @@ def _line(event: Mapping[str, Any]) -> str:
     match event["event"]:
         case "node_joined":
             return f"{event['node']} joined: {event['episodes']} episodes, {event['frames']} frames"
-        case "node_refused":
-            return f"[red]a node was refused: {escape(event['reason'])}[/]"
-        case "node_left_out":
+        case "join_denied":
+            return f"[red]a join was denied: {escape(event['reason'])}[/]"
+        case "node_suspended":
             until = event["until_round"]
             return f"[red]{event['node']} is suspended until round {until}: {escape(event['reason'])}[/]"
         case "waiting_for_nodes":
             return f"[yellow]{event['joined']} of {event['min_nodes']} nodes have joined[/]"
-        case "update_refused" | "update_missing":
+        case "update_rejected" | "reply_timed_out":
             where = f"round {event['round']}: {event['node']}"
             return f"[yellow]{where}: {escape(event['reason'])}[/]"
         case "run_resumed":

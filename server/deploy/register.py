@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             register_supernode(superlink, options.key, options.name)
             print(f"{options.name} may join")
         elif unregister_supernode(superlink, options.key):
-            print(f"{options.name} is shut out")
+            print(f"{options.name} is revoked")
         else:
             print(f"{options.name} was not registered")
     except FederationError as error:

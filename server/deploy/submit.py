@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--superlink", default="superlink:8000", metavar="HOST:PORT")
     parser.add_argument("--ca", type=Path, required=True, help="certificate that SuperLink is verified with")
     parser.add_argument(
-        "--sites", type=_site, nargs="+", default=[], metavar="NAME=KEY.pub", help="sites that are let in"
+        "--sites", type=_site, nargs="+", default=[], metavar="NAME=KEY.pub", help="sites to register"
     )
     parser.add_argument("--wait-seconds", type=float, default=180.0, help="for all these sites to be online")
     parser.add_argument("--outputs", type=Path, default=Path("/outputs"), help="where runs are recorded")

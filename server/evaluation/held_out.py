@@ -168,7 +168,7 @@ class Evaluator:
             try:
                 item = policy_inputs(self._datasets[name][frame], policy, self._cameras[name])
             except DECODE_ERRORS as error:
-                _log.warning("frame %d of %s left out: %s", frame, name, one_line(error))
+                _log.warning("frame %d of %s skipped: %s", frame, name, one_line(error))
             else:
                 draw = _fixed_draw(name, frame, policy.chunk_size, policy.max_action_dim)
                 samples.append((with_empty_cameras(item, policy), *draw))

@@ -22,7 +22,7 @@ Those of a node (download, setup, train, upload) are the slowest node's that ans
 that did not. Download and upload hold Flower's polling and the start of the ClientApp; how they divide their
 sum depends on the clocks of server and node agreeing.
 
-| reason of a refusal | meaning |
+| reason of a rejection | meaning |
 |---|---|
 {reasons}"""
 

@@ -63,7 +63,7 @@ def add_run(samples: Samples, run: RunTotals, name: str) -> None:
 def add_learning(samples: Samples, run: RunTotals) -> None:
     """Add what the evaluations and the newest round show."""
     samples.add("evaluations", run.evaluations)
-    samples.add("rollbacks", run.rollbacks)
+    samples.add("rounds_reverted", run.reverts)
     if run.baseline is not None:
         samples.add("policy_loss_baseline", run.baseline)
     if run.best is not None:
@@ -90,12 +90,12 @@ def add_participants(samples: Samples, run: RunTotals) -> None:
     samples.add("waiting_for_nodes", run.waiting_for)
     samples.add("nodes_joined", len(run.nodes))
     samples.add("sampled_nodes", run.sampled)
-    samples.add("joins_refused", run.joins_refused)
-    samples.add("shut_out_nodes", run.shut_out)
+    samples.add("joins_denied", run.joins_denied)
+    samples.add("denied_nodes", run.denied)
     if run.newest:
         samples.add("participants", len(run.newest.clients))
-        samples.add("missing_nodes", len(run.newest.missing))
-        samples.add("refused_nodes", len(run.newest.rejected))
+        samples.add("timed_out_replies", len(run.newest.missing))
+        samples.add("rejected_updates", len(run.newest.rejected))
 
 
 def add_node(
@@ -104,16 +104,16 @@ def add_node(
     """Add the figures of one node; `privacy` is what `privacy_spent` returns."""
     samples.add("node_privacy_epsilon", _epsilon(privacy, name), node=name)
     _add_facts(samples, name, node.facts)
-    samples.add("node_left_out", node.left_out, node=name)
+    samples.add("node_suspended", node.suspended, node=name)
     samples.add("node_suspended_until_round", node.until_round, node=name)
     samples.add("node_updates", node.updates, node=name)
     samples.add("node_examples", node.examples, node=name)
     samples.add("node_skipped_frames", node.skipped_frames, node=name)
     for direction, total in node.bytes.items():
         samples.add("node_transferred_bytes", total, node=name, direction=direction)
-    samples.add("node_missed_rounds", node.missed_rounds, node=name)
-    for reason, count in node.refused.items():
-        samples.add("node_refused_updates", count, node=name, reason=reason)
+    samples.add("node_timed_out_replies", node.timed_out_replies, node=name)
+    for reason, count in node.rejected.items():
+        samples.add("node_rejected_updates", count, node=name, reason=reason)
     samples.add("node_absent_rounds", node.absent_rounds, node=name)
     if not node.newest:
         return
@@ -137,7 +137,7 @@ def _add_facts(samples: Samples, name: str, facts: dict[str, Any]) -> None:
     cameras = ", ".join(facts.get("cameras", []))
     samples.add("node_info", 1, node=name, device=facts.get("device", ""), cameras=cameras, **labels)
     samples.add("node_episodes", facts["episodes"], node=name)
-    samples.add("node_left_out_episodes", facts.get("left_out", 0), node=name)
+    samples.add("node_excluded_episodes", facts.get("left_out", 0), node=name)
     samples.add("node_frames", facts["frames"], node=name)
     if "fps" in facts:
         samples.add("node_fps", facts["fps"], node=name)

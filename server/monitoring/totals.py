@@ -14,7 +14,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import RejectionCode
 from federation.logs import get_logger
 from server.run.phases import PHASES, round_phases
-from server.run.recorded import EVENTS_FILE
+from server.run.recorded import EVENTS_FILE, parse_event
 from server.run.round_record import RoundRecord
 
 __all__ = ["NodeTotals", "RunFollower", "RunTotals"]
@@ -33,16 +33,16 @@ class NodeTotals:
     examples: int = 0
     skipped_frames: int = 0
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0})
-    missed_rounds: int = 0
-    refused: dict[str, int] = field(default_factory=lambda: {code.label: 0 for code in RejectionCode})
+    timed_out_replies: int = 0
+    rejected: dict[str, int] = field(default_factory=lambda: {code.label: 0 for code in RejectionCode})
     absent_rounds: int = 0
-    left_out: bool = False
-    until_round: int = 0  # in which it is tried again, if it is left out
+    suspended: bool = False
+    until_round: int = 0  # in which it is tried again, if it is suspended
     last_seen: float = 0.0
 
     @property
     def id(self) -> str:
-        """Flower's, under which a refusal to join is recorded."""
+        """Flower's, under which a denied join is recorded."""
         return str(self.facts.get("node_id", ""))
 
 
@@ -61,10 +61,10 @@ class RunTotals:
     round: int = 0  # the newest complete one
     rounds: int = 0  # how many were completed, those done again included
     rounds_aggregated: int = 0
-    joins_refused: int = 0
-    refused_ids: set[str] = field(default_factory=set)  # Flower's ids of nodes that may not join
+    joins_denied: int = 0
+    denied_ids: set[str] = field(default_factory=set)  # Flower's ids of nodes that may not join
     evaluations: int = 0
-    rollbacks: int = 0  # rounds after which the weights went back to the best round
+    reverts: int = 0  # rounds after which the weights went back to the best round
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     baseline: float | None = None
     best: float | None = None
@@ -80,10 +80,10 @@ class RunTotals:
             handler(event)
 
     @property
-    def shut_out(self) -> int:
-        """Nodes that were refused or left out and have not joined again; one may be both."""
-        left_out = {node.id or name for name, node in self.nodes.items() if node.left_out}
-        return len(self.refused_ids | left_out)
+    def denied(self) -> int:
+        """Nodes that were denied or suspended and have not joined again; one may be both."""
+        suspended = {node.id or name for name, node in self.nodes.items() if node.suspended}
+        return len(self.denied_ids | suspended)
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
@@ -92,9 +92,9 @@ class RunTotals:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
         self.waiting_for = 0
         self.round = event["after_round"]
-        self.refused_ids.clear()  # the new ServerApp asks every node anew
+        self.denied_ids.clear()  # the new ServerApp asks every node anew
         for node in self.nodes.values():
-            node.left_out, node.until_round = False, 0
+            node.suspended, node.until_round = False, 0
 
     def _on_waiting_for_nodes(self, event: dict[str, Any]) -> None:
         self.waiting_for = event["min_nodes"] - event["joined"]
@@ -115,16 +115,16 @@ class RunTotals:
         _ = event["episodes"], event["frames"]  # a line without them is none: it raises KeyError
         node = self.nodes.setdefault(event["node"], NodeTotals(event))
         node.facts, node.last_seen, node.absent_rounds = event, event["time"], 0
-        node.left_out, node.until_round = False, 0
-        self.refused_ids.discard(node.id)
+        node.suspended, node.until_round = False, 0
+        self.denied_ids.discard(node.id)
 
-    def _on_node_refused(self, event: dict[str, Any]) -> None:
-        self.refused_ids.add(event["node_id"])
-        self.joins_refused += 1
+    def _on_join_denied(self, event: dict[str, Any]) -> None:
+        self.denied_ids.add(event["node_id"])
+        self.joins_denied += 1
 
-    def _on_node_left_out(self, event: dict[str, Any]) -> None:
+    def _on_node_suspended(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
-            node.left_out, node.until_round = True, event.get("until_round", 0)
+            node.suspended, node.until_round = True, event.get("until_round", 0)
 
     def _on_round_started(self, event: dict[str, Any]) -> None:
         self.round_started, self.round_in_progress = event["time"], event["round"]
@@ -134,13 +134,13 @@ class RunTotals:
         if node := self.nodes.get(event["node"]):
             node.last_seen = event["time"]
 
-    def _on_update_missing(self, event: dict[str, Any]) -> None:
+    def _on_reply_timed_out(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
-            node.missed_rounds += 1
+            node.timed_out_replies += 1
 
-    def _on_update_refused(self, event: dict[str, Any]) -> None:
+    def _on_update_rejected(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
-            node.refused[event["code"]] += 1
+            node.rejected[event["code"]] += 1
 
     def _on_evaluations_dropped(self, _: dict[str, Any]) -> None:
         self.evaluation = self.baseline = self.best = None  # measured on something else; new ones follow
@@ -159,7 +159,7 @@ class RunTotals:
         self.newest, self.round, self.round_in_progress = entry, entry.round, 0
         self.rounds += 1
         self.rounds_aggregated += bool(entry.aggregated)
-        self.rollbacks += entry.reverted_to is not None
+        self.reverts += entry.reverted_to is not None
         for phase, seconds in round_phases(entry).items():
             self.phase_seconds[phase] += seconds
         everyone_is_asked = self.config.get("federation.fraction_fit", 1.0) == 1.0
@@ -207,13 +207,13 @@ class RunFollower:
         """
         for line in self._new_lines():
             try:
-                event = json.loads(line)
+                event = parse_event(line)
                 self.totals.fold(event)
                 if event["event"] == "run_resumed":  # it may have other settings
                     self.totals.config = self._config()
             except (ValueError, KeyError, TypeError) as error:
                 # A server killed while it wrote leaves half a line; what a resumed one writes is whole again.
-                _log.warning("%s: a line is left out (%r)", self._events, error)
+                _log.warning("%s: a line is skipped (%r)", self._events, error)
         return self.totals
 
     def _config(self) -> dict[str, Any]:

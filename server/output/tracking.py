@@ -126,7 +126,7 @@ def round_scalars(entry: RoundRecord) -> dict[str, float]:
     scalars: dict[str, float] = {
         "round/updates": len(entry.clients),
         "round/missing": len(entry.missing),
-        "round/refused": len(entry.rejected),
+        "round/rejected": len(entry.rejected),
         "round/update_norm": entry.update_norm,
         "round/examples": entry.num_examples,
         "round/seconds": sum(entry.seconds.values()),

@@ -21,6 +21,7 @@ __all__ = [
     "evaluations_behind",
     "is_being_written",
     "is_finished",
+    "parse_event",
     "read_metrics",
     "recorded_config",
     "recorded_runs",
@@ -29,6 +30,23 @@ __all__ = [
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "federated_metrics.json"
 LOCK_FILE = ".lock"
+_FORMER_EVENTS = {  # as the first release named them
+    "node_left_out": "node_suspended",
+    "node_refused": "join_denied",
+    "update_missing": "reply_timed_out",
+    "update_refused": "update_rejected",
+}
+
+
+def parse_event(line: str | bytes) -> dict[str, Any]:
+    """Return the event of one line of `events.jsonl`, whichever release wrote it.
+
+    Raises:
+        ValueError: the line is not whole.
+        KeyError, TypeError: it is no event.
+    """
+    event = json.loads(line)
+    return event | {"event": _FORMER_EVENTS.get(event["event"], event["event"])}
 
 
 def is_being_written(folder: Path) -> bool:

@@ -183,7 +183,7 @@ def test_a_site_that_cannot_take_part_is_refused_with_a_reason_and_the_others_tr
         assert run_status(cluster.superlink, run_id) == "finished:completed", (events, serverapp[-2000:])
         stranger = (cluster.logs / "site-c.log").read_text()
     assert [e["node"] for e in events if e["event"] == "node_joined"] == ["site-a"]
-    reason = next(e["reason"] for e in events if e["event"] == "node_refused")
+    reason = next(e["reason"] for e in events if e["event"] == "join_denied")
     assert "dataset <dataset>: the pictures of the camera wrist differ in size, 64x64 in videos/" in reason
     assert str(tmp_path) not in reason
     assert events[-1]["event"] == "run_finished"

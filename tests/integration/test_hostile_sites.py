@@ -56,7 +56,7 @@ def test_a_site_whose_answer_to_the_join_cannot_be_read_is_the_only_one_denied(
     _, seen = happened
     joined = sorted(event["node"] for event in seen if event["event"] == "node_joined")
     assert joined == ["site-a", *_UNREADABLE_SITES, "site-h"]
-    (denied,) = [event for event in seen if event["event"] == "node_refused"]
+    (denied,) = [event for event in seen if event["event"] == "join_denied"]
     assert denied["reason"].startswith("its reply cannot be read")
     _write_row("reply: cannot be read", "at join", seen, denied, f"the site is refused: {denied['reason']}")
 
@@ -70,7 +70,7 @@ def test_an_update_that_cannot_be_read_is_refused_by_name_and_the_others_count(
         assert entry["aggregated"]
         assert "site-a" in entry["clients"]
         assert sorted(entry["refused"]) == list(_UNREADABLE_SITES)
-    refusals = [event for event in seen if event["event"] == "update_refused"]
+    refusals = [event for event in seen if event["event"] == "update_rejected"]
     assert len(refusals) == len(UNREADABLE)
     assert all(event["reason"].startswith("its reply ") for event in refusals), refusals
     last = refusals[-1]
@@ -83,9 +83,9 @@ def test_a_slow_upload_holds_up_nobody(happened: tuple[dict, list[dict]]) -> Non
     metrics, seen = happened
     assert "site-h" in metrics["rounds"][0]["clients"]
     assert metrics["rounds"][1]["missing"] == ["site-h"]
-    (missing,) = [event for event in seen if event["event"] == "update_missing"]
+    (missing,) = [event for event in seen if event["event"] == "reply_timed_out"]
     assert "its upload was under way" in missing["reason"]
-    sees = f"site-h is missing: {missing['reason']}"
+    sees = f"no reply from site-h: {missing['reason']}"
     _write_row("line: upload of 200 bytes per second", "in upload", seen, missing, sees)
 
 

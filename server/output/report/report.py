@@ -6,7 +6,6 @@ python -m server.output.report.report outputs/<run>
 import argparse
 import html
 import io
-import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from server.output.report.tables import (
     time_table,
 )
 from server.run.accountant import format_max_epsilon
-from server.run.recorded import EVENTS_FILE, evaluations_behind, read_metrics
+from server.run.recorded import EVENTS_FILE, evaluations_behind, parse_event, read_metrics
 from server.run.round_record import recorded_rounds
 
 __all__ = ["write_report"]
@@ -94,12 +93,12 @@ def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
         return []
     lines = text[: text.rfind("\n") + 1].splitlines()  # a killed server leaves half a line
     # Only these lines are parsed: those of rounds are long, and there may be thousands.
-    events = [json.loads(line) for line in lines if '"event": "node_' in line]
+    events = [parse_event(line) for line in lines if '"event": "node_' in line or '"join_denied"' in line]
     shut_out = []
     for event in events:
-        if event["event"] == "node_refused":
+        if event["event"] == "join_denied":
             shut_out.append((event.get("node", ""), "join denied", event["reason"]))
-        elif event["event"] == "node_left_out":
+        elif event["event"] == "node_suspended":
             until = f" until round {event['until_round']}" if "until_round" in event else ""
             shut_out.append((event["node"], f"suspended{until}", event["reason"]))
     return shut_out

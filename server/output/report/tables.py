@@ -84,7 +84,7 @@ def nodes_table(metrics: dict[str, Any]) -> str:
 
 def facts_table(metrics: dict[str, Any]) -> str:
     """What each node answered when it joined; the record of an older release lacks some of it."""
-    header = ["node", "device", "software", "cameras", "episodes", "left out", "frames", "frames/s"]
+    header = ["node", "device", "software", "cameras", "episodes", "excluded", "frames", "frames/s"]
     rows = []
     for name, facts in sorted(metrics["nodes"].items()):
         installed = facts.get("versions", {})

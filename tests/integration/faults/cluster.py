@@ -206,10 +206,10 @@ def _outcome(
     complete = {e["round"] for e in happened if e["event"] == "round_finished" and e["time"] < struck}
     lost = [e for e in happened if e["event"] == "round_finished" and e["time"] > struck]
     kinds = {
-        "update_missing": "{node} is missing: {reason}",
-        "update_refused": "{node} is refused: {reason}",
-        "node_refused": "{node} is refused: {reason}",
-        "node_left_out": "{node} is left out until round {until_round}: {reason}",
+        "reply_timed_out": "no reply from {node}: {reason}",
+        "update_rejected": "the update of {node} is rejected: {reason}",
+        "join_denied": "the join of {node} is denied: {reason}",
+        "node_suspended": "{node} is suspended until round {until_round}: {reason}",
         "waiting_for_nodes": "the run waits: {joined} of {min_nodes} nodes have joined",
         "run_failed": "the run failed: {reason}",
         "run_resumed": "the run goes on after round {after_round}",

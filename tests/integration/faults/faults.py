@@ -167,7 +167,7 @@ def _starve(cluster: FaultyCluster, folder: Path) -> None:
     (starter,) = (child for child in supernode.children() if "flower-superexec" in " ".join(child.cmdline()))
     _, most = starter.rlimit(psutil.RLIMIT_AS)
     starter.rlimit(psutil.RLIMIT_AS, (_TOO_FEW_BYTES, most))
-    wait_for(folder, lambda seen: any(event["event"] == "node_left_out" for event in seen))
+    wait_for(folder, lambda seen: any(event["event"] == "node_suspended" for event in seen))
     starter.rlimit(psutil.RLIMIT_AS, (most, most))
 
 

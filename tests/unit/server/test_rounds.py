@@ -652,7 +652,7 @@ def test_a_node_that_cannot_take_part_is_refused_and_the_others_go_on(record, re
     grid = FakeGrid({10: answer(reported), 11: _answer("b", reported)})
     table = _table(grid, record, min_nodes=1)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
-    assert "node_refused" in (record.folder / "events.jsonl").read_text()
+    assert "join_denied" in (record.folder / "events.jsonl").read_text()
     assert len((record.folder / "events.jsonl").read_text()) < 5000
     told = [m for m in grid.sent.values() if m.metadata.message_type == QUERY_SHUT_OUT]
     # A node that could not take part knows; one that the server does not want is told, for its own log.
@@ -742,7 +742,7 @@ def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
 
 def _suspended(record: RunRecord) -> list[dict]:
     lines = (record.folder / "events.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["event"] == "node_left_out"]
+    return [e for e in map(json.loads, lines) if e["event"] == "node_suspended"]
 
 
 def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, reported) -> None:

@@ -84,8 +84,8 @@ def test_a_wrong_certificate_is_not_tried_again(tmp_path: Path) -> None:
     [
         (600, r"the clock here is \+[56]\d\d s off SuperLink's; turn on time synchronisation"),
         (-600, r"the clock here is -[56]\d\d s off SuperLink's; turn on time synchronisation"),
-        (0, "its key is not, or no longer, let in; ask the operator"),
-        (None, "its key is not, or no longer, let in; ask the operator"),
+        (0, "its key is not registered, or was revoked; ask the operator"),
+        (None, "its key is not registered, or was revoked; ask the operator"),
     ],
 )
 def test_a_refused_signature_is_said_with_its_reason(

@@ -89,13 +89,13 @@ def test_every_kind_of_event_has_its_line(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = [
         {"event": "run_started"},
         {"event": "node_joined", "node": "site-00", "episodes": 3, "frames": 120},
-        {"event": "node_refused", "reason": why},
+        {"event": "join_denied", "reason": why},
         {"event": "waiting_for_nodes", "joined": 1, "min_nodes": 2},
         {"event": "run_resumed", "after_round": 4},
         {"event": "evaluated", "round": 4, "policy_loss": 1.0, "action_mse": 9.0},
         {"event": "round_started", "round": 5},
-        {"event": "update_missing", "round": 5, "node": "site-01", "reason": "no reply in time"},
-        {"event": "node_left_out", "node": "site-01", "until_round": 9, "reason": why},
+        {"event": "reply_timed_out", "round": 5, "node": "site-01", "reason": "no reply in time"},
+        {"event": "node_suspended", "node": "site-01", "until_round": 9, "reason": why},
         {"event": "round_finished", "round": 5},
     ]
     with console.capture() as printed, _display(console, tmp_path, 2, baseline=2.0) as display:
@@ -103,7 +103,7 @@ def test_every_kind_of_event_has_its_line(tmp_path: Path) -> None:
             display.show_event(event)
     assert [line for line in printed.get().splitlines() if line][:7] == [
         "site-00 joined: 3 episodes, 120 frames",
-        f"a node was refused: {why}",
+        f"a join was denied: {why}",
         "1 of 2 nodes have joined",
         "goes on after round 4",
         "round 4: held-out policy loss 1.0000 (-50.0 %), action MSE 9.0",

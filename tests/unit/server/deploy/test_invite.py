@@ -224,10 +224,10 @@ def test_superlink_is_told_in_the_network_of_the_containers(
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         seen.append(command)
-        return subprocess.CompletedProcess(command, 0, "site-a is shut out\n", "")
+        return subprocess.CompletedProcess(command, 0, "site-a is revoked\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert revoke_key(certs, "site-a", None) == "site-a is shut out"
+    assert revoke_key(certs, "site-a", None) == "site-a is revoked"
     (command,) = seen
     assert command[:6] == ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
     assert command[6:10] == ["--entrypoint", "python", "run", "-m"]  # not the service's own program
@@ -248,7 +248,7 @@ def test_a_machine_without_docker_is_told_the_other_way(
     ("known", "revoke", "said"),
     [
         (True, False, "lab-b may join"),
-        (True, True, "lab-b is shut out"),
+        (True, True, "lab-b is revoked"),
         (False, True, "lab-b was not registered"),
     ],
 )
@@ -306,7 +306,7 @@ def test_a_site_joins_after_make_site_and_never_again_after_make_site_revoke(
         _wait_for(lambda: "SuperNode ID" in log.read_text())
 
         assert main([*operator, "--revoke"]) == 0
-        assert "SuperLink: lab-b is shut out" in capsys.readouterr().out
+        assert "SuperLink: lab-b is revoked" in capsys.readouterr().out
         node = psutil.Process(cluster.process_id("lab-b"))
         _wait_for(lambda: node.status() == psutil.STATUS_ZOMBIE)  # SuperLink sent it away
 

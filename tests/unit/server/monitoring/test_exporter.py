@@ -87,9 +87,9 @@ def _play_round(record: RunRecord, number: int, loss: float, **changes: object) 
     for node in entry.clients:
         record.event("update_received", round=number, node=node, policy_loss=1.5)
     for node in entry.missing:
-        record.event("update_missing", round=number, node=node)
+        record.event("reply_timed_out", round=number, node=node)
     for node, rejection in entry.rejected.items():
-        record.event("update_refused", round=number, node=node, code="non_finite", reason=rejection.reason)
+        record.event("update_rejected", round=number, node=node, code="non_finite", reason=rejection.reason)
     record.evaluated(number, _evaluation(loss))
     record.round_finished(entry)
 
@@ -163,7 +163,7 @@ def test_it_counts_by_node(record: RunRecord, tmp_path: Path) -> None:
     assert values['federation_node_examples_total{node="site-a"}'] == 24
     assert values['federation_node_examples_total{node="site-b"}'] == 12
     assert values['federation_node_updates_total{node="site-b"}'] == 1
-    assert values['federation_node_missed_rounds_total{node="site-b"}'] == 1
+    assert values['federation_node_timed_out_replies_total{node="site-b"}'] == 1
     assert values['federation_node_absent_rounds{node="site-b"}'] == 1
     assert values['federation_node_absent_rounds{node="site-a"}'] == 0
     assert values['federation_node_round{node="site-b"}'] == 1
@@ -301,7 +301,7 @@ def test_a_rollback_is_counted_and_mu_is_shown(record: RunRecord, tmp_path: Path
     assert "federation_proximal_mu" not in _values(exporter)  # an older record has none
     _play_round(record, 3, 9.0, rolled_back_to=1, proximal_mu=0.02)
     values = _values(exporter)
-    assert values["federation_rollbacks_total"] == 1
+    assert values["federation_rounds_reverted_total"] == 1
     assert values["federation_proximal_mu"] == 0.02
 
 
@@ -317,29 +317,29 @@ def test_a_node_shows_what_it_runs_on_and_what_it_left_out(record: RunRecord, tm
         'federation_node_info{cameras="top, wrist",device="NVIDIA H100",flwr="",lerobot="",node="site-a",'
         'python="3.12.1",torch="2.11.0"}'
     ) in values
-    assert values['federation_node_left_out_episodes{node="site-a"}'] == 1
+    assert values['federation_node_excluded_episodes{node="site-a"}'] == 1
     assert values['federation_node_fps{node="site-a"}'] == 30
 
 
 def test_nodes_that_are_shut_out_count_until_they_join_again(record: RunRecord, tmp_path: Path) -> None:
     def shut_out() -> tuple[float, float]:
         values = _scrape(tmp_path)
-        return values["federation_shut_out_nodes"], values['federation_node_left_out{node="site-a"}']
+        return values["federation_denied_nodes"], values['federation_node_suspended{node="site-a"}']
 
     def until() -> float:
         return _scrape(tmp_path)['federation_node_suspended_until_round{node="site-a"}']
 
     assert (*shut_out(), until()) == (0, 0, 0)
     for _ in range(2):  # asked again after its restart, refused again
-        record.event("node_refused", node_id="5", reason="other versions")
-    record.event("node_left_out", node="site-a", until_round=9, reason="3 updates in a row refused")
+        record.event("join_denied", node_id="5", reason="other versions")
+    record.event("node_suspended", node="site-a", until_round=9, reason="3 updates in a row refused")
     assert (*shut_out(), until()) == (2, 1, 9)
     record.node_joined("site-a", FACTS)
     assert (*shut_out(), until()) == (1, 0, 0)
     record.node_joined("site-c", FACTS | {"node_id": "5"})
     assert shut_out() == (0, 0)
-    record.event("node_refused", node_id="6", reason="other versions")
-    record.event("node_left_out", node="site-a", reason="3 updates in a row refused")
+    record.event("join_denied", node_id="6", reason="other versions")
+    record.event("node_suspended", node="site-a", reason="3 updates in a row refused")
     record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
     assert shut_out() == (0, 0)  # the new ServerApp asks all of them anew
 
@@ -400,9 +400,9 @@ def test_a_resumed_run_is_running_again(record: RunRecord, tmp_path: Path) -> No
 def test_refused_updates_are_counted_by_reason(record: RunRecord, tmp_path: Path) -> None:
     _play_round(record, 3, 1.0, clients={}, refused={"site-a": "policy_loss = nan must be a finite number"})
     values = _scrape(tmp_path)
-    assert values['federation_node_refused_updates_total{node="site-a",reason="non_finite"}'] == 1
-    assert values['federation_node_refused_updates_total{node="site-a",reason="malformed"}'] == 0
-    assert values["federation_refused_nodes"] == 1
+    assert values['federation_node_rejected_updates_total{node="site-a",reason="non_finite"}'] == 1
+    assert values['federation_node_rejected_updates_total{node="site-a",reason="malformed"}'] == 0
+    assert values["federation_rejected_updates"] == 1
 
 
 class _Watch:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig, parse_run_config
 from federation.errors import ConfigError, FederationError
 from server.run import records
-from server.run.recorded import evaluations_behind, is_being_written, read_metrics, recorded_config
+from server.run.recorded import (
+    evaluations_behind,
+    is_being_written,
+    parse_event,
+    read_metrics,
+    recorded_config,
+)
 from server.run.records import RunRecord, new_run_name
 from server.run.round_record import RoundRecord
 
@@ -300,3 +306,9 @@ def test_the_record_names_flowers_runs_before_the_nodes_come(tmp_path: Path) -> 
     record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True)), "18")
     metrics = _read(record)
     assert (metrics["flower_runs"], metrics["status"]) == (["17", "18"], "running")
+
+
+@pytest.mark.parametrize(("written", "named"), [("node_refused", "join_denied"), ("evaluated", "evaluated")])
+def test_events_of_the_first_release_are_read_under_todays_names(written: str, named: str) -> None:
+    line = json.dumps({"time": 1.0, "event": written, "round": 2})
+    assert parse_event(line) == {"time": 1.0, "event": named, "round": 2}

@@ -21,7 +21,7 @@ def record(tmp_path: Path) -> RunRecord:
     """Three rounds: a good one, one without site-b, one with a refused update and no evaluation."""
     config = parse_run_config({"training.batch_size": 2}, "tests")
     record = RunRecord(tmp_path, "run-1", config)
-    record.event("node_refused", node_id="7", reason="dataset lab: lacks the camera <wrist>")
+    record.event("join_denied", node_id="7", reason="dataset lab: lacks the camera <wrist>")
     record.node_joined("site-a", {**FACTS, "cameras": ["top", "wrist"]})
     record.node_joined("site-b", {**FACTS, "cameras": ["top", "wrist"]})
     record.evaluated(0, _evaluation(2.0))
@@ -85,7 +85,7 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
 def test_a_node_that_was_left_out_stands_among_the_faults_also_if_the_last_line_is_torn(
     record: RunRecord,
 ) -> None:
-    record.event("node_left_out", node="site-b", until_round=9, reason="3 updates in a row refused")
+    record.event("node_suspended", node="site-b", until_round=9, reason="3 updates in a row refused")
     with (record.folder / "events.jsonl").open("a") as file:
         file.write('{"time": 1.0, "event": "node_joi')
     text = _Page(write_report(record.folder).read_text()).text
