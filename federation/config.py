@@ -63,6 +63,7 @@ _LIMITS = {
     "greater_than": "must be greater than {gt:g}",
     "less_than_equal": "must be at most {le:g}",
     "finite_number": "must be a finite number",
+    "int_size": "must fit into 64 bits",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "AggregationConfig",
@@ -36,12 +37,19 @@ def _to_float(value: object) -> object:
     return value
 
 
+def _check_size(value: object) -> object:
+    if type(value) is int and value.bit_length() >= 64:  # Flower could not send it
+        raise PydanticCustomError("int_size", "too large")
+    return value
+
+
 def _setting(default: Any, meaning: str, **limits: float) -> Any:
     """Return a field of a section: `ge`, `gt` and `le` are its limits."""
     return Field(default=default, description=meaning, **limits)  # type: ignore[call-overload]
 
 
 Real = Annotated[float, BeforeValidator(_to_float)]
+Whole = Annotated[int, BeforeValidator(_check_size)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -49,8 +57,8 @@ class RunSection:
     """Identity and length of a run."""
 
     name: str = _setting("", "of the folder in `outputs/`; empty: made from the date and time")
-    seed: int = _setting(0, "draws initial weights, sampled nodes and the order of frames", ge=0)
-    num_rounds: int = _setting(20, "rounds of the whole run, those before a continuation included", ge=1)
+    seed: Whole = _setting(0, "draws initial weights, sampled nodes and the order of frames", ge=0)
+    num_rounds: Whole = _setting(20, "rounds of the whole run, those before a continuation included", ge=1)
     resume: bool = _setting(False, "continue `outputs/NAME` after its newest checkpoint")
 
 
@@ -59,8 +67,8 @@ class FederationConfig:
     """Who takes part in a round and how long it may take."""
 
     fraction_fit: Real = _setting(1.0, "share of the online nodes sampled each round", gt=0, le=1)
-    min_nodes: int = _setting(2, "nodes that must be online before a round starts", ge=1)
-    min_updates: int = _setting(1, "good updates below which the weights stay as they are", ge=1)
+    min_nodes: Whole = _setting(2, "nodes that must be online before a round starts", ge=1)
+    min_updates: Whole = _setting(1, "good updates below which the weights stay as they are", ge=1)
     round_deadline_seconds: Real = _setting(1800.0, "that a round may take at most", gt=0)
     quorum: Real = _setting(
         0.75, "share of the asked nodes after whose replies the others get limited time", gt=0, le=1
@@ -81,15 +89,15 @@ class PolicyConfig:
     pretrained: str = _setting("lerobot/smolvla_base", "Hub id or folder of the policy to fine-tune")
     vlm: str = _setting("", "Hub id or folder that overrides the pretrained policy's `vlm_model_name`")
     cameras: str = _setting("top,wrist", "what the policy sees, as `observation.images.<each of these>`")
-    empty_cameras: int = _setting(0, "how many of them a site may lack", ge=0)
-    chunk_size: int = _setting(50, "actions predicted at once", ge=1)
+    empty_cameras: Whole = _setting(0, "how many of them a site may lack", ge=0)
+    chunk_size: Whole = _setting(50, "actions predicted at once", ge=1)
     joint_units: Literal["degrees", "range"] = _setting(
         "degrees",
         "what all sites record joints in: `degrees`, as LeRobot does by default, or `range` (-100 to 100, "
         "`--robot.use_degrees=false`). No dataset states its units, so its numbers are compared with them: "
         "an arm driven in the wrong ones moves wrongly",
     )
-    fps: int = _setting(30, "frames per second of all recordings: how long an action lasts", ge=1)
+    fps: Whole = _setting(30, "frames per second of all recordings: how long an action lasts", ge=1)
     normalisation: Literal["federated", "pretrained", "site"] = _setting(
         "federated",
         "whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to "
@@ -106,7 +114,7 @@ class PolicyConfig:
 class TrainingConfig:
     """What a SuperNode does in one round. Defaults follow LeRobot's SmolVLA presets."""
 
-    local_steps: int = _setting(200, "optimizer steps of a site in a round", ge=1)
+    local_steps: Whole = _setting(200, "optimizer steps of a site in a round", ge=1)
     local_epochs: Real = _setting(
         0.0,
         "passes over a site's own frames instead: more data, more steps; 0: `local_steps`. The schedule "
@@ -114,8 +122,8 @@ class TrainingConfig:
         "site weighs more than the lower median of the round's sites, whatever it claims",
         ge=0,
     )
-    batch_size: int = _setting(16, "frames of one batch", ge=1)
-    gradient_accumulation_steps: int = _setting(1, "batches of one optimizer step, for small GPUs", ge=1)
+    batch_size: Whole = _setting(16, "frames of one batch", ge=1)
+    gradient_accumulation_steps: Whole = _setting(1, "batches of one optimizer step, for small GPUs", ge=1)
     proximal_mu: Real = _setting(0.001, "FedProx's mu; 0 is FedAvg", ge=0)
     adapt_proximal_mu: bool = _setting(False, "double mu while the sites' losses lie far apart")
     learning_rate: Real = _setting(1e-4, "the highest one, after warm-up", gt=0)
@@ -123,14 +131,14 @@ class TrainingConfig:
     schedule: Literal["cosine", "warm_restarts", "constant"] = _setting(
         "cosine", "of the learning rate, over the whole run"
     )
-    restart_rounds: int = _setting(10, "rounds of one cycle of `warm_restarts`", ge=1)
-    warmup_steps: int = _setting(100, "counted over the whole run, not each round", ge=0)
+    restart_rounds: Whole = _setting(10, "rounds of one cycle of `warm_restarts`", ge=1)
+    warmup_steps: Whole = _setting(100, "counted over the whole run, not each round", ge=0)
     weight_decay: Real = _setting(1e-10, "of AdamW", ge=0)
     grad_clip_norm: Real = _setting(10.0, "norm to which a larger gradient is scaled down", gt=0)
     keep_optimizer: bool = _setting(
         True, "AdamW's moments stay at the site from round to round (0.8 GB for the full size)"
     )
-    num_workers: int = _setting(2, "data loading processes on a SuperNode", ge=0)
+    num_workers: Whole = _setting(2, "data loading processes on a SuperNode", ge=0)
 
     def steps_in_round(self, num_frames: int) -> int:
         """Return the optimizer steps of a site with so many frames: `local_steps`, or for `local_epochs`."""
@@ -174,7 +182,7 @@ class AggregationConfig:
     trim_fraction: Real = _setting(
         0.2, "`trimmed_mean`: cut at either end, one update at least", ge=0, le=0.49
     )
-    byzantine: int = _setting(
+    byzantine: Whole = _setting(
         1,
         "`krum`: how many bad nodes to withstand; of fewer than 2 * byzantine + 3 updates it takes the "
         "median",
@@ -212,11 +220,11 @@ class WireConfig:
 class EvaluationConfig:
     """Server-side evaluation on held-out datasets, and in simulation."""
 
-    eval_frequency: int = _setting(1, "every how many rounds; the last round always", ge=1)
+    eval_frequency: Whole = _setting(1, "every how many rounds; the last round always", ge=1)
     eval_mode: Literal["quick", "full"] = _setting("quick", "some or all episodes of each dataset")
-    quick_episodes: int = _setting(4, "first N episodes of each dataset in `quick`", ge=1)
-    frame_stride: int = _setting(15, "every n-th frame is evaluated: neighbours are near copies", ge=1)
-    batch_size: int = _setting(16, "frames of one batch", ge=1)
+    quick_episodes: Whole = _setting(4, "first N episodes of each dataset in `quick`", ge=1)
+    frame_stride: Whole = _setting(15, "every n-th frame is evaluated: neighbours are near copies", ge=1)
+    batch_size: Whole = _setting(16, "frames of one batch", ge=1)
     ema_decay: Real = _setting(
         0.0,
         "evaluate and export the average d * average + (1 - d) * weights over the rounds; 0: off",
@@ -229,10 +237,10 @@ class EvaluationConfig:
         "else above 1",
         ge=0,
     )
-    sim_frequency: int = _setting(
+    sim_frequency: Whole = _setting(
         0, "every how many rounds the policy drives the simulated arm, beside the run; 0: never", ge=0
     )
-    sim_episodes: int = _setting(20, "simulated picks of one such evaluation", ge=1)
+    sim_episodes: Whole = _setting(20, "simulated picks of one such evaluation", ge=1)
     sim_variants: str = _setting("site-a,site-b", "scenes that they are in, in turn")
 
 
@@ -240,9 +248,9 @@ class EvaluationConfig:
 class CheckpointConfig:
     """What is kept of the global weights."""
 
-    frequency: int = _setting(1, "every how many rounds; the last and the best always", ge=1)
-    keep: int = _setting(3, "newest N are kept, and the best one besides", ge=1)
-    keep_every: int = _setting(10, "and those of every Nth round, to go back to; 0: none", ge=0)
+    frequency: Whole = _setting(1, "every how many rounds; the last and the best always", ge=1)
+    keep: Whole = _setting(3, "newest N are kept, and the best one besides", ge=1)
+    keep_every: Whole = _setting(10, "and those of every Nth round, to go back to; 0: none", ge=0)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -261,7 +269,7 @@ class HubConfig:
 
     repo: str = _setting("", "owner/name, made if it is missing; empty: nothing is pushed")
     private: bool = _setting(True, "whether a repository that is made is private")
-    push_frequency: int = _setting(
+    push_frequency: Whole = _setting(
         0, "every how many rounds, tagged `RUN-round-N`, besides at the end; 0: never", ge=0
     )
 

@@ -52,6 +52,7 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"training.learning_rate": 0}, "training.learning_rate = 0.0: must be greater than 0"),
         ({"training.learning_rate": float("nan")}, "training.learning_rate = nan: must be a finite number"),
         ({"federation.fraction_fit": 1.5}, "federation.fraction_fit = 1.5: must be at most 1"),
+        ({"federation.min_nodes": 2**63}, f"federation.min_nodes = {2**63}: must fit into 64 bits"),
         ({"policy.size": "huge"}, "policy.size = 'huge': must be one of tiny, small, smolvla, pretrained"),
         ({"policy.cameras": "top,top"}, "policy.cameras = 'top,top': must be different names"),
         ({"policy.cameras": ""}, "policy.cameras = ''"),
