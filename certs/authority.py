@@ -38,12 +38,12 @@ class CertificateError(FederationError):
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A new private key (ECDSA P-384), for whatever purpose."""
+    """Return a new private key (ECDSA P-384), for whatever purpose."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
 def canonical_host(name: str) -> str:
-    """A DNS name in lower case or an IP address in its shortest form, as `server_names` gives them.
+    """Return a DNS name in lower case or an IP address in its shortest form, as `server_names` returns them.
 
     Raises:
         CertificateError: `name` is neither.
@@ -61,7 +61,7 @@ def canonical_host(name: str) -> str:
 
 
 def issue_ca(key: ec.EllipticCurvePrivateKey, days: int, now: datetime) -> bytes:
-    """The self-signed certificate (PEM) of a certificate authority whose key is `key`."""
+    """Return the self-signed certificate (PEM) of a certificate authority whose key is `key`."""
     name = _name("certificate authority")
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     certificate = (
@@ -83,7 +83,7 @@ def issue_server(
     days: int,
     now: datetime,
 ) -> bytes:
-    """A server certificate (PEM) for `key`, valid for `names`, signed by the CA and not outliving it.
+    """Return a server certificate (PEM) for `key`, valid for `names`, signed by the CA and not outliving it.
 
     Args:
         names: canonical DNS names and IP addresses, at least one.
@@ -116,14 +116,14 @@ def issue_server(
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The key as unencrypted PKCS 8 PEM, which SuperLink reads."""
+    """Return the key as unencrypted PKCS 8 PEM, which SuperLink reads."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def site_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The key in OpenSSH form, which `flower-supernode --auth-supernode-private-key` reads."""
+    """Return the key in OpenSSH form, which `flower-supernode --auth-supernode-private-key` reads."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
@@ -167,7 +167,7 @@ def load_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def server_names(certificate: Path) -> list[str]:
-    """The DNS names and IP addresses a certificate is valid for; errors as `load_certificate`."""
+    """Return the DNS names and IP addresses a certificate is valid for; raises as `load_certificate` does."""
     try:
         names = load_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (x509.ExtensionNotFound, ValueError):

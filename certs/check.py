@@ -60,7 +60,7 @@ def verify_server_certificate(out: Path, now: datetime | None = None) -> None:
 
 
 def check(out: Path, now: datetime | None = None) -> list[Finding]:
-    """What there is in `out` and what is wrong with it, permissions included; raises nothing of its own."""
+    """Return what there is in `out` and what is wrong with it, permissions included; raise nothing itself."""
     folder = out / "superlink"
     findings = [
         _look_at_ca_key(out),
@@ -77,7 +77,7 @@ def check(out: Path, now: datetime | None = None) -> list[Finding]:
 
 
 def table(findings: Sequence[Finding], out: Path) -> str:
-    """The findings as aligned text, files relative to `out`."""
+    """Return the findings as aligned text, files relative to `out`."""
     rows = [("STATUS", "FILE", "DAYS LEFT", "SUBJECT", "VALID FOR / REMARK")]
     for finding in findings:
         file = finding.file.relative_to(out) if finding.file != out else finding.file

@@ -9,7 +9,7 @@ __all__ = ["peak_memory_bytes"]
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held: the GPU's on CUDA, else its own (resident) memory.
+    """Return the most memory (bytes) this process has held: the GPU's on CUDA, else its own (resident).
 
     On Apple's MPS, where torch keeps no peak, it is what is held now.
     """

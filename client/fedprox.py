@@ -51,7 +51,7 @@ def _pull_one_by_one(moved: Sequence[tuple[Tensor, Tensor, Tensor]], mu: float) 
 
 
 def _pull_at_once(moved: Sequence[tuple[Tensor, Tensor, Tensor]], mu: float) -> list[Tensor]:
-    """The same in three operations over all of them."""
+    """Do the same as `_pull_one_by_one` in three operations over all tensors."""
     parameters, anchors, gradients = (list(tensors) for tensors in zip(*moved, strict=True))
     drifts = torch._foreach_sub(parameters, anchors)
     torch._foreach_add_(gradients, drifts, alpha=mu)

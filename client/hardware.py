@@ -10,7 +10,7 @@ _SECONDS = 10.0
 
 
 def describe_device() -> str:
-    """The name of the first NVIDIA GPU, or else the processor's kind and its number of cores."""
+    """Return the name of the first NVIDIA GPU, or else the processor's kind and its number of cores."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout

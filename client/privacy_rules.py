@@ -66,7 +66,7 @@ class PrivacyRules:
 
 
 def parse_privacy_rules(settings: Mapping[str, object]) -> PrivacyRules:
-    """The rules in the node configuration `settings`; an empty text is no rule.
+    """Return the rules in the node configuration `settings`; an empty text is no rule.
 
     Raises:
         ConfigError: a value is no number above 0, or a key is all but one of these: a rule that is misspelt

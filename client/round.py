@@ -159,7 +159,7 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
 def _set_up(
     message: Message, request: TrainRequest, config: RunConfig, site: Site
 ) -> tuple["TrainingComponents", Payload]:
-    """What the steps of the round work on, and the global weights of the round as they came."""
+    """Return what the steps of the round work on, and the global weights of the round as they came."""
     from client.training import setup_training_components
     from federation.data.normalisation import merge_statistics
     from federation.data.sample_cache import open_samples
@@ -196,7 +196,7 @@ def _set_up(
 def _open_weights(
     message: Message, request: TrainRequest, config: RunConfig, policy: "SmolVLAPolicy"
 ) -> Payload:
-    """The global weights of the round, verified; `policy` must have the server's frozen weights."""
+    """Return the global weights of the round, verified; `policy` must have the server's frozen weights."""
     from federation.policy.build import frozen_fingerprint, trainable_parameters
 
     if frozen_fingerprint(policy) != request.fingerprint:
@@ -255,6 +255,6 @@ def _pack(
 
 
 def _seed(run_seed: int, site: str, round_: int) -> int:
-    """A seed of its own for each site and round, the same whenever the run is repeated."""
+    """Return a seed of its own for each site and round, the same whenever the run is repeated."""
     digest = hashlib.sha256(f"{run_seed}/{site}/{round_}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -1,4 +1,4 @@
-"""This site's own settings, from `--node-config`: what belongs to one machine and to its owner."""
+"""The site's own settings, from `--node-config`: what belongs to one machine and to its owner."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Site:
 
 
 def read_site(context: Context) -> Site:
-    """The settings of the SuperNode that runs this; makes the scratch folder.
+    """Return the settings of the SuperNode that runs this; make the scratch folder.
 
     Raises:
         ConfigError: a key is missing or has a value that cannot be used.

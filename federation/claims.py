@@ -14,5 +14,5 @@ __all__ = ["max_weight"]
 
 
 def max_weight(claimed: Collection[float]) -> float:
-    """The most that one site may count for: the lower median of what all of them claim."""
+    """Return the most that one site may count for: the lower median of what all of them claim."""
     return statistics.median_low(claimed)

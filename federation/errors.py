@@ -82,14 +82,14 @@ class WireError(FederationError):
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """What made `error` be raised: some libraries say nothing in the error that they raise from another."""
+    """Return what made `error` be raised: some libraries give no reason in an error raised from another."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def one_line(said: str | BaseException) -> str:
-    """What another party wrote or a library raised, fit for a log and for a message of ours.
+    """Return what another party wrote or a library raised, fit for a log and for a message of ours.
 
     That is one line of a bounded length, without control characters; of an error without text, as
     `MemoryError()`, its type.

@@ -91,7 +91,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
-    """The path of `path.name` in a new folder beside `path`, which is removed at the end."""
+    """Yield the path of `path.name` in a new folder beside `path`, which is removed at the end."""
     remove_unfinished(path.parent, glob.escape(path.name))
     while (made := _new_locked_folder(path)) is None:
         pass  # another process took it for unfinished before it was locked

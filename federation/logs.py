@@ -24,7 +24,7 @@ _speaker: dict[str, str | int] = {"run": "-", "node": "-", "round": "-"}
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The project's logger for module `name`."""
+    """Return the project's logger for module `name`."""
     return logging.getLogger(f"{_ROOT}.{name}")
 
 
@@ -84,7 +84,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _choice(variable: str, choices: tuple[str, ...], default: str) -> tuple[str, str]:
-    """The environment's choice, or the default and a warning."""
+    """Return the environment's choice and "", or the default and a warning."""
     value = os.environ.get(variable) or default
     for choice in choices:
         if value.upper() == choice.upper():

@@ -58,5 +58,5 @@ class Samples:
         family.add_metric([labels[label] for label in spec.labels], value)
 
     def families(self) -> Iterator[Metric]:
-        """What a collector yields."""
+        """Yield each metric with its samples, as a Prometheus collector does."""
         yield from self._families.values()

@@ -21,7 +21,7 @@ _MAX_EPSILON = 1e6
 
 
 def epsilon(releases: Mapping[float, int], delta: float) -> float:
-    """The smallest epsilon of all `releases` together at `delta`; infinite beyond a million.
+    """Return the smallest epsilon of all `releases` together at `delta`; infinite beyond a million.
 
     Gaussian mechanisms compose exactly to one whose noise z is given by 1 / z^2 = sum of 1 / z_i^2 (Dong,
     Roth and Su, JRSSB 2022), whose delta for a given epsilon is known in closed form (Balle and Wang, ICML

@@ -65,7 +65,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> Ledger:
-    """The ledger in `path`; an empty one if there is no such file.
+    """Return the ledger in `path`; an empty one if there is no such file.
 
     Raises:
         FederationError: it cannot be read.

@@ -15,7 +15,7 @@ __all__ = ["global_step", "highest_rate", "learning_rate"]
 
 
 def global_step(round_: int, step: int, own_steps: int, local_steps: int) -> float:
-    """The step counted over the run, at step `step` (from 0) of a site's `own_steps` in `round_`."""
+    """Return the step counted over the run, at step `step` (from 0) of a site's `own_steps` in `round_`."""
     return (round_ - 1) * local_steps + step * local_steps / own_steps
 
 
@@ -42,6 +42,6 @@ def learning_rate(step: float, config: TrainingConfig, num_rounds: int) -> float
 
 @lru_cache(maxsize=2)
 def highest_rate(round_: int, config: TrainingConfig, num_rounds: int) -> float:
-    """The highest learning rate in `round_` (from 1) and the one before, whose residuals are sent with it."""
+    """Return the highest learning rate in `round_` (from 1) and the one before, whose residuals it sends."""
     steps = range(max(0, round_ - 2) * config.local_steps, round_ * config.local_steps)
     return max(learning_rate(step, config, num_rounds) for step in steps)

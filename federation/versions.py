@@ -23,7 +23,7 @@ _DIGITS = 16
 
 
 def versions() -> dict[str, str]:
-    """What decides a run's figures: this app (a hash of its code), Python, the packages it uses."""
+    """Return what decides a run's figures: this app (a hash of its code), Python, the packages it uses."""
     found = {_APP: _code_fingerprint(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -49,7 +49,7 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
 
 
 def _code_fingerprint() -> str:
-    """The first digits of a SHA-256 over the names and contents of the files that run at a node."""
+    """Return the first digits of a SHA-256 over the names and contents of the files that run at a node."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(file for package in _APP_PACKAGES for file in (root / package).rglob("*.py")):

@@ -17,7 +17,7 @@ class Check:
 
 
 def days_check(what: str, text: str, left: float, fix: str) -> Check:
-    """A warning with `fix` if a certificate has few days left."""
+    """Return a warning with `fix` if a certificate has few days left, else "ok"."""
     return Check("warning", what, f"{text}; {fix}") if left < _WARN_DAYS else Check("ok", what, text)
 
 

@@ -69,7 +69,7 @@ def check_dataset(
 
 
 def _named(text: str) -> tuple[str, str]:
-    """The thing and the text of a line that begins with "dataset ROOT: "."""
+    """Return what a line that begins with "dataset ROOT: " is about, and the rest of it."""
     return "dataset", text.removeprefix("dataset ")
 
 
@@ -91,7 +91,7 @@ def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
 
 
 def _fix_for(root: Path, info: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
-    """What can be done about episodes whose motion is odd: look at them, then drop them."""
+    """Return the function that names the fix for episodes whose motion is odd: watch them, then drop them."""
     rows = {row["episode_index"]: row for row in read_episodes(root)}
     keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
 
@@ -127,7 +127,7 @@ def _check_tasks(root: Path) -> Check:
 
 
 def _check_range(description: DatasetDescription, feature: str) -> Check:
-    """What the values are; that they can be those of an arm, the description has checked."""
+    """Return the range of the values as a check; that an arm can have them, the description has checked."""
     low, high = (description.statistics[feature][name] for name in ("min", "max"))
     joints = f"{low[:-1].min():.1f} to {high[:-1].max():.1f}"
     text = f"joints {joints}, {JOINTS[-1]} {low[-1]:.1f} to {high[-1]:.1f}"

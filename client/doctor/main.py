@@ -115,7 +115,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _datasets(folder: Path) -> list[Path]:
-    """The datasets in `folder`, or `folder` itself, for `check_dataset` to say what it lacks."""
+    """Return the datasets in `folder`, or `folder` itself, so that `check_dataset` reports what it lacks."""
     try:
         return list(find_datasets(folder).values())
     except (DatasetError, OSError):

@@ -68,9 +68,10 @@ def _check_jumps(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
 
 
 def _check_frozen(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
-    """A joint that reads the same for a second or more while its action moves, in some episodes.
+    """Check for a joint that reads the same for a second or more while its action moves, in some episodes.
 
-    One that does in each is named by the judgement that the join shares (`federation/data/joint_values.py`).
+    One that does so in each is reported by the judgement that the join shares
+    (`federation/data/joint_values.py`).
     """
     frozen = []
     dead = dead_joints(episodes, fps)

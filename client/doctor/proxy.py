@@ -27,7 +27,7 @@ class ProxyError(FederationError):
 
 
 def find_proxy(host: str, port: int) -> httpx.Proxy | None:
-    """The proxy through which a SuperNode here reaches `https://host:port`; None: none."""
+    """Return the proxy through which a SuperNode here reaches `https://host:port`; None if it needs none."""
     if host in LOOPBACK:
         return None
     url = httpx.URL(scheme="https", host=host, port=port)
@@ -40,7 +40,7 @@ def find_proxy(host: str, port: int) -> httpx.Proxy | None:
 
 
 def connect_through(proxy: httpx.Proxy, host: str, port: int, seconds: float) -> socket.socket:
-    """A connection to `host:port` that `proxy` made.
+    """Return a connection to `host:port` that `proxy` made.
 
     Raises:
         ProxyError: with the reason and what to do.

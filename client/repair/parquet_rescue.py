@@ -102,7 +102,7 @@ class _Reader:
         self.spans: dict[int, tuple[int, int]] = {}  # of the fields of the outermost struct
 
     def read_struct(self, outermost: bool = True) -> tuple[dict[int, Any], int]:
-        """The struct and where it ends."""
+        """Return the struct, by the numbers of its fields, and where it ends."""
         fields: dict[int, Any] = {}
         number = 0
         while byte := self._byte():
@@ -154,7 +154,7 @@ class _Reader:
 
 
 def _schema_bytes(template: bytes) -> bytes:
-    """The list of columns in the footer of a file, as it is written there."""
+    """Return the list of columns in the footer of a file, as it is written there."""
     length = struct.unpack("<I", template[-8:-4])[0]
     reader = _Reader(template, len(template) - 8 - length)
     reader.read_struct()

@@ -68,7 +68,7 @@ class Source:
         return f"it has task {unknown[0]}, which meta/tasks has not" if unknown else ""
 
     def frames_of(self, episode: Episode) -> "pa.Table":
-        """The frames of `episode` in their order, with every column of its file."""
+        """Return the frames of `episode` in their order, with every column of its file."""
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
@@ -151,7 +151,7 @@ def _schema(info: Mapping[str, Any], files: Sequence[Path]) -> "pa.Schema":
 
 
 def _read_rows(root: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of meta/episodes, in order."""
+    """Yield the rows of meta/episodes, in order; append to `unreadable` what is wrong with a file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -48,7 +48,7 @@ class VideoCopies:
         self._starts: dict[Path, dict[Footage, float]] = {}
 
     def place(self, key: str, part: Footage) -> dict[str, object]:
-        """What meta/episodes has to name for the footage `part` of the camera `key`."""
+        """Return what meta/episodes has to name for the footage `part` of the camera `key`."""
         files = self._numbers.setdefault(key, {})
         chunk, number = divmod(files.setdefault(part.file, len(files)), 1000)
         new = self._root / self._path.format(video_key=key, chunk_index=chunk, file_index=number)
@@ -89,7 +89,7 @@ class VideoCopies:
         return {part: part.start for part in held}
 
     def _firsts(self, times: np.ndarray, held: list[Footage]) -> dict[Footage, int]:
-        """The frame with which each whole part begins: by count if all are whole, else by time."""
+        """Return the frame with which each whole part begins: by count if all are whole, else by time."""
         lengths = [part.length for part in held]
         if sum(lengths) == len(times):
             return dict(zip(held, np.cumsum([0, *lengths]).tolist(), strict=False))
@@ -117,7 +117,7 @@ def find_gaps(root: Path, info: Mapping[str, Any], rows: Iterable[Mapping[str, A
 
 
 def sample_pictures(part: Footage, fps: int) -> np.ndarray:
-    """Some pictures of an episode: (n, 3, height, width) uint8.
+    """Return some pictures of an episode: (n, 3, height, width) uint8.
 
     Raises:
         ValueError: none can be decoded.

@@ -127,7 +127,7 @@ class _DataFiles:
 
 
 def _features(source: Source, episode: Episode, fps: int) -> dict[str, Any]:
-    """The features of meta/info.json that the data has, without those that LeRobot adds itself.
+    """Return the features of meta/info.json that the data has, without those that LeRobot adds itself.
 
     Raises:
         DatasetError: state or action is not among them.
@@ -165,7 +165,7 @@ def _table(frames: pa.Table, own: dict[str, np.ndarray], schema: pa.Schema, epis
 
 
 def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
-    """The numeric columns: (frames,) or (frames, values)."""
+    """Return the numeric columns by name: (frames,) or (frames, values)."""
     numbers = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -208,7 +208,7 @@ def _measure(pictures: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _known_statistics(episode: Episode) -> dict[str, dict[str, np.ndarray]]:
-    """What the old dataset knew of the episode's pictures, as far as it has LeRobot's form."""
+    """Return the old dataset's statistics of the episode's pictures, as far as they have LeRobot's form."""
     statistics: dict[str, dict[str, np.ndarray]] = {}
     for path, value in episode.statistics.items():
         _, key, name = path.split("/")

@@ -43,7 +43,7 @@ def keep_reply(scratch: Path, key: str, reply: RecordDict) -> None:
 
 
 def load_reply(scratch: Path, key: str) -> RecordDict | None:
-    """The reply that was kept for the request `key`; None if there is none that could be read."""
+    """Return the reply that was kept for the request `key`; None if there is none that could be read."""
     file = scratch / _FILE
     if not file.exists():
         return None

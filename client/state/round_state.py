@@ -26,7 +26,7 @@ _log = get_logger("client.state.round_state")
 def load_round_state(
     folder: Path, run: str, round_: int, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor] | None:
-    """What the newest round of `run` before `round_` left in `folder`; None if none did, or it does not fit.
+    """Return what the newest round of `run` before `round_` left in `folder`; None if nothing that fits.
 
     Args:
         shapes: name -> shape of every tensor there must be.

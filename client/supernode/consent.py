@@ -59,7 +59,7 @@ _log = logs.get_logger("client.supernode.consent")
 
 
 class ConsentError(FederationError):
-    """This site does not run the app it was sent. The message goes to the server: no path of the site."""
+    """The site does not run the app it was sent. The message goes to the server: no path of the site."""
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
 
 
 def read_bundle(content: bytes) -> dict[str, bytes]:
-    """The files of a bundle, by name, without Flower's manifest; nothing is written.
+    """Return the files of a bundle, by name, without Flower's manifest; nothing is written.
 
     Raises:
         ConsentError: it is no zip file, is too large, or a name is not a plain relative path.
@@ -141,7 +141,7 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
 
 
 def read_installed(root: Path) -> dict[str, bytes]:
-    """The files of the app installed in `root`, by name, as `read_bundle` names them.
+    """Return the files of the app installed in `root`, by name, as `read_bundle` names them.
 
     Raises:
         ConsentError: there is no app.
@@ -171,7 +171,7 @@ def _runs_here(name: str) -> bool:
 
 
 def _describe_project(bundle: bytes, installed: bytes) -> list[str]:
-    """The keys that matter here and differ. Flower rewrites the file, so no bytes."""
+    """Return the keys that matter here and differ; Flower rewrites the file, so bytes are not compared."""
     ours, theirs = _flat_project(installed), _flat_project(bundle)
     missing = object()
     return [
@@ -187,12 +187,12 @@ def _equal(ours: object, theirs: object) -> bool:
 
 
 def _version(project: bytes) -> str:
-    """What a project file calls its version, in quotes: it is the sender's word."""
+    """Return what a project file calls its version, in quotes: it is the sender's word."""
     return repr(str(_flat_project(project).get("project.version", ""))[:_VERSION_CHARACTERS])
 
 
 def _flat_project(content: bytes) -> dict[str, Any]:
-    """The project file under dotted keys."""
+    """Return the settings of the project file under dotted keys."""
     try:
         settings = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

@@ -20,12 +20,12 @@ _MIN_BYTES = 12  # of one
 
 
 def repair(root: Path, without: Sequence[int] = ()) -> str:
-    """The command that writes a new dataset out of the whole episodes of the one in `root`.
+    """Return the command that writes a new dataset out of the whole episodes of the one in `root`.
 
     Args:
         without: episodes to drop, whole as they may be.
 
-    A container's environment names it (FEDERATION_REPAIR), or says where the dataset is outside of the
+    A container's environment names it (FEDERATION_REPAIR), or where the dataset is outside of the
     container (FEDERATION_MOUNTED, such as `/data=./my-data/site-a`), on a machine with a checkout.
     """
     dropped = ",".join(map(str, without))
@@ -38,7 +38,7 @@ def repair(root: Path, without: Sequence[int] = ()) -> str:
 
 
 def conversion(root: Path, version: str) -> str:
-    """What to do about a dataset of another format than v3."""
+    """Return what to do about a dataset of another format than v3."""
     if version.startswith("v2."):
         return f"{repair(root)} writes it to a new folder in format v3.0"
     return "neither this nor LeRobot 0.6 can read or convert it, record again"

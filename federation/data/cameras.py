@@ -49,7 +49,7 @@ def parse_camera_names(text: str) -> dict[str, str]:
 def match_cameras(
     wanted: Sequence[str], recorded: Sequence[str], names: Mapping[str, str], may_lack: int, dataset: str
 ) -> dict[str, str]:
-    """The recorded camera for each of the policy's; one that is lacking is not in the result.
+    """Return the recorded camera for each of the policy's; one that is lacking is not in the result.
 
     Args:
         wanted, recorded: camera names without `observation.images.`.

@@ -151,7 +151,7 @@ def check_fits(description: DatasetDescription, policy: PolicyConfig, name: str)
 
 
 def find_datasets(folder: Path) -> dict[str, Path]:
-    """The datasets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
+    """Return the datasets in `folder`, by name: the folder itself, or its direct subfolders, sorted.
 
     `NAME-repaired`, which `client/repair/main.py` wrote, takes the place of `NAME`; `NAME_old`, which
     LeRobot's conversion leaves beside `NAME`, is none of them.

@@ -52,7 +52,7 @@ def find_faults(
 
 
 def split_episodes(frames: Frames) -> dict[int, dict[str, np.ndarray]]:
-    """The frames of each episode, by its index, in the order of time, however they are stored."""
+    """Return the frames of each episode, by its index, in the order of time, however they are stored."""
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     episodes, starts = np.unique(frames["episode_index"][order], return_index=True)
     parts = {name: np.split(values[order], starts[1:]) for name, values in frames.items()}
@@ -64,7 +64,7 @@ def split_episodes(frames: Frames) -> dict[int, dict[str, np.ndarray]]:
 
 
 def video_of_episode(info: Mapping[str, Any], row: Mapping[str, Any], key: str) -> str:
-    """The video of the camera `key` in which the episode of `row` lies."""
+    """Return the path of the video of the camera `key` in which the episode of `row` lies."""
     chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
     return str(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number))
 
@@ -146,7 +146,7 @@ def _what_lacks(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str, l
 
 
 def frame_times(file: Path) -> np.ndarray:
-    """The times of the whole frames in a video, in seconds, sorted; none if it cannot be opened."""
+    """Return the times of the whole frames in a video, in seconds, sorted; none if it cannot be opened."""
     import av
 
     av.logging.set_level(av.logging.PANIC)  # what FFmpeg would print of a damaged file, the fault says

@@ -42,7 +42,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """What meta/info.json of the dataset in `root` says, checked and complete (see `check_info`).
+    """Return the content of meta/info.json of the dataset in `root`, checked and complete (see `check_info`).
 
     Raises:
         DatasetError: it is missing, damaged or not as LeRobot writes it.
@@ -51,7 +51,7 @@ def read_info(root: Path) -> dict[str, Any]:
 
 
 def load_info(root: Path) -> dict[str, Any]:
-    """What meta/info.json of the dataset in `root` says, as it stands there.
+    """Return the content of meta/info.json of the dataset in `root`, as it was written.
 
     Raises:
         DatasetError: it is missing or no JSON object.
@@ -138,7 +138,7 @@ def check_info(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_cameras(info: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cameras of a dataset, without `observation.images.`."""
+    """Return the names of a dataset's cameras, without `observation.images.`."""
     return tuple(
         key.removeprefix(IMAGE_PREFIX)
         for key, feature in info["features"].items()
@@ -178,7 +178,7 @@ def _check_feature(root: Path, features: Mapping[str, Any], key: str, types: Seq
 
 
 def _whole_number(value: Any) -> int | None:
-    """The `value` as int; None if it is no whole number, or beyond what any dataset has."""
+    """Return `value` as int; None if it is no whole number, or beyond what any dataset has."""
     if not _is_number(value) or not abs(value) <= _MAX_NUMBER or value != int(value):
         return None
     return int(value)

@@ -107,7 +107,7 @@ def _joint(name: str) -> str:
 
 
 def _recorded_names(info: Mapping[str, Any], feature: str) -> list[str]:
-    """A list of names, or, as older recorders wrote them, `{"motors": [...]}`; empty if there are none."""
+    """Return the names in a list or, as older recorders wrote it, in `{"motors": [...]}`; [] without any."""
     names = info["features"][feature].get("names")
     if isinstance(names, dict) and len(names) == 1:
         (names,) = names.values()

@@ -41,7 +41,7 @@ class JointUnits:
 
 
 def find_joint_units(episodes: Episodes, root: Path) -> JointUnits:
-    """The units that the five joints can be in.
+    """Return the units that the five joints can be in.
 
     Args:
         episodes: as `split_episodes` gives them, without those that are excluded.
@@ -86,9 +86,9 @@ def check_joint_units(found: JointUnits, units: str, dataset: str) -> None:
 
 
 def _told_by(feature: str, parts: Mapping[int, np.ndarray], root: Path) -> JointUnits:
-    """What one feature tells; `parts` are its values (frames, joints) in each episode.
+    """Return the units that one feature can be in; `parts` are its values (frames, joints) in each episode.
 
-    Episodes are looked at one by one where all together are on no lattice: calibrated anew between them, or
+    Episodes are checked one by one where all together are on no lattice: calibrated anew between them, or
     merged from recordings in different units.
     """
     beyond = [index for index, own in parts.items() if np.abs(own).max() > _END]

@@ -76,7 +76,7 @@ def value_fault(own: Frames) -> str:
 
 
 def value_warnings(episodes: Episodes, fps: int, root: Path) -> tuple[str, ...]:
-    """What training survives but the arm's owner must know: joints that do not follow, an action without lag.
+    """Return what training survives but the owner must know: joints that do not follow, actions without lag.
 
     Args:
         episodes: as `split_episodes` gives them, without those that are excluded.
@@ -189,7 +189,10 @@ def _check_radians(feature: str, low: np.ndarray, high: np.ndarray, root: Path) 
 
 
 def _check_gripper(feature: str, values: np.ndarray, root: Path) -> None:
-    """A gripper that is kept shut stays near 0 as well, but in LeRobot's steps."""
+    """Raise DatasetError if the gripper is on a scale of 0 to 1 or in radians, not 0 to 100.
+
+    A gripper that is kept shut stays near 0 as well, but in LeRobot's steps.
+    """
     low, high = np.percentile(values, _USUAL)
     if low < -0.2 or high > _MAX_SMALL_GRIPPER or np.ptp(np.percentile(values, (5, 95))) < _MIN_GRIPPER_SPAN:
         return

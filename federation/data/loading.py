@@ -119,7 +119,7 @@ def _used_features(
 
 
 def _numbered_tasks(root: Path) -> pd.DataFrame:
-    """The tasks as LeRobot reads them: it takes the number of a task for that of its row."""
+    """Return the tasks as LeRobot reads them: it takes the number of a task for that of its row."""
     texts = read_tasks(root)
     numbers = range(max(texts, default=-1) + 1)
     return pd.DataFrame({"task_index": numbers}, index=[texts.get(number, "") for number in numbers])
@@ -128,7 +128,7 @@ def _numbered_tasks(root: Path) -> pd.DataFrame:
 def policy_inputs(
     item: dict[str, Any], policy: SmolVLAConfig, cameras: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The entries of a dataset item that `policy` learns from; the rest only costs collation.
+    """Return the entries of a dataset item that `policy` learns from; the rest only costs collation.
 
     Args:
         cameras: the policy's camera -> the dataset's, without those that it lacks; None if all are there
@@ -146,7 +146,7 @@ def policy_inputs(
 
 
 def with_empty_cameras(inputs: dict[str, Any], policy: SmolVLAConfig) -> dict[str, Any]:
-    """`inputs` with every camera of `policy`: a lacking one is black, masked as SmolVLA's own padding is."""
+    """Return `inputs` with all cameras of `policy`: a lacking one is black, masked as SmolVLA's padding."""
     missing = [feature for feature in policy.image_features if feature not in inputs]
     return (
         inputs

@@ -27,7 +27,7 @@ _FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
 
 
 def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
-    """What the server evaluates, exports and, but for "site", has every node train with.
+    """Return the statistics for the server's evaluation and export and, but for "site", for all training.
 
     Raises:
         PolicyError: "pretrained", and the policy brings no usable statistics.
@@ -38,7 +38,7 @@ def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -
 
 
 def _bound_counts(reported: Sequence[Statistics]) -> Sequence[Statistics]:
-    """`reported`, no site counting for more frames than `claims.py` allows: it could claim any number."""
+    """Return `reported`, no site with more frames than `claims.py` allows: it could claim any number."""
     counts = [float(site[FEATURES[0]]["count"][0]) for site in reported]
     most = max_weight(counts)
     return [
@@ -48,7 +48,7 @@ def _bound_counts(reported: Sequence[Statistics]) -> Sequence[Statistics]:
 
 
 def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
-    """The statistics of the pooled data, in float64, from those of its parts.
+    """Return the statistics of the pooled data, in float64, from those of its parts.
 
     Counts, minima, maxima, means and deviations are LeRobot's own aggregation (variances by the parallel
     formula of Chan et al., 1983). Quantiles are those of the mixture of the sketches. A joint that no site
@@ -94,7 +94,7 @@ def _merge_quantiles(sketches: Sequence[np.ndarray], counts: Sequence[float]) ->
 
 
 def _pretrained_statistics(source: str) -> Statistics:
-    """The statistics that the policy in `source`, a folder or Hub id, was trained with."""
+    """Return the statistics that the policy in `source`, a folder or Hub id, was trained with."""
     from safetensors.numpy import load_file
 
     source = expand_home(source)

@@ -91,11 +91,11 @@ class SampleCache(Dataset[dict[str, Any]]):
             )
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         return len(self._dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample `index`, as `policy_inputs` gives it, with images no larger than the policy needs.
+        """Return the sample `index`, as `policy_inputs` does, with images no larger than the policy needs.
 
         A camera that the dataset lacks is an empty one.
 
@@ -120,7 +120,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         return {key: _shrink(v, self._policy) if _is_image(key, v) else v for key, v in sample.items()}
 
     def _probe_layout(self) -> np.dtype[Any] | None:
-        """The layout of a record, from the first sample that can be decoded."""
+        """Return the layout of a record, from the first sample that can be decoded; None if it finds none."""
         for index in range(min(len(self), _PROBED_SAMPLES)):
             with contextlib.suppress(*DECODE_ERRORS):
                 return _layout(self._decode(index))
@@ -146,13 +146,13 @@ class SampleCache(Dataset[dict[str, Any]]):
             _log.warning("decoded samples are kept no longer: %s: %s", self._path, error.strerror)
 
     def _open(self) -> int:
-        """The file, opened once in each data loading process."""
+        """Return the file's descriptor; open it once in each data loading process."""
         if self._file is None:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned data loading process gets: it opens the file itself."""
+        """Return what a spawned data loading process gets: it opens the file itself."""
         return {**self.__dict__, "_file": None}
 
 
@@ -164,7 +164,7 @@ def open_samples(
     cameras: Mapping[str, str] | None = None,
     episodes: Sequence[int] | None = None,
 ) -> SampleCache:
-    """The training samples of the dataset in `root`, of which `max_bytes` are kept in `folder`.
+    """Return the training samples of the dataset in `root`, of which `max_bytes` are kept in `folder`.
 
     Args:
         cameras: as for `policy_inputs`.
@@ -217,7 +217,7 @@ def _layout(sample: Mapping[str, Any]) -> np.dtype[Any]:
 
 
 def _pack(sample: Mapping[str, Any], layout: np.dtype[Any]) -> np.ndarray | None:
-    """A record (1,) of `layout`, or None if the sample does not fit it."""
+    """Return a record (1,) of `layout`, or None if the sample does not fit it."""
     record = np.zeros(1, layout)
     for key, value in sample.items():
         if isinstance(value, str):

@@ -27,7 +27,7 @@ MAX_FRAMES = 10**9  # a year at 30 frames a second
 
 
 def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[int] = ()) -> Statistics:
-    """The statistics of both features, in float64; deviations are the population's.
+    """Return the statistics of both features, in float64; deviations are the population's.
 
     Args:
         frames: as `read_frames` gives them.

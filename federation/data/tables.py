@@ -73,7 +73,7 @@ def check_episodes(root: Path, rows: Sequence[Mapping[str, Any]], videos: Sequen
 
 
 def read_tasks(root: Path) -> dict[int, str]:
-    """The text of each task, by the number that frames have for it; "" for one that has none.
+    """Return the text of each task, by the number that frames have for it; "" for one that has none.
 
     Raises:
         DatasetError: meta/tasks.parquet is damaged, or says not clearly which task has which number.
@@ -105,7 +105,7 @@ def read_tasks(root: Path) -> dict[int, str]:
 
 
 def _text_column(schema: Any) -> str:
-    """The column of the task's text: the index of a data frame, whatever its name, or else "task"."""
+    """Return the column of tasks' texts: a data frame's index, whatever its name, "task", or the only one."""
     import pyarrow as pa
 
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
@@ -171,7 +171,7 @@ def _values(table: Any, name: str) -> np.ndarray:
 
 
 def _vectors(column: Any, name: str) -> np.ndarray:
-    """The lists in `column` as (rows, values); a row that is null is NaN throughout."""
+    """Return the lists in `column` as (rows, values); a row that is null is NaN throughout."""
     import pyarrow.compute as pc
 
     if not hasattr(column, "flatten") or not column.type.num_fields or column.type.value_type.num_fields:

@@ -71,7 +71,7 @@ def describe_fitting(
 
 
 def judge_samples(uses: Sequence[DatasetUse], descriptions: Sequence[DatasetDescription]) -> list[Verdict]:
-    """A verdict on the samples of each dataset: the one that was kept, or a new one.
+    """Return a verdict on the samples of each dataset: the one that was kept, or a new one.
 
     Args:
         descriptions: of `uses`, with the cameras that the policy uses.

@@ -1,4 +1,4 @@
-"""A look at samples of a dataset exactly as training reads them: do they open, decode, fit and collate?
+"""The check that samples of a dataset open, decode, fit and collate, exactly as training reads them.
 
 `judgement/sample_process.py` calls `judge_samples_of` in a process of its own, `server/app.py` in the
 ServerApp, which has torch anyway.
@@ -40,7 +40,7 @@ Row = Mapping[str, Any]
 
 
 def judge_samples_of(use: DatasetUse, description: DatasetDescription, folder: Path) -> Verdict:
-    """The verdict on samples of a dataset. Whatever this trips over, training would too.
+    """Return the verdict on samples of a dataset. Whatever fails here would fail in training too.
 
     Args:
         description: of the dataset, with the cameras that the policy uses.
@@ -141,7 +141,7 @@ Drawn = dict[tuple[int, int], dict[str, Any]]
 def _draw(
     root: Path, samples: SampleCache, frames: Frames, numbers: Mapping[tuple[int, int], int]
 ) -> tuple[Drawn, tuple[str, ...]]:
-    """The samples at `numbers` that can be decoded, and a warning if some cannot, as training skips them."""
+    """Return the samples at `numbers` that decode, and a warning if some do not: training skips them."""
     drawn: Drawn = {}
     failed: dict[tuple[int, int], str] = {}
     for place, number in numbers.items():
@@ -252,7 +252,7 @@ def _sizes_differ(root: Path, camera: str, named: Sequence[str], more: str = "")
 
 
 def _named(error: BaseException) -> str:
-    """The first cause, with its type: of a `KeyError` the text alone says little."""
+    """Return the first cause, with its type: the text of a `KeyError` alone explains little."""
     cause = first_cause(error)
     return f"{type(cause).__name__}: {one_line(cause)}"
 

@@ -58,14 +58,14 @@ class Verdict:
     warnings: tuple[str, ...]
 
     def check(self) -> tuple[str, ...]:
-        """The warnings; raise a `DatasetError` if there is an error."""
+        """Return the warnings; raise DatasetError if there is an error."""
         if self.error:
             raise DatasetError(self.error)
         return self.warnings
 
 
 def read_verdict(text: str) -> Verdict:
-    """The verdict that `text` is the JSON of.
+    """Return the verdict that `text` is the JSON of.
 
     Raises:
         ValueError, TypeError, KeyError: it is of none.
@@ -141,7 +141,7 @@ def _run(folder: Path, environment: Mapping[str, str], seconds: float) -> str:
 
 
 def _environment(folder: Path, is_hub_asked: bool) -> dict[str, str]:
-    """This process's, with this code first, an Arrow cache of its own, and no Hub unless training asks it."""
+    """Return the environment: this code first, an Arrow cache of its own, no Hub unless training uses it."""
     code = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     own = {"PYTHONPATH": f"{code}{os.pathsep}{path}" if path else code, "TOKENIZERS_PARALLELISM": "false"}

@@ -91,7 +91,7 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
 
 
 def build_policy_config(config: PolicyConfig, cache: Path) -> SmolVLAConfig:
-    """The configuration of the policy that `config` names, with the federation's features; no weights.
+    """Return the configuration of the policy that `config` names, with the federation's features; no weights.
 
     Args:
         cache: as for `build_policy`.
@@ -127,7 +127,7 @@ def build_processors(policy: SmolVLAPolicy, statistics: Statistics) -> Processor
 
 
 def trainable_parameters(policy: SmolVLAPolicy) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained and travel: the action expert and the projections, by name."""
+    """Return the parameters that are trained and travel: the action expert and the projections, by name."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 

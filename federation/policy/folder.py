@@ -61,7 +61,7 @@ def name_vlm(folder: Path, name: str) -> None:
 
 
 def load_policy_folder(folder: Path, device: torch.device | None = None) -> tuple[SmolVLAPolicy, Processors]:
-    """The policy of `folder` in evaluation mode, and its processors, from any working directory.
+    """Return the policy of `folder` in evaluation mode, and its processors, from any working directory.
 
     Args:
         device: to load onto; None takes what this machine has.

@@ -84,7 +84,7 @@ _SHAPES: dict[str, Any] = {
 
 
 def vlm_folder(size: str, cache: Path) -> Path:
-    """The folder for `size` ("tiny", "small" or "smolvla") under `cache`, written first if it is not there.
+    """Return the folder for `size` ("tiny", "small" or "smolvla") under `cache`; write it first if need be.
 
     The write is atomic: processes that race for the same folder all end up with a whole one.
     """

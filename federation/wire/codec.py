@@ -194,7 +194,7 @@ def _unpack(codes: Tensor, out: Tensor, blocked: Blocked) -> None:
 
 
 def _scales_and_codes(payload: np.ndarray, blocked: Blocked) -> tuple[Tensor, Tensor]:
-    """The two parts of a block-scaled payload, as views: fp32 scales (blocks, 1), codes (blocks, bytes)."""
+    """Return a block-scaled payload's two parts as views: fp32 scales (blocks, 1), codes (blocks, bytes)."""
     split = payload.size // (blocked.code_bytes + _SCALE_BYTES) * _SCALE_BYTES
     scales = _from_numpy(payload[:split].view(np.float32)).unsqueeze(1)
     codes = payload[split:].view(np.int8 if blocked.bits == 8 else np.uint8)
@@ -202,7 +202,7 @@ def _scales_and_codes(payload: np.ndarray, blocked: Blocked) -> tuple[Tensor, Te
 
 
 def _view(payload: np.ndarray, codec: str) -> Tensor:
-    """An `fp32` or `bf16` payload as a 1-dim tensor, without a copy."""
+    """Return an `fp32` or `bf16` payload as a 1-dim tensor, without a copy."""
     integers = payload.view(np.int32 if codec == "fp32" else np.int16)
     return _from_numpy(integers).view(torch.float32 if codec == "fp32" else torch.bfloat16)
 
@@ -214,7 +214,7 @@ def _from_numpy(array: np.ndarray) -> Tensor:
 
 
 def _filled_up(flat: Tensor, multiple: int) -> Tensor:
-    """A 1-dim tensor with zeros up to a multiple of a length, itself if it is one."""
+    """Return a 1-dim tensor with zeros up to a multiple of a length, itself if it is one."""
     missing = -len(flat) % multiple
     return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
 

@@ -209,9 +209,9 @@ def _array_name(index: int) -> str:
 
 
 def _unwrap(name: str, array: Array, dtype: np.dtype, most_dimensions: int = 1) -> np.ndarray:
-    """The values of `array` without a copy, once its bytes are known to hold just what they claim.
+    """Return the values of `array` without a copy, once its bytes are known to hold just what they claim.
 
-    Its sides are the sender's: one that is negative, a bool or beyond all bytes there are is refused before
+    Its sides are the sender's: one that is negative, a bool or beyond all bytes there are is rejected before
     anything takes that shape.
     """
     if array.stype != "numpy.ndarray":

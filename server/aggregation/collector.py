@@ -122,7 +122,7 @@ class Robust:
 def make_aggregator(
     config: AggregationConfig, privacy: PrivacyConfig, shapes: Mapping[str, torch.Size]
 ) -> Aggregator:
-    """The aggregator of one round that the configuration names."""
+    """Return the aggregator of one round that the configuration names."""
     if privacy.mode == "central":
         return PrivateMean(shapes, privacy)
     if config.method == "mean":
@@ -133,7 +133,7 @@ def make_aggregator(
 def make_server_optimizer(
     config: AggregationConfig, weights: Mapping[str, Tensor]
 ) -> torch.optim.Optimizer | None:
-    """The server's optimizer over the whole run, or None to add the aggregated update as it is.
+    """Return the server's optimizer over the whole run, or None to add the aggregated update as it is.
 
     FedAvgM (Hsu et al., 2019) and FedAdam (Reddi et al., ICLR 2021) are PyTorch's SGD with momentum and
     Adam, with the negative update as the gradient. The momentum is Nesterov's, as in DiLoCo (Douillard et

@@ -75,7 +75,7 @@ def multi_krum(updates: Sequence[Payload], byzantine: int) -> Iterator[tuple[str
 
 
 def krum_choice(updates: Sequence[Payload], byzantine: int) -> list[int]:
-    """Indices of the `N - byzantine` updates with the lowest Krum score, in order of the score.
+    """Return the indices of the `N - byzantine` updates with the lowest Krum score, in order of the score.
 
     The score of an update is the sum of its squared distances to its `N - byzantine - 2` nearest neighbours.
 

@@ -107,7 +107,7 @@ def _verify_metrics(metrics: MetricRecord, max_examples: int) -> dict[str, int |
 
 
 def largest_norm(config: RunConfig, round_: int, num_weights: int, steps: float) -> float:
-    """The norm that an update of so many optimizer steps of `round_` cannot have exceeded in training."""
+    """Return the norm that an update of `steps` optimizer steps in `round_` cannot exceed by training."""
     if config.privacy.mode == "local":  # clipped, then noise on every weight
         noise = config.privacy.noise_multiplier * math.sqrt(num_weights)
         return _MAX_STEP_SLACK * config.privacy.clip_norm * (1 + noise)
@@ -169,7 +169,7 @@ class NormJudge:
 
 
 def typical_norm(accepted: Sequence[float]) -> float | None:
-    """The one figure a round is remembered by; None if it had too few accepted updates to tell."""
+    """Return the one figure a round is remembered by; None if it had too few accepted updates."""
     return _lower_median(accepted) if len(accepted) >= MIN_TO_COMPARE else None
 
 

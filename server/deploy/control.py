@@ -80,7 +80,7 @@ class SuperLink:
 
 
 def connect(superlink: SuperLink, timeout_seconds: float = _TIMEOUT_SECONDS) -> ControlHttpClient:
-    """A client for the Control API; close it. It is not connected yet.
+    """Return a client for the Control API, not connected yet; the caller closes it.
 
     Raises:
         OSError, ValueError: the certificate cannot be read.
@@ -167,7 +167,7 @@ def start_run(superlink: SuperLink, files: Mapping[str, bytes | Path], settings:
 
 
 def app_files() -> dict[str, bytes | Path]:
-    """The files of our own app, by their path inside it."""
+    """Return the files of our own app, by their path inside it."""
     packages = (PROJECT / package for package in ("server", "client", "federation"))
     files = [PROJECT / "pyproject.toml", *(file for folder in packages for file in folder.rglob("*.py"))]
     return {file.relative_to(PROJECT).as_posix(): file for file in files}
@@ -212,7 +212,7 @@ def _statuses(superlink: SuperLink) -> dict[str, str]:
 
 
 def _pem(public_key: str) -> bytes:
-    """The form in which SuperLink keeps a key."""
+    """Return the form in which SuperLink keeps a key; raise ControlError if it cannot be read."""
     try:
         key = serialization.load_ssh_public_key(public_key.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -224,7 +224,7 @@ def _pem(public_key: str) -> bytes:
 
 
 def _ask[T](superlink: SuperLink, what: str, ask: Callable[[ControlHttpClient], T]) -> T:
-    """What `ask` returns; each error of the connection or of SuperLink as a `ControlError`."""
+    """Return what `ask` returns; raise each error of the connection or of SuperLink as a `ControlError`."""
     where = f"SuperLink at {superlink.address}"
     try:
         client = connect(superlink)

@@ -125,7 +125,7 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
 
 
 def _data_of(folder: Path) -> Path | None:
-    """The data that the run in `folder` had the last time; None if an older release ran it, or no demo."""
+    """Return the data that the run in `folder` had last; None if an older release or no demo ran it."""
     try:
         return Path(json.loads((folder / _DEMO_FILE).read_text(encoding="utf-8"))["data"])
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def _data_of(folder: Path) -> Path | None:
 
 
 def _check_data(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path, list[DatasetDescription]]:
-    """The training sites and the evaluation folder in `data`; and what the files of each say, in order."""
+    """Return the training sites and the hold-out in `data`, and a description of each, in that order."""
     try:
         found = find_datasets(data)
     except DatasetError as error:

@@ -128,7 +128,7 @@ class RunDisplay:
 
 
 def _line(event: Mapping[str, Any]) -> str:
-    """What an event says in one line of rich's markup; empty if it moves a bar only."""
+    """Return an event as one line of rich's markup; empty if it moves a bar only."""
     match event["event"]:
         case "node_joined":
             return f"{event['node']} joined: {event['episodes']} episodes, {event['frames']} frames"

@@ -216,7 +216,7 @@ def _bundle(certs: Path, name: str) -> Path:
 
 
 def _version() -> str:
-    """The version of the images, as docker-compose.yml builds them from this checkout."""
+    """Return the version of the images, as docker-compose.yml builds them from this checkout."""
     return str(tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
@@ -225,7 +225,7 @@ def _render(template: str, settings: dict[str, str]) -> bytes:
 
 
 def _archive(folder: str, files: Sequence[tuple[str, bytes, int]]) -> bytes:
-    """A tar.gz with nothing in it that depends on when, where or by whom it is made."""
+    """Return a tar.gz with nothing in it that depends on when, where or by whom it is made."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as packed,

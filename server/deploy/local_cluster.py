@@ -199,7 +199,7 @@ class LocalCluster:
         )
 
     def _tls_server_arguments(self) -> list[str]:
-        """The SuperNodes' own loopback API gets TLS as well: other users of this machine see it."""
+        """Return the TLS options of the SuperNodes' own loopback API: other users of this machine see it."""
         tls = self._certs / "superlink"
         return [
             *("--ssl-ca-certfile", str(tls / "ca.crt")),

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _choose(options: argparse.Namespace, superlink: SuperLink) -> RunConfig | None:
-    """What is to be run: a named run again, the unfinished one of this configuration, or a new one.
+    """Return what is to be run: a named run again, the unfinished one of this configuration, or a new one.
 
     None: the newest run of this configuration has finished, and nobody asked for another.
 
@@ -102,7 +102,7 @@ def _choose(options: argparse.Namespace, superlink: SuperLink) -> RunConfig | No
 
 
 def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLink) -> RunConfig:
-    """The continuation of the run in `folder`, if `config` from `file` is its configuration."""
+    """Return the continuation of the run in `folder`, if it is active or has the configuration `config`."""
     found = recorded_config(folder)
     differences = ", ".join(_differences(found, config))
     if not differences:
@@ -118,7 +118,7 @@ def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLin
 
 
 def _differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """The keys in which two configurations differ, the name of the run aside."""
+    """Return the keys in which two configurations differ, `run.name` and `run.resume` aside."""
     left, right = flatten(one), flatten(other)
     return [key for key in left if key not in ("run.name", "run.resume") and left[key] != right[key]]
 

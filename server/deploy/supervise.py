@@ -148,7 +148,7 @@ def _active_or_submitted(superlink: SuperLink, config: RunConfig) -> str:
 
 
 def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
-    """What `ask` returns, however long SuperLink is away.
+    """Return what `ask` returns, however long SuperLink is away.
 
     Raises:
         RefusedError: SuperLink answers, and refuses.

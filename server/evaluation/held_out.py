@@ -1,4 +1,4 @@
-"""Server-side evaluation: how good are the global weights on data no node has seen?
+"""Server-side evaluation: how good the global weights are on data that no node has seen.
 
 The primary figure is SmolVLA's own flow-matching policy loss; beside it the mean squared error of the
 predicted action chunk, in the dataset's own units (degrees, and percent of the gripper). Noise and time
@@ -43,7 +43,7 @@ class DivergedError(FederationError):
 def measure(
     datasets: Mapping[str, Path], descriptions: Mapping[str, DatasetDescription], config: EvaluationConfig
 ) -> str:
-    """A digest of what policy losses are measured on: figures of different ones say nothing of each other.
+    """Return a digest of what policy losses are measured on: under another digest they are not comparable.
 
     That is the held-out datasets under their names and the settings that choose frames. A video counts by
     its size and its ends: reading all of it would hold up the start of every run.

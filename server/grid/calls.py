@@ -30,7 +30,7 @@ def push_messages(grid: Grid, messages: list[Message]) -> list[str | None]:
 
 
 def online_nodes(grid: Grid) -> list[Any]:
-    """The nodes that are online, as Flower's `NodeInfo`."""
+    """Return the nodes that are online, as Flower's `NodeInfo`."""
     return _retry(lambda: list(grid.get_nodes()))
 
 

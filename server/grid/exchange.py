@@ -184,7 +184,7 @@ class Exchange:
         }
 
     def _take(self, message_id: str, node_id: int) -> tuple[Reply | None, bool]:
-        """The reply to one message if it is complete, else None; and whether it, or the message, is lost."""
+        """Return the reply to one message, None if incomplete, and whether it, or the message, is lost."""
         try:
             download = self._downloads.get(message_id)
             if download is None:
@@ -280,7 +280,7 @@ class Exchange:
         return [node_id for id_, node_id in zip(ids, node_ids, strict=True) if id_ is None]
 
     def _online(self) -> dict[int, str]:
-        """The nodes that are online -> since when, as SuperLink reports it."""
+        """Return the nodes that are online -> since when, as SuperLink reports it."""
         return {node.node_id: node.last_activated_at for node in online_nodes(self._grid)}
 
 

@@ -67,7 +67,7 @@ QUERY_LIMITS = ReplyLimits(objects=1024, bytes=4 * 2**20)
 
 
 def limits_of_update(payload_bytes: int) -> ReplyLimits:
-    """The limits of a reply that carries an update of `payload_bytes`, encoded.
+    """Return the limits of a reply that carries an update of `payload_bytes`, encoded.
 
     Flower cuts arrays into chunks of 5 MiB; the metrics, the header and the heads of the objects are small.
     """
@@ -145,7 +145,7 @@ def claim_reply(grid: Grid, message_id: str, limits: ReplyLimits) -> ReplyDownlo
 
 
 def _object_ids(tree: ObjectTree, limit: int) -> list[str]:
-    """The ids in `tree`, each once, from the root to the first leaf: against the order of the upload."""
+    """Return the ids in `tree`, each once, from the root to the first leaf: the upload's order reversed."""
     ids: dict[str, None] = {}
     pending, seen = [tree], 0
     while pending:

@@ -28,7 +28,7 @@ sum depends on the clocks of server and node agreeing.
 
 
 def markdown() -> str:
-    """The document."""
+    """Return the document: the text, and a table for each group of metrics."""
     reasons = "".join(f"| `{code.label}` | {code.meaning} |\n" for code in RejectionCode)
     parts = [_HEAD.format(phases=", ".join(PHASES), reasons=reasons)]
     for title, group in GROUPS.items():

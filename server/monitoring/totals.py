@@ -217,7 +217,7 @@ class RunFollower:
         return self.totals
 
     def _config(self) -> dict[str, Any]:
-        """What an older release did not know yet has its default."""
+        """Return the run's configuration; a key that an older release did not know yet has its default."""
         recorded = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return flatten(RunConfig()) | dict(recorded)
 

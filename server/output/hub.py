@@ -130,7 +130,7 @@ class Hub:
 
 
 def _with_retries(action: Callable[[], Any]) -> Any:
-    """`action()`, again after a while where the Hub is busy (429), broken (5xx) or away."""
+    """Return `action()`; retry it after a while where the Hub is busy (429), broken (5xx) or away."""
     for seconds in _SECONDS_BEFORE_RETRIES:
         try:
             return action()
@@ -146,7 +146,7 @@ def _with_retries(action: Callable[[], Any]) -> Any:
 
 
 def _explain(error: HfHubHTTPError) -> str:
-    """What is wrong, in the Hub's own words, and what to do about it where the status tells."""
+    """Return what is wrong, in the Hub's own words, and what to do about it where the status shows that."""
     status = error.response.status_code
     meaning = {
         401: "the Hub does not know the token (401): make a new one with write access",

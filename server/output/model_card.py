@@ -121,7 +121,7 @@ LeRobot's tools inside this folder, as above. In simulation: `lerobot-eval --pol
 
 
 def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a site; of many their sum and their range."""
+    """Return a table with a row for each site; of many only their sum and their range."""
     rows = {name: (facts.get("episodes", 0), facts.get("frames", 0)) for name, facts in sorted(nodes.items())}
     if len(rows) > _MAX_ROWS:
         episodes, frames = zip(*rows.values(), strict=True)

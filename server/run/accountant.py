@@ -65,7 +65,7 @@ def privacy_spent(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | N
 
 
 def format_max_epsilon(privacy: Mapping[str, Any]) -> str:
-    """What the node with the most releases has spent, in words."""
+    """Return what the node with the most releases has spent, in words."""
     values = privacy["epsilon"].values()
     most = "beyond a million" if None in values else f"{max(values, default=0.0):.2f}"
     return f"epsilon {most} of the updates alone, at delta {privacy['delta']:g}, {privacy['mode']} noise"

@@ -55,7 +55,7 @@ class Checkpoints:
             self.best_loss = float("inf") if best.policy_loss is None else best.policy_loss
 
     def _find_best(self) -> Checkpoint | None:
-        """The best checkpoint; a damaged or missing one is replaced by the best of the others."""
+        """Return the best checkpoint; replace a damaged or missing one by the best of the others."""
         try:
             return load_checkpoint(self.best)
         except CheckpointError as error:
@@ -124,7 +124,7 @@ class Checkpoints:
         self.best_loss, self.best_is_comparable = policy_loss, True
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None if there is none yet. A damaged one is passed over and named.
+        """Return the newest whole checkpoint, or None if there is none yet; log a damaged one and skip it.
 
         Raises:
             CheckpointError: there are some and not one is whole.
@@ -221,12 +221,12 @@ def _path(folder: Path, round_: int) -> Path:
 
 
 def _round_files(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` in order of their rounds."""
+    """Return the checkpoints in `folder` in order of their rounds."""
     return sorted(folder.glob(f"{ROUND_PREFIX}*.safetensors"), key=round_of)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name costs no second copy of the weights, where the file system has such names."""
+    """Link `target` to `source`, to save a second copy of the weights; copy where there are no hard links."""
     try:
         os.link(source, target)
     except OSError:

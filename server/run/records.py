@@ -37,7 +37,7 @@ _FIXED = ("run.name", "run.seed", "policy.", "aggregation.strategy", "privacy.",
 
 
 def new_run_name(prefix: str) -> str:
-    """A folder name that sorts by time, e.g. `demo-20261123-184002`; of "my demo" `my-demo-...`."""
+    """Return a folder name that sorts by time, e.g. `demo-20261123-184002`; of "my demo" `my-demo-...`."""
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in prefix.lstrip("."))
     return f"{plain}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
@@ -236,7 +236,7 @@ class RunRecord:
         return sorted({lost for best, spike in self._reverts() for lost in range(best + 1, spike + 1)})
 
     def _reverts(self) -> list[tuple[int, int]]:
-        """The best round and the spike of each revert."""
+        """Return the best round and the spike of each revert."""
         return [(e.reverted_to, e.round) for e in self._rounds if e.reverted_to is not None]
 
     def close(self, status: str, reason: str = "") -> None:

@@ -85,8 +85,10 @@ def _ease(frames: int) -> np.ndarray:
 
 
 def _finger_direction(cube: Any) -> float:
-    """World angle (radians) from the still to the moving finger: of the cube's four sides, the one that lies
-    most across the arm's reach. The wrist roll ends within 45 degrees of -90, well inside its travel.
+    """Return the world angle (radians) from the still to the moving finger.
+
+    Of the cube's four sides it is the one that lies most across the arm's reach. The wrist roll ends within
+    45 degrees of -90, well inside its travel.
     """
     natural = np.arctan2(cube.xpos[1], cube.xpos[0]) - np.pi / 2
     x_axis = cube.xmat.reshape(3, 3)[:, 0]

@@ -146,7 +146,7 @@ def _record_all(
 
 
 def _create_dataset(root: Path, image_size_px: int) -> Any:
-    """An empty LeRobotDataset with an SO-100 follower's features, video in h264."""
+    """Return an empty LeRobotDataset with an SO-100 follower's features, video in h264."""
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 

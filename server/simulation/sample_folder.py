@@ -22,7 +22,7 @@ MANIFEST_KIND = "so100-federation sample data"
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest in `out`, or {} if there is none of ours."""
+    """Return the manifest in `out`, or {} if there is none of ours."""
     manifest = _read_object(out / MANIFEST_NAME)
     return manifest if manifest.get("kind") == MANIFEST_KIND else {}
 
@@ -49,7 +49,7 @@ def mark_as_simulated(out: Path) -> None:
 
 
 def _recorded_here(out: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the manifest's datasets that still are what was recorded."""
+    """Return the names of the manifest's datasets that still are what was recorded."""
     counts = manifest.get("datasets")
     if not isinstance(counts, dict):
         return []

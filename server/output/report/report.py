@@ -154,7 +154,7 @@ def _period(metrics: dict[str, Any]) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    """The answer in one row."""
+    """Return the results in one row, as HTML."""
     rounds = recorded_rounds(metrics)
     if not any(entry.evaluation for entry in rounds) or not metrics["baseline"]:
         return "<p>No round has been evaluated yet.</p>"

@@ -24,7 +24,7 @@ _SOFTWARE = ("torch", "lerobot", "flwr", "python")
 
 
 def rounds_table(rounds: list[RoundRecord]) -> str:
-    """A row a round."""
+    """Return a table with a row for each round."""
     header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
     header += ["update norm", "examples", "skipped", "missing", "rejected", "time"]
     rows = []
@@ -51,7 +51,7 @@ def rounds_table(rounds: list[RoundRecord]) -> str:
 
 
 def nodes_table(metrics: dict[str, Any]) -> str:
-    """A row a node: what it trained and how fast."""
+    """Return a table with a row for each node: what it trained and how fast."""
     header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
     header += ["missed", "rejected"]
     privacy = metrics.get("privacy")
@@ -83,7 +83,7 @@ def nodes_table(metrics: dict[str, Any]) -> str:
 
 
 def facts_table(metrics: dict[str, Any]) -> str:
-    """What each node answered when it joined; the record of an older release lacks some of it."""
+    """Return what each node answered when it joined; the record of an older release lacks some of it."""
     header = ["node", "device", "software", "cameras", "episodes", "excluded", "frames", "frames/s"]
     rows = []
     for name, facts in sorted(metrics["nodes"].items()):
@@ -105,7 +105,7 @@ def facts_table(metrics: dict[str, Any]) -> str:
 
 
 def time_table(rounds: list[RoundRecord]) -> str:
-    """A row a phase: where the time went."""
+    """Return a table with a row for each phase: where the time went."""
     totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
     everything = sum(totals.values()) or 1.0
     rows = [
@@ -121,7 +121,7 @@ def time_table(rounds: list[RoundRecord]) -> str:
 
 
 def bytes_table(metrics: dict[str, Any]) -> str:
-    """A row a node: what it received and sent."""
+    """Return a table with a row for each node: what it received and sent."""
     moved, rounds = {}, recorded_rounds(metrics)
     for name in sorted(metrics["nodes"]):
         updates = [entry.clients[name] for entry in rounds if name in entry.clients]
@@ -144,7 +144,7 @@ def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
 
 
 def faults_table(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
-    """What went wrong, the same fault of the same node once, with all its rounds."""
+    """Return what went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
     entries = recorded_rounds(metrics)
     for entry in entries:
@@ -194,7 +194,7 @@ def configuration_table(config: dict[str, Any]) -> str:
 
 
 def environment_table(environment: dict[str, Any]) -> str:
-    """What the server ran on."""
+    """Return what the server ran on."""
     rows = [
         [key.removesuffix("_bytes"), format_size(value) if key.endswith("_bytes") else value]
         for key, value in environment.items()
