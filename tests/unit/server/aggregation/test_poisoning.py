@@ -23,7 +23,7 @@ from server.model import GlobalModel
 from server.rounds import run_round
 from server.run.records import RunRecord
 from tests.fake_grid import FakeGrid
-from tests.unit.server.test_rounds import METRIC_VALUES
+from tests.unit.server.replies import METRIC_VALUES
 
 ROUNDS, FEATURES = 20, 20
 SITES = 5  # the fewest that Krum withstands one cheating site with
