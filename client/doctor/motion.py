@@ -6,8 +6,10 @@ limits are set to stay silent on a quick hand: SO-100's servos turn 270 degrees 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.doctor.check import Check, plural
 from federation.data.joint_names import JOINTS
@@ -16,7 +18,7 @@ from federation.data.statistics import FEATURES
 
 __all__ = ["check_motion"]
 
-Episodes = Mapping[int, Mapping[str, np.ndarray]]
+Episodes = Mapping[int, Mapping[str, NDArray[Any]]]
 Fix = Callable[[Sequence[int]], str]
 
 _JUMP_PER_SECOND = 1500.0  # degrees, or hundredths of the range: 50 from one frame to the next at 30 fps
@@ -130,7 +132,7 @@ def _check_short(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
     return [Check("warning", "short", f"{text}; {fix(short)}")]
 
 
-def _longest_stretch(values: np.ndarray) -> tuple[int, int]:
+def _longest_stretch(values: NDArray[Any]) -> tuple[int, int]:
     """First frame and length of the longest stretch of one value."""
     starts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1])
     lengths = np.diff(np.append(starts, len(values)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.doctor.check import Check
 from federation.data.advice import repair
@@ -41,7 +42,7 @@ def check_videos(
 
 
 def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
-    times: dict[Path, np.ndarray] = {}
+    times: dict[Path, NDArray[Any]] = {}
     damaged: dict[int, int] = {}
     for row in rows:
         file = root / video_of_episode(info, row, key)

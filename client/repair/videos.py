@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from client.doctor.videos import decoded_times
 from client.repair.source import Footage
@@ -88,7 +89,7 @@ class VideoCopies:
         shutil.copyfile(old, new)
         return {part: part.start for part in held}
 
-    def _firsts(self, times: np.ndarray, held: list[Footage]) -> dict[Footage, int]:
+    def _firsts(self, times: NDArray[Any], held: list[Footage]) -> dict[Footage, int]:
         """Return the frame with which each whole part begins: by count if all are whole, else by time."""
         lengths = [part.length for part in held]
         if sum(lengths) == len(times):
@@ -103,7 +104,7 @@ class VideoCopies:
 def find_gaps(root: Path, info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     """Index of an episode of a dataset -> which video cannot be decoded; a single frame is enough."""
     gaps = {}
-    times: dict[Path, np.ndarray] = {}
+    times: dict[Path, NDArray[Any]] = {}
     for row in rows:
         for key in (key for key, feature in info["features"].items() if feature["dtype"] == "video"):
             file = root / video_of_episode(info, row, key)
@@ -116,13 +117,13 @@ def find_gaps(root: Path, info: Mapping[str, Any], rows: Iterable[Mapping[str, A
     return gaps
 
 
-def sample_pictures(part: Footage, fps: int) -> np.ndarray:
+def sample_pictures(part: Footage, fps: int) -> NDArray[Any]:
     """Return some pictures of an episode: (n, 3, height, width) uint8.
 
     Raises:
         ValueError: none can be decoded.
     """
-    pictures: list[np.ndarray] = []
+    pictures: list[NDArray[Any]] = []
     with suppress(av.FFmpegError, OSError, IndexError), av.open(str(part.file)) as container:
         stream = container.streams.video[0]
         for number in np.linspace(0, part.length - 1, _SAMPLED, dtype=int):
@@ -137,7 +138,7 @@ def sample_pictures(part: Footage, fps: int) -> np.ndarray:
     return np.stack(pictures)
 
 
-def _retime(old: Path, new: Path, fps: int, places: np.ndarray) -> bool:
+def _retime(old: Path, new: Path, fps: int, places: NDArray[Any]) -> bool:
     """Write the packets of the video `old` to `new`, one frame each 1/fps s; False if that cannot be done.
 
     Args:
@@ -166,7 +167,7 @@ def _retime(old: Path, new: Path, fps: int, places: np.ndarray) -> bool:
         return False
 
 
-def _starts_with_keyframes(keyframes: list[bool], shown: np.ndarray) -> bool:
+def _starts_with_keyframes(keyframes: list[bool], shown: NDArray[Any]) -> bool:
     """Whether every stretch of packets that are kept can be decoded without those before it."""
     before = False
     for keyframe, place in zip(keyframes, shown.tolist(), strict=True):

@@ -14,6 +14,7 @@ from lerobot.datasets.compute_stats import DEFAULT_QUANTILES, compute_episode_st
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.utils.constants import DEFAULT_FEATURES
+from numpy.typing import NDArray
 
 from client.repair.source import Episode, Source
 from client.repair.videos import VideoCopies, sample_pictures
@@ -123,7 +124,7 @@ class _DataFiles:
 
     def _file(self) -> Path:
         chunk, number = divmod(self._number, _FILES_IN_CHUNK)
-        return self._root / self._meta.data_path.format(chunk_index=chunk, file_index=number)
+        return self._root / str(self._meta.data_path).format(chunk_index=chunk, file_index=number)
 
 
 def _features(source: Source, episode: Episode, fps: int) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _features(source: Source, episode: Episode, fps: int) -> dict[str, Any]:
     return features
 
 
-def _table(frames: pa.Table, own: dict[str, np.ndarray], schema: pa.Schema, episode: Episode) -> pa.Table:
+def _table(frames: pa.Table, own: dict[str, NDArray[Any]], schema: pa.Schema, episode: Episode) -> pa.Table:
     columns = []
     for field in schema:
         try:
@@ -164,7 +165,7 @@ def _table(frames: pa.Table, own: dict[str, np.ndarray], schema: pa.Schema, epis
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
+def _numbers(table: pa.Table) -> dict[str, NDArray[Any]]:
     """Return the numeric columns by name: (frames,) or (frames, values)."""
     numbers = {}
     for name in table.column_names:
@@ -178,7 +179,7 @@ def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
     return numbers
 
 
-def _picture_statistics(episodes: Sequence[Episode], fps: int) -> list[dict[str, dict[str, np.ndarray]]]:
+def _picture_statistics(episodes: Sequence[Episode], fps: int) -> list[dict[str, dict[str, NDArray[Any]]]]:
     """Statistics of each episode's pictures: what the old dataset knew, if of all, else of some pictures.
 
     LeRobot's tables need the same columns for every episode.
@@ -198,7 +199,7 @@ def _picture_statistics(episodes: Sequence[Episode], fps: int) -> list[dict[str,
         return [{} for _ in episodes]
 
 
-def _measure(pictures: np.ndarray) -> dict[str, np.ndarray]:
+def _measure(pictures: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """LeRobot's statistics of (n, 3, height, width), scaled to 0..1."""
     measured = get_feature_stats(pictures, axis=(0, 2, 3), keepdims=True, quantile_list=DEFAULT_QUANTILES)
     return {
@@ -207,9 +208,9 @@ def _measure(pictures: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _known_statistics(episode: Episode) -> dict[str, dict[str, np.ndarray]]:
+def _known_statistics(episode: Episode) -> dict[str, dict[str, NDArray[Any]]]:
     """Return the old dataset's statistics of the episode's pictures, as far as they have LeRobot's form."""
-    statistics: dict[str, dict[str, np.ndarray]] = {}
+    statistics: dict[str, dict[str, NDArray[Any]]] = {}
     for path, value in episode.statistics.items():
         _, key, name = path.split("/")
         array = np.array(value)

@@ -50,14 +50,14 @@ def main() -> None:
     except FederationError as error:
         _log.error("%s", error)
         sys.exit(2)
-    make_invoker = fleet_http_connection.make_simple_http_retry_invoker
+    make_invoker = fleet_http_connection.make_simple_http_retry_invoker  # type: ignore[attr-defined]
 
     def make_patient_invoker() -> RetryInvoker:
         invoker = make_invoker()
         invoker.should_giveup = gives_up_on(invoker.should_giveup)
         return invoker
 
-    fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker
+    fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s
     ended = threading.Event()

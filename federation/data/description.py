@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from federation.config import PolicyConfig
 from federation.data.advice import REPAIRED, check_finalised, check_totals, conversion, repair
@@ -200,7 +200,7 @@ def _check_dims(root: Path, info: Mapping[str, Any]) -> list[int]:
     return dims
 
 
-def _check_shapes(root: Path, dims: Sequence[int], frames: Mapping[str, np.ndarray]) -> None:
+def _check_shapes(root: Path, dims: Sequence[int], frames: Mapping[str, NDArray[Any]]) -> None:
     for feature, dim in zip(FEATURES, dims, strict=True):
         if (there := frames[feature].shape[1]) != dim:
             raise DatasetError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.data.joint_values import value_fault
 from federation.data.statistics import FEATURES
@@ -19,7 +20,7 @@ __all__ = ["find_faults", "frame_times", "lacking_frames", "split_episodes", "vi
 _TIMESTAMP_TOLERANCE_SECONDS = 1e-4  # LeRobot's own: past it LeRobot refuses to load the frame
 _MAX_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
 
-Frames = Mapping[str, np.ndarray]
+Frames = Mapping[str, NDArray[Any]]
 
 
 def find_faults(
@@ -41,7 +42,7 @@ def find_faults(
     """
     own = split_episodes(frames)
     faults = {}
-    times: dict[Path, np.ndarray] = {}
+    times: dict[Path, NDArray[Any]] = {}
     for row in rows:
         episode = int(row["episode_index"])
         fault = _fault_in_tables(row, own.get(episode), int(info["fps"]), tasks)
@@ -51,7 +52,7 @@ def find_faults(
     return faults | _faults_in_numbers([row for row in rows if int(row["episode_index"]) not in faults])
 
 
-def split_episodes(frames: Frames) -> dict[int, dict[str, np.ndarray]]:
+def split_episodes(frames: Frames) -> dict[int, dict[str, NDArray[Any]]]:
     """Return the frames of each episode, by its index, in the order of time, however they are stored."""
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     episodes, starts = np.unique(frames["episode_index"][order], return_index=True)
@@ -69,7 +70,7 @@ def video_of_episode(info: Mapping[str, Any], row: Mapping[str, Any], key: str) 
     return str(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number))
 
 
-def lacking_frames(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str) -> int:
+def lacking_frames(times: NDArray[Any], fps: int, row: Mapping[str, Any], key: str) -> int:
     """How many frames of the episode of `row` a video lacks that has frames at `times` (seconds, sorted)."""
     wanted = row[f"videos/{key}/from_timestamp"] + np.arange(row["length"]) / fps
     there = np.append(times, np.inf)  # past the end comes nothing
@@ -123,7 +124,7 @@ def _fault_in_videos(
     info: Mapping[str, Any],
     row: Mapping[str, Any],
     videos: Sequence[str],
-    times: dict[Path, np.ndarray],
+    times: dict[Path, NDArray[Any]],
 ) -> str:
     """Several episodes share a file: `times` keeps what is known of it."""
     for key in videos:
@@ -136,7 +137,7 @@ def _fault_in_videos(
     return ""
 
 
-def _what_lacks(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str, lacking: int) -> str:
+def _what_lacks(times: NDArray[Any], fps: int, row: Mapping[str, Any], key: str, lacking: int) -> str:
     """Whether the frames are not there, or at other times than LeRobot looks for them."""
     start, length = row[f"videos/{key}/from_timestamp"] - 0.5 / fps, row["length"]
     there = int(((times >= start) & (times < start + length / fps)).sum())
@@ -145,7 +146,7 @@ def _what_lacks(times: np.ndarray, fps: int, row: Mapping[str, Any], key: str, l
     return f"has {lacking} of its {length} frames between the times of a video with {fps} frames/s"
 
 
-def frame_times(file: Path) -> np.ndarray:
+def frame_times(file: Path) -> NDArray[Any]:
     """Return the times of the whole frames in a video, in seconds, sorted; none if it cannot be opened."""
     import av
 
@@ -163,6 +164,7 @@ def frame_times(file: Path) -> np.ndarray:
     return np.sort(np.array(ticks, np.float64)) * second
 
 
-def _near(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _near(times: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
     """NaN is near nothing."""
-    return np.abs(times - wanted) <= _TIMESTAMP_TOLERANCE_SECONDS
+    near: NDArray[Any] = np.abs(times - wanted) <= _TIMESTAMP_TOLERANCE_SECONDS
+    return near

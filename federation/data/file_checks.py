@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from federation.data.advice import repair
 from federation.data.faults import video_of_episode
@@ -43,7 +43,7 @@ def check_files(
 
 
 def check_data_files(
-    root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], frames: Mapping[str, np.ndarray]
+    root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], frames: Mapping[str, NDArray[Any]]
 ) -> None:
     """Check that the file of an episode without any frame in data/ is there: LeRobot reads all that is.
 

@@ -9,9 +9,10 @@ it as far as its numbers tell: by the steps of the servo, by angles beyond 100, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.data.servo_lattice import MIN_DISTINCT, fits_degrees, fits_range
 from federation.data.statistics import FEATURES
@@ -29,7 +30,7 @@ _SURE_ENDS = 2  # one extreme of exactly 100 may be chance in degrees
 _SURE_COLUMNS = 2
 _SAMPLED = 8  # episodes
 
-Episodes = Mapping[int, Mapping[str, np.ndarray]]
+Episodes = Mapping[int, Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def check_joint_units(found: JointUnits, units: str, dataset: str) -> None:
     )
 
 
-def _told_by(feature: str, parts: Mapping[int, np.ndarray], root: Path) -> JointUnits:
+def _told_by(feature: str, parts: Mapping[int, NDArray[Any]], root: Path) -> JointUnits:
     """Return the units that one feature can be in; `parts` are its values (frames, joints) in each episode.
 
     Episodes are checked one by one where all together are on no lattice: calibrated anew between them, or
@@ -111,7 +112,7 @@ def _told_by(feature: str, parts: Mapping[int, np.ndarray], root: Path) -> Joint
     return JointUnits((units,), f"joints step by the servo's ticks in {units}") if units else JointUnits()
 
 
-def _lattice(values: np.ndarray) -> Units | None:
+def _lattice(values: NDArray[Any]) -> Units | None:
     """Return the units on whose lattice half of the joints that moved are, if none is on the other's."""
     distinct = [np.unique(column) for column in values.T]
     moved = [column for column in distinct if len(column) >= MIN_DISTINCT]

@@ -8,8 +8,10 @@ hundredths of the range: a joint moves by tens of either.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.data.joint_names import JOINTS
 from federation.data.statistics import FEATURES
@@ -17,7 +19,7 @@ from federation.errors import DatasetError
 
 __all__ = ["check_joint_values", "dead_joints", "value_fault", "value_warnings"]
 
-Frames = Mapping[str, np.ndarray]
+Frames = Mapping[str, NDArray[Any]]
 Episodes = Mapping[int, Frames]
 
 _STATE, _ACTION = FEATURES
@@ -115,7 +117,7 @@ def dead_joints(episodes: Episodes, fps: int) -> dict[int, int]:
     return dict.fromkeys(dead, len(long))
 
 
-def _is_dead(state: np.ndarray, action: np.ndarray, window: int, joint: int) -> bool:
+def _is_dead(state: NDArray[Any], action: NDArray[Any], window: int, joint: int) -> bool:
     if joint == _GRIPPER and np.ptp(state) > _DEAD_STILL:
         return False
     far = np.abs(state - action) > _DEAD_GAP
@@ -126,7 +128,7 @@ def _is_dead(state: np.ndarray, action: np.ndarray, window: int, joint: int) -> 
     )
 
 
-def _stretches(flags: np.ndarray) -> Iterator[tuple[int, int]]:
+def _stretches(flags: NDArray[Any]) -> Iterator[tuple[int, int]]:
     """First and past-the-last index of each stretch of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(int)))
     return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
@@ -158,7 +160,7 @@ def _check_recorded(episodes: list[Frames], root: Path) -> None:
             )
 
 
-def _check_ticks(feature: str, values: np.ndarray, root: Path) -> None:
+def _check_ticks(feature: str, values: NDArray[Any], root: Path) -> None:
     middle = np.median(values, axis=0)
     if np.abs(middle).max() <= _MAX_ANGLE:
         return
@@ -176,7 +178,7 @@ def _check_ticks(feature: str, values: np.ndarray, root: Path) -> None:
     )
 
 
-def _check_radians(feature: str, low: np.ndarray, high: np.ndarray, root: Path) -> None:
+def _check_radians(feature: str, low: NDArray[Any], high: NDArray[Any], root: Path) -> None:
     lowest, highest = low.min(), high.max()
     if max(-lowest, highest) > _MAX_RADIANS or (high - low).max() < 0.01:
         return
@@ -188,7 +190,7 @@ def _check_radians(feature: str, low: np.ndarray, high: np.ndarray, root: Path) 
     )
 
 
-def _check_gripper(feature: str, values: np.ndarray, root: Path) -> None:
+def _check_gripper(feature: str, values: NDArray[Any], root: Path) -> None:
     """Raise DatasetError if the gripper is on a scale of 0 to 1 or in radians, not 0 to 100.
 
     A gripper that is kept shut stays near 0 as well, but in LeRobot's steps.

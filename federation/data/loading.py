@@ -32,7 +32,7 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegErro
 """What LeRobot raises for a frame whose video is truncated, damaged or out of step with its timestamps."""
 
 
-class _Reader(DatasetReader):
+class _Reader(DatasetReader):  # type: ignore[misc]
     """LeRobot's reader, of the columns that its metadata names; data/ may have others."""
 
     def _load_hf_dataset(self) -> ArrowDataset:
@@ -54,10 +54,11 @@ class Frames(Dataset[dict[str, Any]]):
         self._reader = reader
 
     def __len__(self) -> int:
-        return self._reader.num_frames
+        return int(self._reader.num_frames)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._reader.get_item(index)
+        item: dict[str, Any] = self._reader.get_item(index)
+        return item
 
     def position(self, number: int) -> int:
         """Where the frame with this number in the dataset is among those that were opened."""

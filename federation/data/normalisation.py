@@ -10,8 +10,10 @@ evaluation and export can only use the merged statistics. It is there to be comp
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.claims import max_weight
 from federation.config import PolicyConfig
@@ -67,12 +69,12 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
     return merged
 
 
-def _guard_std(std: np.ndarray) -> np.ndarray:
+def _guard_std(std: NDArray[Any]) -> NDArray[Any]:
     """Deviations (joints,), 1 in place of one too small to divide by."""
     return np.where(std < _FROZEN_STD, 1.0, std)
 
 
-def _merge_quantiles(sketches: Sequence[np.ndarray], counts: Sequence[float]) -> dict[str, np.ndarray]:
+def _merge_quantiles(sketches: Sequence[NDArray[Any]], counts: Sequence[float]) -> dict[str, NDArray[Any]]:
     """Quantiles of the mixture, by inverting its distribution function at all points of all sketches.
 
     Each sketch is a piecewise linear distribution function. Where a value repeats, as in a resting arm, it

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.utils.constants import OBS_IMAGES
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -126,7 +127,7 @@ class SampleCache(Dataset[dict[str, Any]]):
                 return _layout(self._decode(index))
         return None
 
-    def _read(self, index: int) -> np.ndarray | None:
+    def _read(self, index: int) -> NDArray[Any] | None:
         if index >= self._records or self._layout is None:
             return None
         size = self._layout.itemsize
@@ -136,7 +137,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         record = np.frombuffer(content, self._layout)
         return record if _checksum(record) == record[_CHECKSUM][0] else None
 
-    def _write(self, index: int, record: np.ndarray) -> None:
+    def _write(self, index: int, record: NDArray[Any]) -> None:
         if index >= self._records:
             return
         try:
@@ -216,7 +217,7 @@ def _layout(sample: Mapping[str, Any]) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-def _pack(sample: Mapping[str, Any], layout: np.dtype[Any]) -> np.ndarray | None:
+def _pack(sample: Mapping[str, Any], layout: np.dtype[Any]) -> NDArray[Any] | None:
     """Return a record (1,) of `layout`, or None if the sample does not fit it."""
     record = np.zeros(1, layout)
     for key, value in sample.items():
@@ -235,9 +236,9 @@ def _pack(sample: Mapping[str, Any], layout: np.dtype[Any]) -> np.ndarray | None
     return record
 
 
-def _unpack(record: np.ndarray) -> dict[str, Any]:
+def _unpack(record: NDArray[Any]) -> dict[str, Any]:
     sample: dict[str, Any] = {}
-    for key in record.dtype.names[1:]:
+    for key in record.dtype.names[1:]:  # type: ignore[index]
         value = record[key][0]
         if isinstance(value, bytes):
             sample[key] = value.decode()
@@ -247,5 +248,5 @@ def _unpack(record: np.ndarray) -> dict[str, Any]:
     return sample
 
 
-def _checksum(record: np.ndarray) -> int:
+def _checksum(record: NDArray[Any]) -> int:
     return zlib.crc32(record.view(np.uint8)[record.dtype[_CHECKSUM].itemsize :])

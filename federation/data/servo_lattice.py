@@ -7,7 +7,10 @@ Numbers on one lattice and off the other are in those units. Filtered, interpola
 on none. `data/joint_units.py` asks this.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["fits_degrees", "fits_range"]
 
@@ -20,7 +23,7 @@ _TOLERANCE_TICKS = 2e-3  # float32 rounds 180 degrees to 1/6000 of a tick
 _SAMPLED = 16  # values that a first look takes
 
 
-def fits_degrees(values: np.ndarray) -> bool:
+def fits_degrees(values: NDArray[Any]) -> bool:
     """Whether `values`, distinct and sorted, step by whole or half ticks in degrees.
 
     Halves, because the middle of a range may lie between two ticks and a dataset may hold two calibrations.
@@ -29,7 +32,7 @@ def fits_degrees(values: np.ndarray) -> bool:
     return any(_residual(own) < 2 * _TOLERANCE_TICKS and np.diff(own).min() > 0.5 for own in half_ticks)
 
 
-def fits_range(values: np.ndarray) -> bool:
+def fits_range(values: NDArray[Any]) -> bool:
     """Whether `values`, distinct and sorted, are on the lattice of a joint's range from -100 to 100.
 
     A servo that is read 30 times a second is found on neighbouring ticks, however fast it moves; even steps
@@ -47,9 +50,10 @@ def fits_range(values: np.ndarray) -> bool:
     )
 
 
-def _residual(ticks: np.ndarray) -> float:
+def _residual(ticks: NDArray[Any]) -> float:
     return float(np.abs(_off_lattice(ticks)).max())
 
 
-def _off_lattice(ticks: np.ndarray) -> np.ndarray:
-    return ticks - np.rint(ticks)
+def _off_lattice(ticks: NDArray[Any]) -> NDArray[Any]:
+    off: NDArray[Any] = ticks - np.rint(ticks)
+    return off

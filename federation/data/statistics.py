@@ -6,14 +6,16 @@ distribution at `SKETCH_POINTS` equal steps of rank beside them, and quantiles a
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.errors import WireError
 
 __all__ = ["FEATURES", "MAX_FRAMES", "SKETCH", "Statistics", "check_statistics", "statistics_of_frames"]
 
-Statistics = dict[str, dict[str, np.ndarray]]
+Statistics = dict[str, dict[str, NDArray[Any]]]
 """Feature -> name -> float64: "mean", "std", "min", "max" (6,), "count" (1,), and of a site
 "sketch" (SKETCH_POINTS, 6), of a federation the quantiles "q01" to "q99" (6,)."""
 
@@ -26,7 +28,7 @@ _LARGEST_VALUE = 1e6
 MAX_FRAMES = 10**9  # a year at 30 frames a second
 
 
-def statistics_of_frames(frames: Mapping[str, np.ndarray], without: Collection[int] = ()) -> Statistics:
+def statistics_of_frames(frames: Mapping[str, NDArray[Any]], without: Collection[int] = ()) -> Statistics:
     """Return the statistics of both features, in float64; deviations are the population's.
 
     Args:
@@ -72,7 +74,7 @@ def check_statistics(statistics: Statistics, dim: int, frames: int) -> None:
             raise WireError(f"statistics of {feature} contradict themselves; no data has them")
 
 
-def _statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+def _statistics(values: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {
         "mean": values.mean(0),
         "std": values.std(0),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.data.advice import repair
 from federation.errors import DatasetError, one_line
@@ -117,7 +118,7 @@ def _text_column(schema: Any) -> str:
     raise ValueError(f"no column of texts among {', '.join(schema.names)}")
 
 
-def read_frames(root: Path) -> dict[str, np.ndarray]:
+def read_frames(root: Path) -> dict[str, NDArray[Any]]:
     """All frames, float64: state and action (frames, joints), numbers and times (frames,).
 
     A missing value is NaN. Tens of milliseconds for fifty episodes.
@@ -127,7 +128,7 @@ def read_frames(root: Path) -> dict[str, np.ndarray]:
     """
     import pyarrow as pa
 
-    parts: list[dict[str, np.ndarray]] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     for file in sorted((root / "data").glob("*/*.parquet")):
         try:
             parts.append(_read_data(root, file))
@@ -141,7 +142,7 @@ def read_frames(root: Path) -> dict[str, np.ndarray]:
         raise DatasetError(f"dataset {root}: files in data/ differ in their joints; record again") from None
 
 
-def _read_data(root: Path, file: Path) -> dict[str, np.ndarray]:
+def _read_data(root: Path, file: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -165,12 +166,12 @@ def _read_data(root: Path, file: Path) -> dict[str, np.ndarray]:
     return {column: _values(table, column) for column in _COLUMNS}
 
 
-def _values(table: Any, name: str) -> np.ndarray:
+def _values(table: Any, name: str) -> NDArray[Any]:
     column = table[name].combine_chunks()
     return _vectors(column, name) if name in _VECTORS else _floats(column)
 
 
-def _vectors(column: Any, name: str) -> np.ndarray:
+def _vectors(column: Any, name: str) -> NDArray[Any]:
     """Return the lists in `column` as (rows, values); a row that is null is NaN throughout."""
     import pyarrow.compute as pc
 
@@ -185,7 +186,7 @@ def _vectors(column: Any, name: str) -> np.ndarray:
     return values
 
 
-def _floats(column: Any) -> np.ndarray:
+def _floats(column: Any) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False).astype(np.float64))
 
 

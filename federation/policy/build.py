@@ -123,7 +123,8 @@ def build_policy_config(config: PolicyConfig, cache: Path) -> SmolVLAConfig:
 
 def build_processors(policy: SmolVLAPolicy, statistics: Statistics) -> Processors:
     """LeRobot's pre- and postprocessor for `policy`, normalising with `statistics`."""
-    return make_pre_post_processors(policy.config, dataset_stats=statistics)
+    processors: tuple[Any, Any] = make_pre_post_processors(policy.config, dataset_stats=statistics)
+    return processors
 
 
 def trainable_parameters(policy: SmolVLAPolicy) -> dict[str, torch.nn.Parameter]:

@@ -16,9 +16,11 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from federation.errors import RejectionCode, WireError
@@ -41,7 +43,7 @@ class Blocked:
     @property
     def largest_code(self) -> int:
         """What the largest magnitude of a block becomes."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def code_bytes(self) -> int:
@@ -61,7 +63,7 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
     return values * (4 if codec == "fp32" else 2)
 
 
-def encode(tensor: Tensor, codec: str) -> np.ndarray:
+def encode(tensor: Tensor, codec: str) -> NDArray[Any]:
     """Encode an fp32 CPU tensor of any shape as a 1-dim uint8 array.
 
     Raises:
@@ -80,7 +82,7 @@ def encode(tensor: Tensor, codec: str) -> np.ndarray:
     return halved.contiguous().view(torch.int16).numpy().view(np.uint8)
 
 
-def check(payload: np.ndarray, shape: Sequence[int], codec: str) -> None:
+def check(payload: NDArray[Any], shape: Sequence[int], codec: str) -> None:
     """Raise a `WireError` unless `payload` decodes to finite values of `shape`. Decodes nothing."""
     if payload.dtype != np.uint8 or payload.shape != (encoded_bytes(shape, codec),):
         raise WireError(f"{payload.size} bytes cannot hold {codec} values of shape {tuple(shape)}")
@@ -95,7 +97,7 @@ def check(payload: np.ndarray, shape: Sequence[int], codec: str) -> None:
         raise WireError("it holds NaN or infinity", RejectionCode.NON_FINITE)
 
 
-def decode(payload: np.ndarray, shape: Sequence[int], codec: str) -> Tensor:
+def decode(payload: NDArray[Any], shape: Sequence[int], codec: str) -> Tensor:
     """Decode what `encode` made, as a new fp32 CPU tensor of `shape`.
 
     Args:
@@ -107,7 +109,7 @@ def decode(payload: np.ndarray, shape: Sequence[int], codec: str) -> Tensor:
     return values.reshape(tuple(shape))
 
 
-def decode_parts(payload: np.ndarray, shape: Sequence[int], codec: str) -> Iterator[tuple[int, Tensor]]:
+def decode_parts(payload: NDArray[Any], shape: Sequence[int], codec: str) -> Iterator[tuple[int, Tensor]]:
     """Decode what `encode` made without ever holding it whole.
 
     Args:
@@ -121,7 +123,7 @@ def decode_parts(payload: np.ndarray, shape: Sequence[int], codec: str) -> Itera
     return _decode_chunks(torch.empty(min(total, _CHUNK_VALUES)), total, payload, codec)
 
 
-def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
+def _encode_blocks(flat: Tensor, codec: str) -> NDArray[Any]:
     blocked = BLOCKED[codec]
     payload = np.empty(encoded_bytes(flat.shape, codec), np.uint8)
     scales, codes = _scales_and_codes(payload, blocked)
@@ -145,7 +147,9 @@ def _encode_blocks(flat: Tensor, codec: str) -> np.ndarray:
     return payload
 
 
-def _decode_chunks(out: Tensor, total: int, payload: np.ndarray, codec: str) -> Iterator[tuple[int, Tensor]]:
+def _decode_chunks(
+    out: Tensor, total: int, payload: NDArray[Any], codec: str
+) -> Iterator[tuple[int, Tensor]]:
     """Decode chunk by chunk into `out`, which has room for all values or for one chunk; yield each."""
     if codec in BLOCKED:
         scales, codes = _scales_and_codes(payload, BLOCKED[codec])
@@ -193,7 +197,7 @@ def _unpack(codes: Tensor, out: Tensor, blocked: Blocked) -> None:
     out.sub_(8)
 
 
-def _scales_and_codes(payload: np.ndarray, blocked: Blocked) -> tuple[Tensor, Tensor]:
+def _scales_and_codes(payload: NDArray[Any], blocked: Blocked) -> tuple[Tensor, Tensor]:
     """Return a block-scaled payload's two parts as views: fp32 scales (blocks, 1), codes (blocks, bytes)."""
     split = payload.size // (blocked.code_bytes + _SCALE_BYTES) * _SCALE_BYTES
     scales = _from_numpy(payload[:split].view(np.float32)).unsqueeze(1)
@@ -201,13 +205,13 @@ def _scales_and_codes(payload: np.ndarray, blocked: Blocked) -> tuple[Tensor, Te
     return scales, _from_numpy(codes).reshape(-1, blocked.code_bytes)
 
 
-def _view(payload: np.ndarray, codec: str) -> Tensor:
+def _view(payload: NDArray[Any], codec: str) -> Tensor:
     """Return an `fp32` or `bf16` payload as a 1-dim tensor, without a copy."""
     integers = payload.view(np.int32 if codec == "fp32" else np.int16)
     return _from_numpy(integers).view(torch.float32 if codec == "fp32" else torch.bfloat16)
 
 
-def _from_numpy(array: np.ndarray) -> Tensor:
+def _from_numpy(array: NDArray[Any]) -> Tensor:
     with warnings.catch_warnings():  # a received payload is read-only, and only read
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)

@@ -13,10 +13,11 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
+from numpy.typing import NDArray
 
 from federation.data.statistics import Statistics
 from federation.errors import RejectionCode, WireError, one_line
@@ -58,7 +59,7 @@ class Payload:
 
     header: Header
     size_bytes: int
-    _arrays: Mapping[str, np.ndarray]
+    _arrays: Mapping[str, NDArray[Any]]
     _shapes: "Mapping[str, Size]"
 
     def tensors(self) -> "Iterator[tuple[str, Tensor]]":
@@ -182,7 +183,7 @@ def record_to_statistics(record: ArrayRecord) -> Statistics:
     return statistics
 
 
-def _split(record: ArrayRecord, shapes: "Mapping[str, Size]", codec: str) -> "Iterator[np.ndarray]":
+def _split(record: ArrayRecord, shapes: "Mapping[str, Size]", codec: str) -> "Iterator[NDArray[Any]]":
     """Yield the payload of each parameter, a view into the array it lies in."""
     from federation.wire.codec import encoded_bytes
 
@@ -194,7 +195,8 @@ def _split(record: ArrayRecord, shapes: "Mapping[str, Size]", codec: str) -> "It
             "install the same version, with the same policy"
         )
     rest = iter(arrays)
-    array, start = np.empty(0, np.uint8), 0
+    array: NDArray[Any] = np.empty(0, np.uint8)
+    start = 0
     for name, size in zip(shapes, sizes, strict=True):
         while start == array.size and size:
             array, start = next(rest), 0
@@ -208,7 +210,7 @@ def _array_name(index: int) -> str:
     return f"{index:06d}"
 
 
-def _unwrap(name: str, array: Array, dtype: np.dtype, most_dimensions: int = 1) -> np.ndarray:
+def _unwrap(name: str, array: Array, dtype: np.dtype[Any], most_dimensions: int = 1) -> NDArray[Any]:
     """Return the values of `array` without a copy, once its bytes are known to hold just what they claim.
 
     Its sides are the sender's: one that is negative, a bool or beyond all bytes there are is rejected before
@@ -218,9 +220,9 @@ def _unwrap(name: str, array: Array, dtype: np.dtype, most_dimensions: int = 1) 
         raise WireError(f"array {name!r} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
     try:
         file = io.BytesIO(array.data)
-        if np.lib.format.read_magic(file) != (1, 0):
+        if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
             raise ValueError("another NumPy format version")
-        shape, fortran_order, claimed = np.lib.format.read_array_header_1_0(file)
+        shape, fortran_order, claimed = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
     except Exception as error:  # NumPy's header parser lets the errors of Python's tokenizer through
         raise WireError(f"array {name!r} cannot be decoded ({type(error).__name__})") from None
     offset = file.tell()
@@ -235,6 +237,6 @@ def _unwrap(name: str, array: Array, dtype: np.dtype, most_dimensions: int = 1) 
     return np.frombuffer(array.data, dtype, offset=offset).reshape(shape)
 
 
-def _add_to_digest(digest: "hashlib._Hash", name: str, payload: np.ndarray) -> None:
+def _add_to_digest(digest: "hashlib._Hash", name: str, payload: NDArray[Any]) -> None:
     digest.update(f"{name}:{payload.size}:".encode())
     digest.update(payload.data)

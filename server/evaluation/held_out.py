@@ -190,7 +190,8 @@ def _squared_error(predicted: Tensor, batch: dict[str, Any]) -> Tensor:
     """Mean squared error of each sample (B,) over the actions inside its episode."""
     inside = ~batch["action_is_pad"].unsqueeze(-1)  # (B, chunk_size, 1)
     squared = (predicted - batch[ACTION]).square() * inside
-    return squared.sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * squared.shape[-1])
+    errors: Tensor = squared.sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * squared.shape[-1])
+    return errors
 
 
 def _fixed_draw(name: str, frame: int, chunk_size: int, action_dim: int) -> tuple[Tensor, Tensor]:

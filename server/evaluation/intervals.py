@@ -27,4 +27,4 @@ def sign_test(differences: Sequence[float]) -> float:
     lower = sum(d < 0 for d in differences)
     trials = higher + lower
     tail = sum(math.comb(trials, k) for k in range(min(higher, lower) + 1)) / 2**trials
-    return min(1.0, 2 * tail)
+    return float(min(1.0, 2 * tail))

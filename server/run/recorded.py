@@ -45,7 +45,7 @@ def parse_event(line: str | bytes) -> dict[str, Any]:
         ValueError: the line is not whole.
         KeyError, TypeError: it is no event.
     """
-    event = json.loads(line)
+    event: dict[str, Any] = json.loads(line)
     return event | {"event": _FORMER_EVENTS.get(event["event"], event["event"])}
 
 

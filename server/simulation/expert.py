@@ -9,6 +9,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 from server.simulation.so101 import CUBE_HALF_SIZE_M, FPS, JOINT_LIMITS, SO101Scene
 
@@ -33,7 +34,7 @@ IK_METRES_PER_RADIAN = 0.1  # how much a radian of tilt counts against a metre o
 IK_TOLERANCE = 1e-5
 
 
-def plan_pick(scene: SO101Scene, seed: int) -> np.ndarray:
+def plan_pick(scene: SO101Scene, seed: int) -> NDArray[Any]:
     """Joint targets (T, 6) float32, one for each 1/30 s, that pick up the cube where it lies now.
 
     T is 92 to 122. Call after `scene.reset`; the scene is not changed. `seed` varies pace, approach and grip.
@@ -68,17 +69,18 @@ def plan_pick(scene: SO101Scene, seed: int) -> np.ndarray:
     hold = [lift[-1]] * frames(HOLD_SECONDS)
     plan = np.concatenate([approach, descend, close, lift, hold])
     # At the top of the lift the wrist is out of travel a few degrees short of vertical; the grip bears it.
-    return np.clip(plan, *JOINT_LIMITS.T).astype(np.float32)
+    clipped: NDArray[Any] = np.clip(plan, *JOINT_LIMITS.T).astype(np.float32)
+    return clipped
 
 
-def play(scene: SO101Scene, plan: np.ndarray) -> bool:
+def play(scene: SO101Scene, plan: NDArray[Any]) -> bool:
     """Step `scene` through `plan` (T, 6) without drawing; True if the simulator calls the pick a success."""
     for targets in plan:
         scene.step(targets)
     return scene.success()
 
 
-def _ease(frames: int) -> np.ndarray:
+def _ease(frames: int) -> NDArray[Any]:
     """Minimum-jerk progress (frames,) that leaves 0 gently and arrives at 1."""
     t = np.arange(1, frames + 1) / frames
     return t**3 * (10 - 15 * t + 6 * t**2)
@@ -93,7 +95,7 @@ def _finger_direction(cube: Any) -> float:
     natural = np.arctan2(cube.xpos[1], cube.xpos[0]) - np.pi / 2
     x_axis = cube.xmat.reshape(3, 3)[:, 0]
     off_square = (np.arctan2(x_axis[1], x_axis[0]) - natural + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    return natural + off_square
+    return float(natural + off_square)
 
 
 class _Arm:
@@ -109,7 +111,7 @@ class _Arm:
         self._pinch = np.array(FIXED_PAD_FACE_M)
         self._pinch[0] += CUBE_HALF_SIZE_M + FIXED_PAD_CLEARANCE_M
 
-    def targets_at(self, position_m: np.ndarray) -> np.ndarray:
+    def targets_at(self, position_m: NDArray[Any]) -> NDArray[Any]:
         """Targets (5,) in degrees that put the point between the fingers at `position_m` (3,), pointing down.
 
         Damped least squares. A target is the joint angle plus what the servo, a spring, gives way under the
@@ -133,4 +135,5 @@ class _Arm:
             data.qpos[:5] += np.clip(change, -0.3, 0.3)
         mujoco.mj_forward(model, data)
         sag = data.qfrc_bias[:5] / model.actuator_gainprm[:5, 0]
-        return np.degrees(data.qpos[:5] + sag)
+        targets: NDArray[Any] = np.degrees(data.qpos[:5] + sag)
+        return targets

@@ -10,12 +10,12 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from federation.errors import FederationError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
     from server.simulation.so101 import SO101Scene
 
@@ -69,11 +69,11 @@ class Episode:
     """One recorded pick of T frames: what was seen, then what was commanded."""
 
     task: str
-    states: "np.ndarray"
+    states: "NDArray[Any]"
     """(T, 6) float32, degrees and gripper percent"""
-    actions: "np.ndarray"
+    actions: "NDArray[Any]"
     """(T, 6) float32, same units"""
-    images: dict[str, "np.ndarray"]
+    images: dict[str, "NDArray[Any]"]
     """feature -> (T, H, W, 3) uint8"""
     attempts: int
 
@@ -143,7 +143,7 @@ def _scene(variant: str, image_size_px: int) -> "SO101Scene":
     return SO101Scene(VARIANTS[variant], image_size_px)
 
 
-def _draw_episode(scene: "SO101Scene", seed: int, plan: "np.ndarray", attempts: int) -> Episode:
+def _draw_episode(scene: "SO101Scene", seed: int, plan: "NDArray[Any]", attempts: int) -> Episode:
     """Play `plan` (T, 6) again from the same seed, this time with the cameras on."""
     import numpy as np
 

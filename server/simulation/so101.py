@@ -25,6 +25,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 from federation.errors import FederationError
 from federation.versions import INSTALL_SIMULATOR
@@ -64,7 +65,7 @@ def _model_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "assets"
 
 
-def _simplified_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _simplified_mesh(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """Vertices (N, 3) metres and faces (M, 3) of a binary STL, its vertices merged within a small grid."""
     record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     corners = np.fromfile(path, record, offset=84)["corners"].reshape(-1, 3).astype(np.float64)
@@ -79,7 +80,7 @@ def _simplified_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return vertices, faces[kept]
 
 
-def _camera_quat(camera: Camera) -> np.ndarray:
+def _camera_quat(camera: Camera) -> NDArray[Any]:
     """Orientation (4,) of a MuJoCo camera: it looks along its own -z, its horizon square to its body's z."""
     back = np.subtract(camera.position_m, camera.target_m)
     back /= np.linalg.norm(back)
@@ -153,7 +154,7 @@ class _Renderer:
             self._view.flags[flag] = False
         self._rectangle = mujoco.MjrRect(0, 0, size_px, size_px)
 
-    def draw(self, data: Any, camera_name: str) -> np.ndarray:
+    def draw(self, data: Any, camera_name: str) -> NDArray[Any]:
         """Return the image (H, W, 3) uint8 RGB of one camera."""
         self._gl.make_current()
         camera = mujoco.MjvCamera()
@@ -223,7 +224,7 @@ class SO101Scene:
         self._steps_held = 0
         mujoco.mj_forward(self.model, self.data)
 
-    def step(self, joint_targets: np.ndarray) -> None:
+    def step(self, joint_targets: NDArray[Any]) -> None:
         """Drive the servos towards `joint_targets` (6,) for 1/30 s; targets beyond a limit are clipped.
 
         Raises:
@@ -243,11 +244,11 @@ class SO101Scene:
         """Whether the simulator has had the cube at least 5 cm above the table for the last 0.3 s."""
         return self._steps_held >= HOLD_SECONDS * FPS
 
-    def joint_state(self) -> np.ndarray:
+    def joint_state(self) -> NDArray[Any]:
         """Joint positions (6,) float32: degrees, and percent for the gripper."""
         return self.from_radians(self.data.qpos[:6]).astype(np.float32)
 
-    def observe(self) -> dict[str, np.ndarray]:
+    def observe(self) -> dict[str, NDArray[Any]]:
         """Return what a policy sees: "observation.state" (6,) float32 and two images (H, W, 3) uint8 RGB.
 
         Raises:
@@ -270,12 +271,12 @@ class SO101Scene:
             self._renderer.close()
             self._renderer = None
 
-    def to_radians(self, targets: np.ndarray) -> np.ndarray:
+    def to_radians(self, targets: NDArray[Any]) -> NDArray[Any]:
         """MuJoCo joint angles (6,) in radians from degrees and gripper percent."""
         low, high = self.model.joint("gripper").range
         return np.append(np.radians(targets[:5]), low + targets[5] / 100 * (high - low))
 
-    def from_radians(self, angles: np.ndarray) -> np.ndarray:
+    def from_radians(self, angles: NDArray[Any]) -> NDArray[Any]:
         """Degrees and gripper percent (6,) from MuJoCo joint angles in radians."""
         low, high = self.model.joint("gripper").range
         return np.append(np.degrees(angles[:5]), (angles[5] - low) / (high - low) * 100)

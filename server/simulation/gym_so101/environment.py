@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
+from numpy.typing import NDArray
 
 from federation.errors import ConfigError
 from server.simulation.scenes import VARIANTS, unknown_variant
@@ -39,7 +40,7 @@ _REACH_M = 0.05  # at this distance closing in has earned 1/e of its half
 _BETWEEN_PADS_M = (0.0175, 0.0, -0.0972)  # in body "gripper"
 
 
-class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
+class SO101PickEnv(gym.Env[dict[str, Any], NDArray[Any]]):
     """One arm and one cube; the variant of an episode is its seed modulo their number.
 
     Args:
@@ -63,7 +64,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.action_space = gym.spaces.Box(*JOINT_LIMITS.T, dtype=np.float32)
         self._scenes: dict[str, SO101Scene] = {}
         self._scene: SO101Scene | None = None
-        self._frame: dict[str, np.ndarray] = {}
+        self._frame: dict[str, NDArray[Any]] = {}
         self._steps, self._progress = 0, 0.0
 
     @property
@@ -98,7 +99,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._progress = self._measure()
         return self._observe(), {"is_success": False}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Drive the servos towards `action` (6,), degrees and gripper percent, for 1/30 s."""
         self.scene.step(action)
         self._steps += 1
@@ -108,7 +109,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
         truncated = self._steps >= MAX_STEPS and not success
         return self._observe(), reward, success, truncated, {"is_success": success}
 
-    def render(self) -> np.ndarray:
+    def render(self) -> NDArray[Any]:
         """Both cameras side by side, (H, 2 W, 3) uint8."""
         return np.concatenate([self._frame[name] for name in _CAMERAS], axis=1)
 
@@ -134,7 +135,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], np.ndarray]):
 
 @EnvConfig.register_subclass("so101_pick")
 @dataclass
-class SO101PickConfig(EnvConfig):
+class SO101PickConfig(EnvConfig):  # type: ignore[misc]
     """`--env.type=so101_pick`: which scenes, separated by commas, and how large the images."""
 
     task: str | None = "pick"
