@@ -23,7 +23,7 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"flwr", "server", "client", "tests"}:
+        if name.split(".")[0] in {"flwr", "client", "tests"}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
@@ -39,11 +39,10 @@ def exported(policy, statistics, tmp_path: Path) -> Path:
 
 
 def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path: Path) -> None:
-    """The arm is LeRobot's plugin here: the package `federation` alone, without Flower, server or client."""
+    """The arm is a plugin here: `federation` and `server.simulation`, without Flower and the rest."""
     plugin = tmp_path / "plugin"
-    shutil.copytree(
-        REPOSITORY / "federation", plugin / "federation", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for package in ("federation", "server/simulation"):
+        shutil.copytree(REPOSITORY / package, plugin / package, ignore=shutil.ignore_patterns("__pycache__"))
     (plugin / "sitecustomize.py").write_text(ONLY_LEROBOT)
     command = [Path(sys.executable).with_name("lerobot-eval"), "--policy.path=.", "--policy.device=cpu"]
     command += ["--env.type=so101_pick", "--env.discover_packages_path=server.simulation.gym_so101"]
