@@ -1,8 +1,8 @@
 """The ServerApp: the table of contents of a run.
 
 Flower's SuperExec starts this in a process of its own for each run. What belongs to the machine comes from
-its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVALUATION` (held-out data
-sets), `FEDERATION_SCRATCH` (caches).
+its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVALUATION` (held-out datasets),
+`FEDERATION_SCRATCH` (caches), `FEDERATION_INSTALLATION` (where closed-loop evaluation is installed).
 """
 
 import gc
