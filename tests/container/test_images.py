@@ -1,5 +1,6 @@
 """What is in the images, and what is not."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -70,13 +71,17 @@ def test_an_image_names_itself_and_an_ordinary_user(images, image: str) -> None:
 
 @pytest.fixture
 def strict_checkout(tmp_path: Path) -> Path:
-    """What a clone under umask 077 is like, as far as images are made of it."""
+    """What a clone under umask 077 is like, as far as images are made of it.
+
+    Its lock files keep their modes: the layers of their packages are those of the images that are there.
+    """
     for name in ("docker", "federation", "client", "server"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", ".dockerignore"):
         shutil.copy(REPOSITORY / name, tmp_path)
     for path in (tmp_path, *tmp_path.rglob("*")):
-        path.chmod(path.stat().st_mode & 0o700)
+        if path.suffix != ".lock":
+            path.chmod(path.stat().st_mode & 0o700)
     return tmp_path
 
 
@@ -98,6 +103,8 @@ def tag() -> Iterator[str]:
 def test_any_user_reads_an_image_made_of_a_checkout_under_a_strict_umask(
     images, strict_checkout: Path, tag: str, target: str, command: list[str]
 ) -> None:
-    file = str(strict_checkout / "docker" / "Dockerfile")
-    docker("build", "--file", file, "--target", target, "--tag", tag, str(strict_checkout), timeout=600)
+    build = {"context": str(strict_checkout), "dockerfile": "docker/Dockerfile", "target": target}
+    file = strict_checkout / "strict.yml"
+    file.write_text(json.dumps({"services": {"strict": {"image": tag, "build": build}}}))
+    docker("compose", "--file", str(file), "build", timeout=600)
     assert docker("run", "--rm", "--user", "12345:12345", tag, *command)
