@@ -28,7 +28,7 @@ from server.output.report.tables import (
 )
 from server.run.accountant import format_max_epsilon
 from server.run.recorded import EVENTS_FILE, evaluations_behind, parse_event, read_metrics
-from server.run.round_record import recorded_rounds
+from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["write_report"]
 
@@ -108,6 +108,7 @@ def _page(
     metrics: dict[str, Any], images: dict[str, bytes], shut_out: list[tuple[str, str, str]], simulated: str
 ) -> str:
     name, status = html.escape(metrics["run"]), metrics["status"]
+    rounds = recorded_rounds(metrics)
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width">'
@@ -115,14 +116,14 @@ def _page(
         f"<h1>Federated run {name}</h1>",
         f"<p class=quiet><b class={status}>{status}</b> · {_period(metrics)}</p>",
         f"<p class=bad>{html.escape(metrics['reason'])}</p>" if metrics.get("reason") else "",
-        _figures(metrics),
+        _figures(metrics, rounds),
         "<h2>Is it learning?</h2>",
         figure(images["policy_loss"], "Policy loss on held-out data, round by round; lower is better."),
         simulated,
         "<h2>Rounds</h2>",
-        rounds_table(recorded_rounds(metrics)),
+        rounds_table(rounds),
         "<h2>Nodes</h2>",
-        nodes_table(metrics),
+        nodes_table(metrics, rounds),
         facts_table(metrics),
         '<div class="columns">',
         figure(images["client_losses"], "Policy loss while training, on each node's own data."),
@@ -131,11 +132,11 @@ def _page(
         "<h2>Time and bytes</h2>",
         figure(images["time_by_phase"], "Critical path: the server's own work and the slowest node's."),
         '<div class="columns">',
-        time_table(recorded_rounds(metrics)),
-        bytes_table(metrics),
+        time_table(rounds),
+        bytes_table(metrics, rounds),
         "</div>",
         "<h2>Faults</h2>",
-        faults_table(metrics, shut_out),
+        faults_table(metrics, rounds, shut_out),
         '<div class="columns"><section><h2>Configuration</h2>',
         configuration_table(metrics["config"]),
         "</section><section><h2>Environment of the server</h2>",
@@ -153,9 +154,8 @@ def _period(metrics: dict[str, Any]) -> str:
     return f"{started:%Y-%m-%d %H:%M} UTC, {format_duration((finished - started).total_seconds())}"
 
 
-def _figures(metrics: dict[str, Any]) -> str:
+def _figures(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
     """Return the results in one row, as HTML."""
-    rounds = recorded_rounds(metrics)
     if not any(entry.evaluation for entry in rounds) or not metrics["baseline"]:
         return "<p>No round has been evaluated yet.</p>"
     found = evaluations_behind(metrics, rounds[-1].round)

@@ -6,7 +6,7 @@ from typing import Any
 from federation.config import RunConfig, flatten
 from server.output.report.markup import Text, format_duration, format_size, table
 from server.run.phases import PHASES, round_phases, steps_taken
-from server.run.round_record import RoundRecord, recorded_rounds
+from server.run.round_record import RoundRecord
 
 __all__ = [
     "bytes_table",
@@ -50,13 +50,13 @@ def rounds_table(rounds: list[RoundRecord]) -> str:
     return table(header, rows)
 
 
-def nodes_table(metrics: dict[str, Any]) -> str:
+def nodes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
     """Return a table with a row for each node: what it trained and how fast."""
     header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
     header += ["missed", "rejected"]
     privacy = metrics.get("privacy")
     header += ["epsilon of the updates"] if privacy else []
-    rows, rounds = [], recorded_rounds(metrics)
+    rows = []
     for name in sorted(metrics["nodes"]):
         updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         last = updates[-1] if updates else {}
@@ -120,9 +120,9 @@ def time_table(rounds: list[RoundRecord]) -> str:
     return table(["phase", "all rounds", "a round", "share"], rows)
 
 
-def bytes_table(metrics: dict[str, Any]) -> str:
+def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
     """Return a table with a row for each node: what it received and sent."""
-    moved, rounds = {}, recorded_rounds(metrics)
+    moved = {}
     for name in sorted(metrics["nodes"]):
         updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
@@ -143,10 +143,11 @@ def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
     ]
 
 
-def faults_table(metrics: dict[str, Any], shut_out: list[tuple[str, str, str]]) -> str:
+def faults_table(
+    metrics: dict[str, Any], entries: list[RoundRecord], shut_out: list[tuple[str, str, str]]
+) -> str:
     """Return what went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
-    entries = recorded_rounds(metrics)
     for entry in entries:
         faults = [(name, "missing", "no reply in time") for name in entry.missing]
         faults += [(name, "rejected", rejection.reason) for name, rejection in entry.rejected.items()]
