@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,8 +119,6 @@ def _keep(reply: RecordDict, request: TrainRequest, config: RunConfig, site: Sit
 
 def _train(message: Message, request: TrainRequest, config: RunConfig, site: Site) -> RecordDict:
     started = time.monotonic()
-    # LeRobot keeps an Arrow copy of the parquet files; the dataset itself is mounted read-only.
-    os.environ.setdefault("HF_DATASETS_CACHE", str(site.scratch / "arrow"))
     from client.device import peak_memory_bytes
     from client.state.optimizer import keep_optimizer_state, restore_optimizer_state
     from client.state.round_state import drop_round_state
@@ -172,7 +169,7 @@ def _set_up(
         else record_to_statistics(message.content.array_records[STATISTICS])
     )
     policy = build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=site.scratch)
-    weights = _open_weights(message, request, config, policy)
+    weights = _open_weights(message, request, config, site, policy)
     samples = open_samples(
         site.dataset,
         policy.config,
@@ -194,12 +191,13 @@ def _set_up(
 
 
 def _open_weights(
-    message: Message, request: TrainRequest, config: RunConfig, policy: "SmolVLAPolicy"
+    message: Message, request: TrainRequest, config: RunConfig, site: Site, policy: "SmolVLAPolicy"
 ) -> Payload:
     """Return the global weights of the round, verified; `policy` must have the server's frozen weights."""
-    from federation.policy.build import frozen_fingerprint, trainable_parameters
+    from client.state.frozen import kept_fingerprint
+    from federation.policy.build import trainable_parameters
 
-    if frozen_fingerprint(policy) != request.fingerprint:
+    if kept_fingerprint(policy, config, site.scratch) != request.fingerprint:
         raise FederationError(
             "frozen weights differ from the server's: install the same versions of torch, transformers and "
             "lerobot, and the same policy.pretrained",

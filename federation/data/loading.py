@@ -35,13 +35,15 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (FrameTimestampError, av.FFmpegErro
 class _Reader(DatasetReader):  # type: ignore[misc]
     """LeRobot's reader, of the columns that its metadata names; data/ may have others."""
 
+    arrow: Path | None = None  # where the Arrow copy of the parquet files lies
+
     def _load_hf_dataset(self) -> ArrowDataset:
         features = get_hf_features_from_features(self._meta.features)
         files = [str(path) for path in sorted((self.root / "data").glob("*/*.parquet"))]
         chosen = parquet.field("episode_index").isin(self.episodes)
         with SuppressProgressBars():
             table = ArrowDataset.from_parquet(
-                files, filters=chosen, features=features, columns=list(features)
+                files, filters=chosen, features=features, columns=list(features), cache_dir=self.arrow
             )
         table.set_transform(hf_transform_to_torch)
         return table
@@ -70,6 +72,7 @@ def open_dataset(
     policy: SmolVLAConfig,
     episodes: Sequence[int] | None = None,
     cameras: Mapping[str, str] | None = None,
+    arrow: Path | None = None,
 ) -> Frames:
     """Open the dataset in `root` so that each item is one training sample of `policy`.
 
@@ -80,6 +83,8 @@ def open_dataset(
     Args:
         episodes: indices of the episodes to open; all of them if None.
         cameras: the policy's camera -> the dataset's: only these are opened and decoded. All if None.
+        arrow: where LeRobot keeps an Arrow copy of the parquet files: the dataset may be read-only. None for
+            the folder that HF_DATASETS_CACHE named when `datasets` was imported.
 
     Raises:
         DatasetError: LeRobot cannot open it.
@@ -98,6 +103,7 @@ def open_dataset(
             resolve_delta_timestamps(policy, metadata),
             image_transforms=None,
         )
+        reader.arrow = arrow
         reader.load_and_activate()
     except Exception as error:  # parquet, JSON and version errors of three libraries
         cause = one_line(first_cause(error))

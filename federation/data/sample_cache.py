@@ -167,6 +167,8 @@ def open_samples(
 ) -> SampleCache:
     """Return the training samples of the dataset in `root`, of which `max_bytes` are kept in `folder`.
 
+    LeRobot's Arrow copy of the dataset's tables lies there too.
+
     Args:
         cameras: as for `policy_inputs`.
         episodes: as for `open_dataset`.
@@ -175,7 +177,7 @@ def open_samples(
         DatasetError: LeRobot cannot open the dataset.
     """
     return SampleCache(
-        open_dataset(root, policy, episodes, cameras),
+        open_dataset(root, policy, episodes, cameras, folder / "arrow"),
         policy,
         name=str(root),
         folder=folder,
