@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
-program. It runs Flower's own with six weaknesses of Flower 1.42 fixed:
+program. It runs Flower's own with seven weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -10,6 +10,7 @@ program. It runs Flower's own with six weaknesses of Flower 1.42 fixed:
   ended every SuperNode that asked it something just then;
 - one whose signature is refused, as with a wrong clock, ended without a word;
 - where the environment names a proxy, the programs at the site spoke to each other through it;
+- it slept for seconds between two messages of a round (`client/supernode/polling.py`);
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
   went stayed in memory until Python's collector looked at all objects, in this process once in thirty
   rounds. At full size a round is 300 MB.
@@ -25,6 +26,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from client.supernode.polling import shorten_waits
 from federation import logs
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback, check_proxies
@@ -40,7 +42,7 @@ def main() -> None:
     """Run Flower's `flower-supernode`, and the collector beside it."""
     from flwr.supercore.exit import ExitCode, flwr_exit
     from flwr.supercore.retry import RetryInvoker
-    from flwr.supernode import fleet_http_connection
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
 
     logs.configure()
@@ -58,6 +60,7 @@ def main() -> None:
         return invoker
 
     fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker  # type: ignore[attr-defined]
+    shorten_waits(start_client_internal)
     gc.collect()
     gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s
     ended = threading.Event()
