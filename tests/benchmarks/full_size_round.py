@@ -76,10 +76,14 @@ def _name(process: psutil.Process) -> str:
         "flwr-serverapp",
         "flwr-clientapp",
         "flower-superexec",
+        "multiprocessing.forkserver",
     )
-    command = " ".join(process.cmdline())
+    # A fork has the command line of its fork server, and the program's name.
+    command = " ".join([process.name(), *process.cmdline()])
     program = next((program for program in programs if program in command), "other")
-    if program == "flwr-clientapp" or (program == "flower-superexec" and "--parent-pid" in command):
+    if program in ("flwr-clientapp", "multiprocessing.forkserver") or (
+        program == "flower-superexec" and "--parent-pid" in command
+    ):
         program += " of " + _site(process.parents())
     return f"{program} {_site([process])}" if program == "flower-supernode" else program
 

@@ -114,10 +114,23 @@ class FaultyCluster(LocalCluster):
         while time.monotonic() < give_up_at:
             for process in psutil.Process(self.process_id(parent)).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if any(_APPS[kind] in part for part in process.cmdline()):
+                    # A fork has the command line of its fork server, and the program's name.
+                    if any(_APPS[kind] in part for part in (process.name(), *process.cmdline())):
                         return process
             time.sleep(0.1)
         raise AssertionError(f"{parent} runs no {kind}")
+
+    def fork_server(self, site: str) -> psutil.Process:
+        """What the ClientApps of a site are forks of."""
+        (starter,) = (
+            child
+            for child in psutil.Process(self.process_id(site)).children()
+            if "flower-superexec" in " ".join(child.cmdline())
+        )
+        (server,) = (
+            child for child in starter.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())
+        )
+        return server
 
 
 @dataclass(frozen=True)

@@ -163,12 +163,29 @@ def _take_both_sites_away(cluster: FaultyCluster, folder: Path, seconds: float) 
 
 def _starve(cluster: FaultyCluster, folder: Path) -> None:
     """Let the ClientApps of site-a have too little memory to train, until the site is left out for it."""
-    supernode = psutil.Process(cluster.process_id("site-a"))
-    (starter,) = (child for child in supernode.children() if "flower-superexec" in " ".join(child.cmdline()))
-    _, most = starter.rlimit(psutil.RLIMIT_AS)
-    starter.rlimit(psutil.RLIMIT_AS, (_TOO_FEW_BYTES, most))
+    server = cluster.fork_server("site-a")
+    _, most = server.rlimit(psutil.RLIMIT_AS)
+    server.rlimit(psutil.RLIMIT_AS, (_TOO_FEW_BYTES, most))
     wait_for(folder, lambda seen: any(event["event"] == "node_suspended" for event in seen))
-    starter.rlimit(psutil.RLIMIT_AS, (most, most))
+    server.rlimit(psutil.RLIMIT_AS, (most, most))
+
+
+def _kill_fork_server(cluster: FaultyCluster, folder: Path) -> None:
+    cluster.fork_server("site-a").kill()
+
+
+def _kill_fork_server_after_fork(cluster: FaultyCluster, folder: Path) -> None:
+    """Its fork trains on."""
+    cluster.app("clientapp", "site-a")
+    _kill_fork_server(cluster, folder)
+
+
+def _kill_fork_server_in_fork(cluster: FaultyCluster, folder: Path) -> None:
+    """Kill it while SuperExec waits for the fork that it has asked for."""
+    server = cluster.fork_server("site-a")
+    server.suspend()
+    time.sleep(5)  # within a second SuperNode has the request and SuperExec asks
+    server.kill()
 
 
 def _wait_for_spoilt_reply(cluster: FaultyCluster, folder: Path) -> None:
@@ -223,6 +240,7 @@ AT_JOIN = (
     Fault("ClientApp: kill -9", "at join", _begins, _client_app, "site-a"),
     Fault("ServerApp: kill -9", "at join", _begins, _server_app),
     Fault("SuperExec: kill -9, back after 1 s", "at join", _begins, _superexec),
+    Fault("Fork server: kill -9", "at join", _begins, _kill_fork_server, "site-a"),
 )
 # Each of these strikes one round of one run, in this order. What strikes in evaluation comes last: its round
 # ends all the same, and only the next one shows that it has recovered.
@@ -236,6 +254,14 @@ SITES = (
         "site-a",
     ),
     Fault("ClientApp: kill -9, as out of memory does", "in training", _round_sent, _client_app, "site-a"),
+    Fault(
+        "Fork server: kill -9",
+        "while it is asked for a fork",
+        _round_sent,
+        _kill_fork_server_in_fork,
+        "site-a",
+    ),
+    Fault("Fork server: kill -9", "in training", _round_sent, _kill_fork_server_after_fork, "site-a"),
     Fault(  # of the other site: one that fails three rounds in a row is left out for some
         "ClientApp: SIGTERM",
         "in training",
