@@ -24,15 +24,17 @@ from tqdm import tqdm
 from federation.config import EvaluationConfig
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, describe_dataset
-from federation.data.loading import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
+from federation.data.loading import DECODE_ERRORS, open_dataset, with_empty_cameras
 from federation.data.statistics import Statistics
 from federation.errors import DatasetError, FederationError, one_line
 from federation.logs import get_logger
 from federation.policy.build import autocast, build_processors, load_trainable
+from server.evaluation.decoded_frames import DecodedFrames
 
 __all__ = ["DivergedError", "Evaluator", "measure"]
 
 _VIDEO_END_BYTES = 1 << 20
+_MAX_KEPT_BYTES = 10**9  # of decoded frames, of all datasets together
 _log = get_logger("server.evaluation.held_out")
 
 
@@ -90,7 +92,7 @@ class Evaluator:
         self._policy, self._config, self._measured_on = policy, config, measured_on
         self._device = next(policy.parameters()).device
         self._preprocessor, self._postprocessor = build_processors(policy, statistics)
-        self._datasets, self._cameras = {}, {}
+        self._datasets = {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         choice = CameraChoice(wanted, may_lack=len(wanted))
         for name, root in datasets.items():
@@ -98,8 +100,9 @@ class Evaluator:
             episodes = description.usable_episodes
             if config.eval_mode == "quick":
                 episodes = episodes[: config.quick_episodes]
-            self._cameras[name] = description.used_cameras
-            self._datasets[name] = open_dataset(root, policy.config, episodes, description.used_cameras)
+            cameras, room = description.used_cameras, _MAX_KEPT_BYTES // len(datasets)
+            frames = open_dataset(root, policy.config, episodes, cameras)
+            self._datasets[name] = DecodedFrames(frames, policy.config, cameras, room)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Evaluate `weights` (the trainable parameters) on every dataset.
@@ -166,7 +169,7 @@ class Evaluator:
         samples = []
         for frame in tqdm(frames, desc=f"evaluate {name}", unit="frame", leave=False, disable=None):
             try:
-                item = policy_inputs(self._datasets[name][frame], policy, self._cameras[name])
+                item = self._datasets[name][frame]
             except DECODE_ERRORS as error:
                 _log.warning("frame %d of %s skipped: %s", frame, name, one_line(error))
             else:
