@@ -17,11 +17,13 @@ from server.aggregation.collector import make_aggregator
 from server.aggregation.verification import NormJudge, largest_norm, typical_norm, verify_reply
 from server.grid.exchange import Reply
 from server.model import GlobalModel
+from server.run.environment import folder_of
 from server.run.records import RunRecord
 from server.run.round_record import Rejection
 
 __all__ = ["UpdateCollector"]
 
+_MAX_HELD_BYTES = 500 * 10**6  # of updates in memory that wait for the others' norms; five at full size
 _MAX_STEPS_RATIO = 16.0  # steps that count for a norm, over those of the median site
 _log = get_logger("server.update_collector")
 
@@ -44,6 +46,7 @@ class UpdateCollector:
         self.rejected: dict[str, Rejection] = {}
         self.missing: list[str] = []
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
+        self._held_bytes = 0
         # Central noise covers what a site adds to the sum, not whom it gets rejected by moving the median; an
         # update is clipped there anyway.
         max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
@@ -77,7 +80,7 @@ class UpdateCollector:
         if is_usable:
             self._accept(name, update, metrics)
         else:
-            self._held[name] = update, metrics
+            self._held[name] = self._hold(update), metrics
         return True
 
     def finalize(self) -> int:
@@ -96,6 +99,17 @@ class UpdateCollector:
     def typical_norm(self) -> float | None:
         """The norm that the round is remembered by; None if it had too few good updates."""
         return typical_norm([norm / scale for norm, scale in map(self._norms.__getitem__, self.clients)])
+
+    def _hold(self, update: Payload) -> Payload:
+        """Return `update`, on disk where those that are held would take up too much memory."""
+        self._held_bytes += update.size_bytes
+        if self._held_bytes <= _MAX_HELD_BYTES:
+            return update
+        try:
+            return update.on_disk(folder_of("FEDERATION_SCRATCH"))
+        except OSError as error:
+            _log.warning("an update is held in memory, scratch cannot be written: %s", one_line(error))
+            return update
 
     def _norm_bounds(self, num_examples: int) -> tuple[float, float]:
         """Return what the norm of an update of so many frames is divided by, and the most that it can be.

@@ -8,11 +8,15 @@ and decoding goes one parameter at a time. torch is imported where tensors are m
 needs none and stays quick.
 """
 
+import dataclasses
 import hashlib
 import io
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +89,24 @@ class Payload:
         from torch.linalg import vector_norm
 
         return math.hypot(*(vector_norm(values).item() for _, _, values in self.parts()))
+
+    def on_disk(self, folder: Path) -> "Payload":
+        """Return this payload with its bytes in a nameless file of `folder`, to be read as they are needed.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for array in self._arrays.values():
+                file.write(array.data)
+            file.flush()
+            mapped = np.asarray(np.memmap(file, np.uint8, "r"))
+        ends = accumulate(array.size for array in self._arrays.values())
+        arrays = {
+            name: mapped[end - array.size : end]
+            for (name, array), end in zip(self._arrays.items(), ends, strict=True)
+        }
+        return dataclasses.replace(self, _arrays=arrays)
 
 
 def pack_tensors(

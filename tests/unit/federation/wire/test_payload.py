@@ -1,5 +1,6 @@
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,20 @@ def test_tensors_survive_the_wire(codec: str) -> None:
     received = dict(payload.tensors())
     assert all(torch.equal(received[name], tensor) for name, tensor in TENSORS.items())
     assert payload.size_bytes == 7 * (4 if codec == "fp32" else 2)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+def test_a_payload_on_disk_is_the_same_and_leaves_no_file(codec: str, tmp_path: Path) -> None:
+    tensors = TENSORS | {"empty": torch.zeros(0), "large": torch.arange(5000.0)}
+    header = Header(codec, "run-1", 3, "abc")
+    record, packed, _ = pack_tensors(tensors.items(), header)
+    payload = open_payload(record, packed, {name: tensor.shape for name, tensor in tensors.items()}, header)
+    moved = payload.on_disk(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert (moved.header, moved.size_bytes) == (payload.header, payload.size_bytes)
+    received = dict(moved.tensors())
+    assert all(torch.equal(received[name], tensor) for name, tensor in payload.tensors())
+    assert moved.norm() == payload.norm()
 
 
 def test_tensors_come_in_the_expected_order() -> None:
