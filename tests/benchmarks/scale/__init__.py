@@ -1,0 +1,1 @@
+"""How many sites one SuperLink and one ServerApp carry."""
