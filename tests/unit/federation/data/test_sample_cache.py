@@ -52,7 +52,7 @@ def test_a_sample_is_lerobots_own_at_8_bits_and_the_same_the_second_time(policy,
         assert _same(first, second)
         assert _same(first, sample)  # these images are not larger than the policy wants
     assert decoded == [0, 39, 40, 119]
-    (file,) = (root.parent / "samples").iterdir()
+    (file,) = (root.parent / "samples").glob("*.samples")
     pixels = 2 * 3 * 64 * 64  # one byte each
     assert pixels < file.stat().st_size / 120 < 1.1 * pixels + 2048
 
@@ -89,11 +89,11 @@ def test_a_damaged_record_is_decoded_again(policy, root) -> None:
 
 def test_data_that_changed_gets_a_new_file_and_the_old_one_goes(policy, root) -> None:
     _open(root, policy)[0]
-    (before,) = (root.parent / "samples").iterdir()
+    (before,) = (root.parent / "samples").glob("*.samples")
     later = time.time() + 10
     os.utime(next((root / "videos").rglob("*.mp4")), (later, later))
     _open(root, policy)[0]
-    (after,) = (root.parent / "samples").iterdir()
+    (after,) = (root.parent / "samples").glob("*.samples")
     assert after != before
 
 
@@ -103,7 +103,7 @@ def test_the_file_stays_below_its_limit(policy, root, caplog) -> None:
     assert "room for 10 of 120 decoded samples" in caplog.text
     for index in range(len(samples)):
         samples[index]
-    (file,) = (root.parent / "samples").iterdir()
+    (file,) = (root.parent / "samples").glob("*.samples")
     assert file.stat().st_size == 10 * size
 
 
