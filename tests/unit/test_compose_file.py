@@ -26,3 +26,22 @@ def test_every_host_that_a_service_names_is_direct(name: str) -> None:
     for service in SERVICES:
         if f"={service}:" in words:
             assert service in DIRECT
+
+
+def _command(file: str, service: str) -> str:
+    services = yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8"))["services"]
+    return " ".join(services[service]["command"])
+
+
+@pytest.mark.parametrize(
+    ("file", "service", "prefix"),
+    [
+        ("docker-compose.yml", "supernode-a", "SITE_A_"),
+        ("docker-compose.yml", "supernode-b", "SITE_B_"),
+        ("docker/site/docker-compose.yml", "supernode", ""),
+    ],
+)
+def test_a_sites_rules_of_privacy_reach_its_supernode(file: str, service: str, prefix: str) -> None:
+    command = _command(file, service)
+    assert f'min-noise="${{{prefix}MIN_NOISE:-}}"' in command
+    assert f'max-epsilon="${{{prefix}MAX_EPSILON:-}}"' in command

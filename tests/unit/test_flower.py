@@ -2,12 +2,15 @@
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests import REPOSITORY
 
@@ -87,3 +90,15 @@ def test_a_supernode_asks_the_module_that_we_patch_for_its_retries() -> None:
 def test_every_error_of_the_control_api_has_an_http_status() -> None:
     errors = _find("flwr.supercore.error.catalog:API_ERROR_MAP")
     assert all(isinstance(code, int) and error.http_status_code >= 400 for code, error in errors.items())
+
+
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "docker/train.lock", "docker/server.lock", "docker/superlink.lock"]
+)
+@pytest.mark.parametrize("package", ["certifi", "uv"])
+def test_each_lock_file_has_what_flower_asks_for(lock: str, package: str) -> None:
+    wanted = [Requirement(text) for text in importlib.metadata.requires("flwr") or ()]
+    (asked,) = (requirement.specifier for requirement in wanted if requirement.name == package)
+    text = (REPOSITORY / lock).read_text(encoding="utf-8")
+    (locked,) = re.findall(rf"^{package}==(\S+)", text, flags=re.MULTILINE)
+    assert locked in asked

@@ -1,8 +1,10 @@
 """A train request is answered once, in time or not at all."""
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,33 @@ def test_one_process_at_a_time_has_the_scratch(
     with scratch_for_one(tmp_path, time.monotonic() + 60):
         assert released
     thread.join()
+
+
+def test_a_request_is_answered_with_the_scratch_held(site, trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any) -> RecordDict:
+        with pytest.raises(FederationError, match="still trains"):
+            scratch_for_one(site.scratch, time.monotonic()).__enter__()
+        return _reply()
+
+    monkeypatch.setattr(round_module, "_train", train)
+    answer_train_request(_message(), _config(), site)
+    with scratch_for_one(site.scratch, time.monotonic()):  # it is free again
+        pass
+
+
+def test_training_stops_at_the_step_after_which_nobody_waits(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def run(components: Any, round_: int, num_rounds: int, on_step: Any) -> None:
+        for step in (1, 2, 3):
+            taken.append(step)
+            on_step(step, SimpleNamespace(policy_loss=0.5))
+
+    monkeypatch.setattr("client.training.run_training_loop", run)
+    late = dataclasses.replace(read_request(_message(), _config()), stop_at=time.monotonic() - 1)
+    with pytest.raises(FederationError, match="passed after 1 of 3 steps"):
+        round_module._run_steps(late, _config(), site, SimpleNamespace(steps=3))  # type: ignore[arg-type]
+    assert taken == [1]
 
 
 def test_a_site_stops_when_nobody_waits_any_more() -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -435,3 +436,19 @@ def test_the_train_request_names_the_reverted_rounds(record, statistics) -> None
     run_one_round(again, record, statistics, "a")
     named = [message.content[CONFIG]["undone"] for g in (grid, again) for message in g.sent.values()]
     assert named == [[], [2, 3, 5, 6]]
+
+
+def test_what_a_round_leaves_open_is_watched(record, statistics) -> None:
+    """A node that is still at work when the round ends must not be asked for the next one."""
+    watched: list[dict[str, exchange.OpenMessage]] = []
+    late = SimpleNamespace(watch=lambda ended: watched.append(ended.open_messages()))
+    grid = FakeGrid({10: make_reply(), 11: None})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "")
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        training=FAST,
+    )
+    run_round(grid, model, make_nodes("a", "b"), 1, settings, record, late=late)  # type: ignore[arg-type]
+    ((left,),) = (opened.values() for opened in watched)
+    assert left.node_id == 11

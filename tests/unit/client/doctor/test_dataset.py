@@ -215,6 +215,12 @@ def test_a_damaged_frame_is_found_by_a_full_look(copy: Path, damaged: range, lev
     assert int(found[1]) == int(found[2]) >= len(damaged)
 
 
+def test_a_single_task_is_shown_without_a_count(copy: Path) -> None:
+    pq.write_table(pa.table({"task_index": [0], "task": ["pick the cube"]}), copy / "meta" / "tasks.parquet")
+    check = _one(_checks(copy, CAMERAS), "tasks")
+    assert (check.level, check.text.partition(": ")[2]) == ("ok", "'pick the cube'")
+
+
 def test_a_task_without_text_is_told(copy: Path) -> None:
     pq.write_table(pa.table({"task_index": [0, 1], "task": ["pick", " "]}), copy / "meta" / "tasks.parquet")
     check = _one(_checks(copy, CAMERAS), "tasks")
