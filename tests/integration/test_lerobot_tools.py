@@ -15,7 +15,7 @@ from federation.policy.build import build_processors
 from federation.policy.folder import save_policy_folder
 from server.output.model_card import model_card
 from tests import REPOSITORY
-from tests.unit.server.output.test_export import METRICS
+from tests.unit.server.output.test_model_card import METRICS
 
 # Imported by Python at its start: what only this project installs is not there.
 ONLY_LEROBOT = """

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from server.run.phases import PHASES, round_phases
-from server.run.round_record import RoundRecord, recorded_rounds
+from server.run.round_record import RoundRecord
 
 __all__ = ["PLOTS", "draw"]
 
@@ -36,52 +36,52 @@ _PHASE_COLOURS = dict(
 )
 
 
-def draw(name: str, metrics: dict[str, Any]) -> Figure:
-    """Draw the plot `name` of `PLOTS`."""
+def draw(name: str, metrics: dict[str, Any], rounds: list[RoundRecord]) -> Figure:
+    """Draw the plot `name` of `PLOTS`; `rounds` are those of `metrics`."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=_COLOURS)
-    PLOTS[name](axes, metrics)
+    PLOTS[name](axes, metrics, rounds)
     return figure
 
 
-def _policy_loss(axes: Axes, metrics: dict[str, Any]) -> None:
+def _policy_loss(axes: Axes, metrics: dict[str, Any], rounds: list[RoundRecord]) -> None:
     evaluations = {0: metrics["baseline"]} if metrics["baseline"] else {}
-    evaluations |= {entry.round: entry.evaluation for entry in recorded_rounds(metrics) if entry.evaluation}
-    rounds = list(evaluations)
+    evaluations |= {entry.round: entry.evaluation for entry in rounds if entry.evaluation}
+    numbers = list(evaluations)
     if metrics["baseline"]:
         axes.axhline(metrics["baseline"]["policy_loss"], ls="--", lw=1, color="0.5", label="before training")
-    axes.plot(rounds, [e["policy_loss"] for e in evaluations.values()], "o-", lw=2, label="all held-out data")
+    losses = [e["policy_loss"] for e in evaluations.values()]
+    axes.plot(numbers, losses, "o-", lw=2, label="all held-out data")
     names = sorted({name for e in evaluations.values() for name in e["datasets"]})
     if 1 < len(names) <= _MAX_NAMED_LINES:
         for name in names:
             values = [e["datasets"][name]["policy_loss"] for e in evaluations.values()]
-            axes.plot(rounds, values, lw=1, label=name)
+            axes.plot(numbers, values, lw=1, label=name)
     _finish(axes, "policy loss")
 
 
-def _client_losses(axes: Axes, metrics: dict[str, Any]) -> None:
-    _clients(axes, metrics, "policy_loss")
+def _client_losses(axes: Axes, metrics: dict[str, Any], rounds: list[RoundRecord]) -> None:
+    _clients(axes, metrics, rounds, "policy_loss")
     _finish(axes, "policy loss")
 
 
-def _update_norm(axes: Axes, metrics: dict[str, Any]) -> None:
-    _clients(axes, metrics, "update_norm")
-    norms = {entry.round: entry.update_norm for entry in recorded_rounds(metrics)}
+def _update_norm(axes: Axes, metrics: dict[str, Any], rounds: list[RoundRecord]) -> None:
+    _clients(axes, metrics, rounds, "update_norm")
+    norms = {entry.round: entry.update_norm for entry in rounds}
     axes.plot(list(norms), list(norms.values()), "o-", lw=2, color="black", label="global update")
     _finish(axes, "L2 norm")
 
 
-def _time_by_phase(axes: Axes, metrics: dict[str, Any]) -> None:
-    entries = recorded_rounds(metrics)
-    rounds = [entry.round for entry in entries]
-    split = [round_phases(entry) for entry in entries]
+def _time_by_phase(axes: Axes, metrics: dict[str, Any], rounds: list[RoundRecord]) -> None:
+    numbers = [entry.round for entry in rounds]
+    split = [round_phases(entry) for entry in rounds]
     below = [0.0] * len(rounds)
     for phase in PHASES:
         seconds = [phases[phase] for phases in split]
         if sum(seconds) < 0.005 * sum(sum(phases.values()) for phases in split):
             continue  # too thin to see; the table has it
-        axes.bar(rounds, seconds, bottom=below, width=0.8, color=_PHASE_COLOURS[phase], label=phase)
+        axes.bar(numbers, seconds, bottom=below, width=0.8, color=_PHASE_COLOURS[phase], label=phase)
         below = [a + b for a, b in zip(below, seconds, strict=True)]
     _finish(axes, "seconds")
     axes.grid(visible=False, axis="x")
@@ -89,7 +89,7 @@ def _time_by_phase(axes: Axes, metrics: dict[str, Any]) -> None:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
 
 
-PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
+PLOTS: dict[str, Callable[[Axes, dict[str, Any], list[RoundRecord]], None]] = {
     "policy_loss": _policy_loss,
     "client_losses": _client_losses,
     "update_norm": _update_norm,
@@ -97,9 +97,9 @@ PLOTS: dict[str, Callable[[Axes, dict[str, Any]], None]] = {
 }
 
 
-def _clients(axes: Axes, metrics: dict[str, Any], figure: str) -> None:
+def _clients(axes: Axes, metrics: dict[str, Any], rounds: list[RoundRecord], figure: str) -> None:
     """One line a node, in the same colour in every plot; where there are too many, what lies between them."""
-    names, rounds = sorted(metrics["nodes"]), recorded_rounds(metrics)
+    names = sorted(metrics["nodes"])
     if len(names) > _MAX_NAMED_LINES:
         _spread(axes, rounds, figure, len(names))
         return

@@ -1,14 +1,15 @@
 """The report's tables: rounds, nodes, time, bytes, faults and settings."""
 
-import html
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, NamedTuple
 
 from federation.config import RunConfig, flatten
-from server.output.report.markup import Text, format_duration, format_size, table
+from server.output.report.formats import format_duration, format_size
 from server.run.phases import PHASES, round_phases, steps_taken
 from server.run.round_record import RoundRecord
 
 __all__ = [
+    "Table",
     "bytes_table",
     "configuration_table",
     "environment_table",
@@ -23,7 +24,16 @@ _MAX_ROWS = 12  # of nodes, where one node is much like another
 _SOFTWARE = ("torch", "lerobot", "flwr", "python")
 
 
-def rounds_table(rounds: list[RoundRecord]) -> str:
+class Table(NamedTuple):
+    """What a table of the report shows."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    text: Container[int] = ()  # columns that are read, not compared: aligned to the left
+    bold: Container[str] = ()  # rows by their first cell
+
+
+def rounds_table(rounds: list[RoundRecord]) -> Table:
     """Return a table with a row for each round."""
     header = ["round", "updates", "training loss", "± std", "held-out loss", "action MSE"]
     header += ["update norm", "examples", "skipped", "missing", "rejected", "time"]
@@ -47,10 +57,10 @@ def rounds_table(rounds: list[RoundRecord]) -> str:
                 format_duration(sum(entry.seconds.values())),
             ]
         )
-    return table(header, rows)
+    return Table(header, rows)
 
 
-def nodes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
+def nodes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> Table:
     """Return a table with a row for each node: what it trained and how fast."""
     header = ["node", "rounds", "trained on", "skipped", "last loss", "steps/s", "busy", "peak memory"]
     header += ["missed", "rejected"]
@@ -78,11 +88,10 @@ def nodes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
         if privacy:
             value = privacy["epsilon"].get(name, 0.0)
             rows[-1].append("beyond a million" if value is None else f"{value:.2f}")
-    content = table(header, rows)
-    return f"{content}<p class=quiet>{html.escape(privacy['not_covered'])}</p>" if privacy else content
+    return Table(header, rows)
 
 
-def facts_table(metrics: dict[str, Any]) -> str:
+def facts_table(metrics: dict[str, Any]) -> Table:
     """Return what each node answered when it joined; the record of an older release lacks some of it."""
     header = ["node", "device", "software", "cameras", "episodes", "excluded", "frames", "frames/s"]
     rows = []
@@ -92,35 +101,35 @@ def facts_table(metrics: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
-                Text(facts.get("device", "")),
-                Text(", ".join(software)),
-                Text(", ".join(facts["cameras"])),
+                facts.get("device", ""),
+                ", ".join(software),
+                ", ".join(facts["cameras"]),
                 facts["episodes"],
                 facts.get("left_out") or "",
                 facts["frames"],
                 facts.get("fps", ""),
             ]
         )
-    return table(header, rows)
+    return Table(header, rows, text=range(1, 4))
 
 
-def time_table(rounds: list[RoundRecord]) -> str:
+def time_table(rounds: list[RoundRecord]) -> Table:
     """Return a table with a row for each phase: where the time went."""
     totals = {phase: sum(round_phases(entry)[phase] for entry in rounds) for phase in PHASES}
     everything = sum(totals.values()) or 1.0
     rows = [
         [
             phase,
-            format_duration(seconds),
-            f"{seconds / max(1, len(rounds)):.1f} s",
-            f"{100 * seconds / everything:.0f} %",
+            format_duration(spent),
+            f"{spent / max(1, len(rounds)):.1f} s",
+            f"{100 * spent / everything:.0f} %",
         ]
-        for phase, seconds in totals.items()
+        for phase, spent in totals.items()
     ]
-    return table(["phase", "all rounds", "a round", "share"], rows)
+    return Table(["phase", "all rounds", "a round", "share"], rows)
 
 
-def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
+def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> Table:
     """Return a table with a row for each node: what it received and sent."""
     moved = {}
     for name in sorted(metrics["nodes"]):
@@ -131,21 +140,12 @@ def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> str:
         moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
     rows = [[name, *map(format_size, sizes)] for name, sizes in moved.items()]
     down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
-    return table(["node", "weights down", "updates up"], [*rows, ["all", format_size(down), format_size(up)]])
-
-
-def _evaluated_anew(resumed: dict[str, Any]) -> list[str]:
-    if "evaluated_anew" not in resumed:
-        return []
-    return [
-        f"{resumed['evaluated_anew']}, so the weights before training and the best were evaluated anew and "
-        "the other rounds before it have no figures"
-    ]
+    return Table(["node", "weights down", "updates up"], [*rows, ["all", format_size(down), format_size(up)]])
 
 
 def faults_table(
     metrics: dict[str, Any], entries: list[RoundRecord], shut_out: list[tuple[str, str, str]]
-) -> str:
+) -> Table:
     """Return what went wrong, the same fault of the same node once, with all its rounds."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
     for entry in entries:
@@ -157,47 +157,41 @@ def faults_table(
         ]
         for fault in faults:
             rounds.setdefault(fault, []).append(entry.round)
-    rows = [[*map(Text, fault), Text("")] for fault in dict.fromkeys(shut_out)]
+    rows = [(*fault, "") for fault in dict.fromkeys(shut_out)]
     rows += [
-        [
-            Text("server"),
-            Text("resumed"),
-            Text("; ".join([f"at {again['time']}", *_evaluated_anew(again)])),
-            Text(f"after {again['after_round']}"),
-        ]
+        ("server", "resumed", _resumption(again), f"after {again['after_round']}")
         for again in metrics.get("resumed", [])
     ]
+    spiked = "the policy loss spiked; weights of round {} taken again"
     rows += [
-        [
-            Text("server"),
-            Text("reverted"),
-            Text(f"the policy loss spiked; weights of round {entry.reverted_to} taken again"),
-            Text(f"{entry.round}"),
-        ]
+        ("server", "reverted", spiked.format(entry.reverted_to), f"{entry.round}")
         for entry in entries
         if entry.reverted_to is not None
     ]
-    rows += [
-        [Text(name), Text(what), Text(why), Text(", ".join(map(str, when)))]
-        for (name, what, why), when in rounds.items()
-    ]
-    if not rows:
-        return "<p>No node was missing, no update was rejected, nothing had to be resumed.</p>"
-    return table(["node", "what", "why", "rounds"], rows)
+    rows += [(*fault, ", ".join(map(str, when))) for fault, when in rounds.items()]
+    return Table(["node", "what", "why", "rounds"], rows, text=range(4))
 
 
-def configuration_table(config: dict[str, Any]) -> str:
-    """Every setting; those that differ from the defaults are bold."""
+def _resumption(resumed: dict[str, Any]) -> str:
+    if "evaluated_anew" not in resumed:
+        return f"at {resumed['time']}"
+    return (
+        f"at {resumed['time']}; {resumed['evaluated_anew']}, so the weights before training and the best "
+        "were evaluated anew and the other rounds before it have no figures"
+    )
+
+
+def configuration_table(config: dict[str, Any]) -> Table:
+    """Return every setting; those that differ from the defaults are bold."""
     defaults = flatten(RunConfig())
     changed = {key for key, value in config.items() if value != defaults.get(key)}
-    note = "<p class=quiet>Bold: other than the default.</p>"
-    return note + table(["setting", "value"], [[key, value] for key, value in config.items()], changed)
+    return Table(["setting", "value"], list(config.items()), bold=changed)
 
 
-def environment_table(environment: dict[str, Any]) -> str:
+def environment_table(environment: dict[str, Any]) -> Table:
     """Return what the server ran on."""
     rows = [
-        [key.removesuffix("_bytes"), format_size(value) if key.endswith("_bytes") else value]
+        (key.removesuffix("_bytes"), format_size(value) if key.endswith("_bytes") else value)
         for key, value in environment.items()
     ]
-    return table(["what", "value"], rows) if rows else "<p>It was not recorded.</p>"
+    return Table(["what", "value"], rows)

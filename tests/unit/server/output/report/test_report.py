@@ -13,6 +13,7 @@ from server.output.report.report import main as report_main
 from server.output.report.report import write_report
 from server.run.recorded import read_metrics
 from server.run.records import RunRecord
+from server.run.round_record import recorded_rounds
 from tests.unit.server.monitoring.test_exporter import CLIENT, FACTS, _entry, _evaluation
 
 
@@ -80,6 +81,13 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
     assert "site-a rejected policy_loss = nan must be a finite number 3" in text
     assert "join denied dataset lab: lacks the camera <wrist>" in text
     assert "<wrist>" not in page  # escaped
+
+
+def test_what_a_site_says_of_itself_is_text_in_the_page(record: RunRecord) -> None:
+    record.node_joined("site-c", {**FACTS, "cameras": ["top"], "device": "<script>alert(1)</script>"})
+    page = write_report(record.folder).read_text()
+    assert "<script" not in page
+    assert "<script>alert(1)</script>" in _Page(page).text
 
 
 def test_a_node_that_was_left_out_stands_among_the_faults_also_if_the_last_line_is_torn(
@@ -196,7 +204,8 @@ def test_plots_of_many_nodes_have_their_mean_and_range(tmp_path: Path, count: in
     for round_ in (1, 2):
         clients = {name: {**CLIENT, "policy_loss": 1.0 + n} for n, name in enumerate(names)}
         record.round_finished(_entry(round_, clients=clients))
-    figure = draw("client_losses", read_metrics(record.folder))
+    metrics = read_metrics(record.folder)
+    figure = draw("client_losses", metrics, recorded_rounds(metrics))
     (axes,) = figure.axes
     assert len(axes.lines) == lines
     legend = [text.get_text() for text in axes.get_legend().get_texts()]

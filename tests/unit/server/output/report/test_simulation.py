@@ -1,7 +1,12 @@
 import base64
 from pathlib import Path
 
-from server.output.report.simulation import simulation_section
+import pytest
+
+from federation.config import parse_run_config
+from server.output.report.report import write_report
+from server.output.report.simulation import read_simulation
+from server.run.records import RunRecord
 
 ROUNDS = [
     {
@@ -16,22 +21,32 @@ ROUNDS = [
 ]
 
 
-def test_a_run_without_closed_loop_has_no_such_section(tmp_path: Path) -> None:
-    assert simulation_section({"simulated": []}, tmp_path) == ""
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord(tmp_path, "run-1", parse_run_config({}, "tests"))
 
 
-def test_floor_policy_and_ceiling_stand_in_one_table(tmp_path: Path) -> None:
-    text = simulation_section({"simulated": ROUNDS}, tmp_path)
-    for expected in ("before training", "<td>40%</td><td>20% to 40%</td>", "scripted expert</td><td>95%"):
+def test_a_run_without_closed_loop_has_no_such_section(record: RunRecord) -> None:
+    assert read_simulation({"simulated": []}, record.folder) is None
+    assert "Does it do the task?" not in write_report(record.folder).read_text()
+
+
+def test_floor_policy_and_ceiling_stand_in_one_table(record: RunRecord) -> None:
+    for entry in ROUNDS:
+        record.simulated(entry["round"], entry)
+    text = write_report(record.folder).read_text()
+    for expected in ("before training", "<td>40%<td>20% to 40%", "scripted expert<td>95%"):
         assert expected in text
     assert "<video" not in text
 
 
-def test_the_newest_videos_are_inside_the_page(tmp_path: Path) -> None:
-    for round_ in (0, 5):
-        folder = tmp_path / "simulation" / f"round_{round_}"
+def test_the_newest_videos_are_inside_the_page(record: RunRecord) -> None:
+    for entry in ROUNDS:
+        record.simulated(entry["round"], entry)
+        folder = record.folder / "simulation" / f"round_{entry['round']}"
         folder.mkdir(parents=True)
-        (folder / "eval_episode_0.mp4").write_bytes(b"video of round %d" % round_)
-    text = simulation_section({"simulated": ROUNDS}, tmp_path)
-    assert base64.b64encode(b"video of round 5").decode() in text
+        (folder / "eval_episode_0.mp4").write_bytes(b"video of round %d" % entry["round"])
+    text = write_report(record.folder).read_text()
+    assert f'src="data:video/mp4;base64,{base64.b64encode(b"video of round 5").decode()}"' in text
     assert base64.b64encode(b"video of round 0").decode() not in text
+    assert "The policy after round 5" in text
