@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation.config import PrivacyConfig
 from federation.errors import ConfigError, FederationError, RejectionCode
 from federation.logs import get_logger
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, append_release, read_ledger
+from federation.settings import PrivacyConfig
 
 __all__ = ["PrivacyRules", "check_privacy", "count_release", "parse_privacy_rules"]
 

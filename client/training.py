@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
-from federation.config import RunConfig, TrainingConfig
+from federation.config import RunConfig
 from federation.data.sample_cache import SampleCache
 from federation.data.statistics import Statistics
 from federation.errors import FederationError, RejectionCode
@@ -28,6 +28,7 @@ from federation.policy.build import (
     trainable_parameters,
 )
 from federation.schedule import global_step, learning_rate
+from federation.settings import TrainingConfig
 
 __all__ = [
     "StepMetrics",

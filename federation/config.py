@@ -18,38 +18,9 @@ from pydantic import ValidationError
 
 from federation.config_rules import find_broken_rule
 from federation.errors import ConfigError
-from federation.settings import (
-    AggregationConfig,
-    CheckpointConfig,
-    EvaluationConfig,
-    FederationConfig,
-    HubConfig,
-    PolicyConfig,
-    PrivacyConfig,
-    RunConfig,
-    RunSection,
-    TrackingConfig,
-    TrainingConfig,
-    WireConfig,
-)
+from federation.settings import RunConfig
 
-__all__ = [
-    "AggregationConfig",
-    "CheckpointConfig",
-    "EvaluationConfig",
-    "FederationConfig",
-    "HubConfig",
-    "PolicyConfig",
-    "PrivacyConfig",
-    "RunConfig",
-    "RunSection",
-    "TrackingConfig",
-    "TrainingConfig",
-    "WireConfig",
-    "flatten",
-    "load_run_config",
-    "parse_run_config",
-]
+__all__ = ["RunConfig", "flatten", "load_run_config", "parse_run_config"]
 
 Scalar = bool | int | float | str
 _SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(RunConfig)}

@@ -9,7 +9,7 @@ same learning rate. A site trains by it, and the server knows from it how far tr
 import math
 from functools import lru_cache
 
-from federation.config import TrainingConfig
+from federation.settings import TrainingConfig
 
 __all__ = ["global_step", "highest_rate", "learning_rate"]
 

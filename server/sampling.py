@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from federation.config import FederationConfig
+from federation.settings import FederationConfig
 from server.join_answer import Node
 
 __all__ = ["sample_nodes"]

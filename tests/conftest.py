@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from federation.config import PolicyConfig, RunConfig, parse_run_config
+from federation.config import RunConfig, parse_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.data.statistics import Statistics
 from federation.judgement import sample_process
 from federation.policy.build import build_policy, trainable_parameters
+from federation.settings import PolicyConfig
 from tests.synthetic import record_dataset
 
 # On a busy machine an example may take any time; that is no failure.

@@ -8,7 +8,6 @@ from typing import Any
 from client.doctor.check import Check, plural
 from client.doctor.motion import check_motion
 from client.doctor.videos import check_videos
-from federation.config import PolicyConfig
 from federation.data.advice import repair
 from federation.data.cameras import CameraChoice, spell_cameras
 from federation.data.description import DatasetDescription, check_fits, describe_dataset
@@ -19,6 +18,7 @@ from federation.data.joint_units import JointUnits
 from federation.data.statistics import FEATURES
 from federation.data.tables import read_episodes, read_frames, read_tasks
 from federation.errors import DatasetError
+from federation.settings import PolicyConfig
 
 __all__ = ["check_dataset"]
 

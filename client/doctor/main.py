@@ -18,10 +18,10 @@ from client.doctor.connection import check_superlink
 from client.doctor.dataset import check_dataset
 from client.doctor.machine import check_ca, check_device, check_key, check_scratch, check_software
 from client.doctor.samples import check_samples
-from federation.config import PolicyConfig
 from federation.data.cameras import parse_camera_names
 from federation.data.description import DatasetDescription, find_datasets
 from federation.errors import ConfigError, DatasetError
+from federation.settings import PolicyConfig
 
 __all__ = ["main"]
 

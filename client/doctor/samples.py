@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from client.doctor.check import Check
-from federation.config import PolicyConfig
 from federation.data.description import DatasetDescription
 from federation.judgement.judge import DatasetUse, judge_samples
+from federation.settings import PolicyConfig
 
 __all__ = ["check_samples"]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from federation.config import PolicyConfig
 from federation.data.advice import REPAIRED, check_finalised, check_totals, conversion, repair
 from federation.data.cameras import CameraChoice, match_cameras
 from federation.data.faults import find_faults, split_episodes
@@ -28,6 +27,7 @@ from federation.data.simulated import is_simulated
 from federation.data.statistics import FEATURES, Statistics, statistics_of_frames
 from federation.data.tables import check_episodes, read_episodes, read_frames, read_tasks
 from federation.errors import DatasetError
+from federation.settings import PolicyConfig
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
 

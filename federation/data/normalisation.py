@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.claims import max_weight
-from federation.config import PolicyConfig
 from federation.data.description import ARM_DIM
 from federation.data.statistics import FEATURES, SKETCH, Statistics
 from federation.errors import PolicyError
 from federation.files import expand_home
+from federation.settings import PolicyConfig
 
 __all__ = ["choose_normalisation", "merge_statistics"]
 

@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from federation.config import PolicyConfig
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, check_fits, describe_dataset
 from federation.errors import one_line
 from federation.files import fingerprint, write_json
 from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples, read_verdict
 from federation.logs import get_logger
+from federation.settings import PolicyConfig
 from federation.versions import versions
 
 __all__ = ["DatasetUse", "describe_fitting", "judge_dataset", "judge_datasets", "judge_samples"]

@@ -23,11 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from federation.config import PolicyConfig
 from federation.data.description import DatasetDescription
 from federation.errors import DatasetError, one_line
 from federation.logs import get_logger
 from federation.messages import JOIN_SECONDS
+from federation.settings import PolicyConfig
 
 __all__ = ["DatasetUse", "Verdict", "look_at_samples", "main", "read_verdict"]
 

@@ -25,12 +25,12 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from federation.config import PolicyConfig
 from federation.data.description import ARM_DIM
 from federation.data.statistics import Statistics
 from federation.errors import PolicyError, one_line
 from federation.files import expand_home
 from federation.policy.vlm_folder import vlm_folder
+from federation.settings import PolicyConfig
 
 __all__ = [
     "Processors",

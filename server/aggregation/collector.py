@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from federation.config import AggregationConfig, PrivacyConfig
 from federation.privacy import add_noise
+from federation.settings import AggregationConfig, PrivacyConfig
 from federation.wire.payload import Payload
 from server.aggregation.robust import median, multi_krum, trimmed_mean
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from federation.config import EvaluationConfig
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, describe_dataset
 from federation.data.loading import DECODE_ERRORS, open_dataset, with_empty_cameras
@@ -29,6 +28,7 @@ from federation.data.statistics import Statistics
 from federation.errors import DatasetError, FederationError, one_line
 from federation.logs import get_logger
 from federation.policy.build import autocast, build_processors, load_trainable
+from federation.settings import EvaluationConfig
 from server.evaluation.decoded_frames import DecodedFrames
 
 __all__ = ["DivergedError", "Evaluator", "measure"]

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from federation.config import EvaluationConfig
 from federation.errors import ConfigError, one_line
 from federation.logs import get_logger
+from federation.settings import EvaluationConfig
 
 __all__ = ["INSTALLATION", "Simulations", "check_simulator"]
 

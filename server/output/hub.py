@@ -17,10 +17,10 @@ import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from federation.config import HubConfig
 from federation.errors import ConfigError, one_line
 from federation.logs import get_logger
 from federation.policy.folder import name_vlm
+from federation.settings import HubConfig
 
 __all__ = ["Hub"]
 

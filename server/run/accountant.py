@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from federation.config import PrivacyConfig
 from federation.errors import FederationError
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release, read_ledger
+from federation.settings import PrivacyConfig
 
 __all__ = ["check_ledger", "count_requests", "format_max_epsilon", "privacy_spent"]
 

@@ -12,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from federation.config import CheckpointConfig
 from federation.files import remove_unfinished, write_atomically
 from federation.logs import get_logger
+from federation.settings import CheckpointConfig
 from server.model import GlobalModel
 from server.run.checkpoint_file import (
     ROUND_PREFIX,

@@ -6,7 +6,7 @@ The exporter and the report show the same split and the same speed of a node, so
 from collections.abc import Mapping
 from typing import Any
 
-from federation.config import TrainingConfig
+from federation.settings import TrainingConfig
 from server.run.round_record import RoundRecord
 
 __all__ = ["NODE_PHASES", "PHASES", "node_phases", "round_phases", "steps_taken"]

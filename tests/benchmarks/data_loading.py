@@ -66,9 +66,9 @@ def main() -> None:
     from torch.utils.data import DataLoader
 
     from client.frames import FrameStream
-    from federation.config import PolicyConfig
     from federation.data.sample_cache import open_samples
     from federation.policy.build import build_policy
+    from federation.settings import PolicyConfig
 
     parser = argparse.ArgumentParser(description="Samples a second against LeRobot's own DataLoader.")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/data_loading.json"))

@@ -27,11 +27,11 @@ from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 
-from federation.config import PolicyConfig
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import save_policy_folder
+from federation.settings import PolicyConfig
 from server.simulation.so101 import FPS, JOINT_NAMES
 
 IMAGE_PIXELS = 128

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from federation.config import PolicyConfig
 from federation.policy.build import build_policy
+from federation.settings import PolicyConfig
 
 CPU = torch.device("cpu")
 

@@ -26,9 +26,10 @@ import psutil
 import torch
 from rich.console import Console
 
-from federation.config import PolicyConfig, RunConfig, parse_run_config
+from federation.config import RunConfig, parse_run_config
 from federation.policy.build import build_policy
 from federation.policy.vlm_folder import vlm_folder
+from federation.settings import PolicyConfig
 from server.deploy import demo
 from server.run.recorded import METRICS_FILE
 

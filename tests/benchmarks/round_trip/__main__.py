@@ -20,8 +20,9 @@ import psutil
 import torch
 
 from certs.issue import issue_all
-from federation.config import PolicyConfig, RunConfig
+from federation.config import RunConfig
 from federation.policy.build import build_policy, trainable_parameters
+from federation.settings import PolicyConfig
 from federation.wire.codec import encoded_bytes
 from server.deploy.control import app_files, run_status, start_run
 from server.deploy.local_cluster import LocalCluster

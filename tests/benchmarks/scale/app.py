@@ -62,7 +62,8 @@ def _stock(grid: Grid, weights: dict[str, Any], rounds: int, times: list[float],
 
 
 def _ours(grid: Grid, weights: dict[str, Any], rounds: int, times: list[float], folder: Path) -> None:
-    from federation.config import RunConfig, WireConfig
+    from federation.config import RunConfig
+    from federation.settings import WireConfig
     from server.join_answer import Node
     from server.model import GlobalModel
     from server.rounds import run_round

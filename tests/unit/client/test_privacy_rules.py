@@ -13,12 +13,13 @@ from client import app
 from client.privacy_rules import PrivacyRules, check_privacy, count_release, parse_privacy_rules
 from client.round import answer_train_request
 from federation import logs
-from federation.config import PrivacyConfig, RunConfig, flatten, parse_run_config
+from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
 from federation.messages import CONFIG, HEADER, METRICS
 from federation.policy.build import frozen_fingerprint
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, read_ledger
+from federation.settings import PrivacyConfig
 from server import nodes
 from server.model import GlobalModel
 from server.nodes import NodeTable

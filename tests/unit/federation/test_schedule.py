@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import TrainingConfig
 from federation.schedule import global_step, highest_rate, learning_rate
+from federation.settings import TrainingConfig
 
 ROUNDS = 5
 

@@ -4,13 +4,9 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from federation.config import (
-    FederationConfig,
-    RunConfig,
-    TrainingConfig,
-    WireConfig,
-)
+from federation.config import RunConfig
 from federation.messages import ANSWER, HEADER, METRICS, STATISTICS, UPDATE
+from federation.settings import FederationConfig, TrainingConfig, WireConfig
 from federation.versions import versions
 from federation.wire.payload import Header, pack_tensors, statistics_to_record
 from server.join_answer import Node

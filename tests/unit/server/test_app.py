@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from federation.config import CheckpointConfig, RunConfig, flatten, parse_run_config
+from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import DatasetError
+from federation.settings import CheckpointConfig
 from server import app
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.model import GlobalModel

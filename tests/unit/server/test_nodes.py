@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from flwr.app import Error, RecordDict
 
-from federation.config import (
-    FederationConfig,
-    RunConfig,
-)
+from federation.config import RunConfig
 from federation.messages import QUERY_SHUT_OUT, REASON
+from federation.settings import FederationConfig
 from server import nodes, waiting
 from server.grid import exchange
 from server.grid.exchange import Exchange, WaitPolicy

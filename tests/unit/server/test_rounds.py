@@ -11,17 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import (
-    EvaluationConfig,
-    FederationConfig,
-    PrivacyConfig,
-    RunConfig,
-    TrainingConfig,
-    WireConfig,
-)
+from federation.config import RunConfig
 from federation.errors import FederationError
 from federation.messages import CONFIG, HEADER, METRICS, UPDATE
 from federation.release_ledger import LEDGER_FILE, read_ledger
+from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, TrainingConfig, WireConfig
 from federation.wire.payload import Header
 from server import update_collector
 from server.aggregation.verification import largest_norm, verify_reply

@@ -1,8 +1,6 @@
 import pytest
 
-from federation.config import (
-    FederationConfig,
-)
+from federation.settings import FederationConfig
 from server.sampling import sample_nodes
 from tests.unit.server.replies import make_nodes
 

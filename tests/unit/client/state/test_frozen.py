@@ -6,9 +6,10 @@ import torch
 
 from client.state import frozen
 from client.state.frozen import kept_fingerprint
-from federation.config import PolicyConfig, RunConfig
+from federation.config import RunConfig
 from federation.policy.build import build_policy, frozen_fingerprint
 from federation.policy.vlm_folder import vlm_folder
+from federation.settings import PolicyConfig
 
 
 @pytest.fixture

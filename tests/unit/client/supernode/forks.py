@@ -48,9 +48,9 @@ def openmp() -> dict[str, Any]:
 
 def dataset(root: str, scratch: str) -> dict[str, Any]:
     """Open a dataset as a round does, on a scratch of its own."""
-    from federation.config import PolicyConfig
     from federation.data.sample_cache import open_samples
     from federation.policy.build import build_policy_config
+    from federation.settings import PolicyConfig
 
     policy = build_policy_config(PolicyConfig(size="tiny"), Path(scratch))
     samples = open_samples(Path(root), policy, Path(scratch) / "samples", 10**9)

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from federation.config import PolicyConfig
 from federation.data.cameras import CameraChoice
 from federation.data.description import check_fits, describe_dataset, find_datasets
 from federation.data.joint_names import JOINTS
 from federation.data.statistics import FEATURES
 from federation.errors import DatasetError
+from federation.settings import PolicyConfig
 from tests.synthetic import record_dataset
 
 

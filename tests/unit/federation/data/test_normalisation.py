@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
 
-from federation.config import PolicyConfig
 from federation.data.description import describe_dataset
 from federation.data.normalisation import choose_normalisation, merge_statistics
 from federation.data.statistics import (
@@ -19,6 +18,7 @@ from federation.data.statistics import (
 from federation.data.tables import read_frames
 from federation.errors import PolicyError, WireError
 from federation.policy.build import build_processors
+from federation.settings import PolicyConfig
 from server.output.export import save_policy_folder
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}

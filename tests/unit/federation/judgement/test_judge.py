@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from federation.config import PolicyConfig
 from federation.errors import DatasetError
 from federation.judgement import judge
 from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
 from federation.judgement.sample_process import Verdict
+from federation.settings import PolicyConfig
 from tests.synthetic import blank_frames, video_of
 
 TINY = PolicyConfig(size="tiny")

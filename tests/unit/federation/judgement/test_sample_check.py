@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.config import PolicyConfig
 from federation.judgement.judge import DatasetUse, describe_fitting
 from federation.judgement.sample_check import judge_samples_of
 from federation.judgement.sample_process import Verdict
+from federation.settings import PolicyConfig
 from tests.synthetic import blank_frames, read_pictures, record_dataset, video_of, write_video
 
 EPISODES, FRAMES = 4, 20

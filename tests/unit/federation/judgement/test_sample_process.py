@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from federation.config import PolicyConfig
 from federation.data.description import describe_dataset
 from federation.judgement import sample_process
 from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples
+from federation.settings import PolicyConfig
 
 _REPORT = (
     'open(sys.argv[1] + \'/verdicts\', \'a\').write(\'{"error": "", "lasts": true, "warnings": []}\\n\')'

@@ -5,7 +5,6 @@ import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file, save_file
 
-from federation.config import PolicyConfig
 from federation.errors import PolicyError
 from federation.policy.build import (
     build_policy,
@@ -17,6 +16,7 @@ from federation.policy.build import (
 )
 from federation.policy.folder import load_policy_folder, save_policy_folder
 from federation.policy.vlm_folder import vlm_folder
+from federation.settings import PolicyConfig
 
 CPU = torch.device("cpu")
 

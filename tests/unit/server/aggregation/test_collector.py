@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from federation.config import AggregationConfig, PrivacyConfig
+from federation.settings import AggregationConfig, PrivacyConfig
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors
 from server.aggregation.collector import WeightedMean, apply_update, make_aggregator, make_server_optimizer
 from server.aggregation.robust import krum_choice

@@ -13,10 +13,11 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from federation.config import AggregationConfig, FederationConfig, RunConfig, TrainingConfig
+from federation.config import RunConfig
 from federation.data.statistics import Statistics
 from federation.errors import WireError
 from federation.messages import HEADER, METRICS, UPDATE, WEIGHTS
+from federation.settings import AggregationConfig, FederationConfig, TrainingConfig
 from federation.wire.payload import Header, open_payload, pack_tensors
 from server.join_answer import Node
 from server.model import GlobalModel

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.config import EvaluationConfig
 from federation.errors import ConfigError
+from federation.settings import EvaluationConfig
 from server.evaluation import closed_loop, worker
 from server.evaluation.intervals import sign_test, wilson_interval
 from server.evaluation.worker import Simulations

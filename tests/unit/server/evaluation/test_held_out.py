@@ -4,9 +4,9 @@ import shutil
 import pytest
 import torch
 
-from federation.config import EvaluationConfig
 from federation.data.description import describe_dataset
 from federation.errors import DatasetError
+from federation.settings import EvaluationConfig
 from server.evaluation.held_out import DivergedError, Evaluator, _fixed_draw, measure
 from tests.synthetic import blank_frames
 

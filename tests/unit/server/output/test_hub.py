@@ -10,8 +10,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from federation.config import HubConfig
 from federation.errors import ConfigError
+from federation.settings import HubConfig
 from server.output import hub as hub_module
 from server.output.hub import Hub
 from tests.local_hub import TOKEN, LocalHub, local_hub

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from federation.config import (
-    AggregationConfig,
-    PrivacyConfig,
-    RunConfig,
-    RunSection,
-    flatten,
-    parse_run_config,
-)
+from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import ConfigError, FederationError
 from federation.privacy import add_noise, clip
 from federation.privacy_budget import NOT_COVERED, epsilon
+from federation.settings import AggregationConfig, PrivacyConfig, RunSection
 from federation.wire.payload import Header, open_payload, pack_tensors
 from server.aggregation.collector import make_aggregator
 from server.run.accountant import count_requests, format_max_epsilon, privacy_spent

@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies
 from safetensors.torch import load_file, save_file
 
 from federation import files
-from federation.config import AggregationConfig, CheckpointConfig, RunConfig, RunSection, flatten
+from federation.config import RunConfig, flatten
+from federation.settings import AggregationConfig, CheckpointConfig, RunSection
 from server.aggregation.collector import make_server_optimizer
 from server.deploy.rollback import main as rollback_main
 from server.model import GlobalModel

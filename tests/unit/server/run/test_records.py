@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import PrivacyConfig, RunConfig, RunSection, TrainingConfig, parse_run_config
+from federation.config import RunConfig, parse_run_config
 from federation.errors import ConfigError, FederationError
+from federation.settings import PrivacyConfig, RunSection, TrainingConfig
 from server.run import records
 from server.run.recorded import (
     evaluations_behind,
