@@ -31,11 +31,11 @@ from federation.errors import DatasetError, FederationError
 from federation.files import write_json
 from federation.judgement.judge import DatasetUse, describe_fitting, judge_datasets
 from federation.proxies import check_proxies
-from server.deploy.control import run_status, submit_run
 from server.deploy.demo_display import RunDisplay, print_summary
 from server.deploy.local_cluster import LocalCluster, require_free_port
 from server.run.recorded import EVENTS_FILE, config_to_resume, read_metrics
 from server.run.records import new_run_name
+from server.superlink.control import run_status, submit_run
 
 __all__ = ["main", "run_demo"]
 

@@ -28,7 +28,7 @@ from certs.issue import DEFAULT_OUT, add_site, verify_server_certificate
 from certs.settings import check_site_name
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
-from server.deploy.control import PROJECT, ControlError
+from server.superlink.control import PROJECT, ControlError
 
 __all__ = ["main", "make_bundle", "register_key", "retire_site", "revoke_key"]
 

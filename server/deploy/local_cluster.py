@@ -25,7 +25,7 @@ from typing import Self
 from certs.issue import verify_server_certificate
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
-from server.deploy.control import PROJECT, SuperLink, register_supernode
+from server.superlink.control import PROJECT, SuperLink, register_supernode
 
 __all__ = ["ClusterError", "LocalCluster", "require_free_port"]
 

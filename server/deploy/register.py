@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from federation.errors import FederationError
-from server.deploy.control import ControlError, SuperLink, register_supernode, unregister_supernode
+from server.superlink.control import ControlError, SuperLink, register_supernode, unregister_supernode
 
 __all__ = ["main"]
 

@@ -15,7 +15,10 @@ from pathlib import Path
 
 from federation.config import RunConfig, flatten, load_run_config
 from federation.errors import FederationError
-from server.deploy.control import (
+from server.deploy.supervise import supervise_run
+from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
+from server.run.records import new_run_name
+from server.superlink.control import (
     ControlError,
     RefusedError,
     SuperLink,
@@ -24,9 +27,6 @@ from server.deploy.control import (
     register_supernode,
     submit_run,
 )
-from server.deploy.supervise import supervise_run
-from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
-from server.run.records import new_run_name
 
 __all__ = ["main"]
 

@@ -15,15 +15,6 @@ from pathlib import Path
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from server.deploy.control import (
-    ControlError,
-    RefusedError,
-    SuperLink,
-    active_run,
-    run_status,
-    stop_run,
-    submit_run,
-)
 from server.run.recorded import (
     EVENTS_FILE,
     METRICS_FILE,
@@ -33,6 +24,15 @@ from server.run.recorded import (
     read_metrics,
     recorded_config,
     recorded_runs,
+)
+from server.superlink.control import (
+    ControlError,
+    RefusedError,
+    SuperLink,
+    active_run,
+    run_status,
+    stop_run,
+    submit_run,
 )
 
 __all__ = ["RunGivenUpError", "supervise_run"]

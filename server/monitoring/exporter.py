@@ -23,7 +23,6 @@ from federation.errors import FederationError
 from federation.logs import configure, get_logger
 from federation.metrics import Samples
 from federation.versions import versions
-from server.deploy.control import SuperLink
 from server.monitoring.catalogue import CATALOGUE
 from server.monitoring.samples import (
     PACKAGES,
@@ -38,6 +37,7 @@ from server.monitoring.superlink import SuperLinkWatch
 from server.monitoring.totals import RunFollower, RunTotals
 from server.run.accountant import privacy_spent
 from server.run.recorded import EVENTS_FILE
+from server.superlink.control import SuperLink
 
 __all__ = ["Exporter", "main"]
 

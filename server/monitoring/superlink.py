@@ -9,7 +9,7 @@ from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
 
 from federation.errors import one_line
 from federation.logs import get_logger
-from server.deploy.control import MAX_RUNS, SuperLink, connect
+from server.superlink.control import MAX_RUNS, SuperLink, connect
 
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
 

@@ -41,7 +41,7 @@ frame_stride = 20
 _CONTROL = """
 import json, sys
 from pathlib import Path
-from server.deploy import control
+from server.superlink import control
 superlink = control.SuperLink("superlink:8000", Path("/run/secrets/ca.crt"))
 print(json.dumps(getattr(control, sys.argv[1])(superlink, *sys.argv[2:])))
 """
@@ -124,7 +124,7 @@ class Cluster:
         return run_name(self.compose("run", "--rm", "-T", "run", *command))
 
     def control(self, function: str, *arguments: str) -> Any:
-        """What this function of `server/deploy/control.py` returns inside the control network."""
+        """What this function of `server/superlink/control.py` returns inside the control network."""
         python = ["--entrypoint", "python", "run", "-c", _CONTROL]
         output = self.compose("run", "--rm", "-T", *python, function, *arguments)
         return json.loads(output.splitlines()[-1])

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 
 from certs.issue import issue_all
 from federation.config import RunConfig, flatten, parse_run_config
-from server.deploy.control import run_status, submit_run
 from server.deploy.demo import run_demo
 from server.deploy.local_cluster import LocalCluster
 from server.run.recorded import EVENTS_FILE
+from server.superlink.control import run_status, submit_run
 from tests import REPOSITORY
 from tests.conftest import TINY
 from tests.integration.conftest import free_port

@@ -18,8 +18,8 @@ import yaml
 
 from certs.issue import issue_all
 from federation.config import parse_run_config
-from server.deploy.control import run_status, submit_run
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import run_status, submit_run
 from tests import REPOSITORY
 from tests.conftest import TINY
 from tests.integration.conftest import free_port

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from certs.issue import issue_all
-from server.deploy.control import count_online
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import count_online
 from tests.connect_proxy import ConnectProxy
 from tests.integration.conftest import free_port
 

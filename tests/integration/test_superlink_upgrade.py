@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from flwr.proto.control_pb2 import ListNodesRequest
 
-from server.deploy.control import SuperLink, connect, run_status
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import SuperLink, connect, run_status
 from tests.integration.conftest import free_port
 from tests.integration.superlink import with_database
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_files
 
-from server.deploy.control import app_files
+from server.superlink.control import app_files
 from tests import REPOSITORY
 
 PACKAGES = ("federation", "client", "certs", "server")
@@ -26,6 +26,7 @@ ROOMS = (
     "client.doctor",
     "client.repair",
     "certs",
+    "server.superlink",
     "server.model",
     "server.grid",
     "server.run",
@@ -34,8 +35,8 @@ ROOMS = (
     "server.evaluation",
     "server.output",
     "server",
-    "server.deploy",
     "server.monitoring",
+    "server.deploy",
 )
 # Packages that a package may import from besides its own.
 NEIGHBOURS = {
@@ -107,7 +108,8 @@ def test_what_travels_in_the_app_bundle_imports_nothing_that_does_not() -> None:
     files = set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
     travels = {name for name, file in _modules().items() if file.relative_to(REPOSITORY).as_posix() in files}
     assert {"server.app", "client.app", "federation.wire.codec"} <= travels
-    assert not {"server.deploy.demo", "server.monitoring.exporter", "server.simulation.so101"} & travels
+    assert not {"server.superlink.control", "server.deploy.demo", "server.monitoring.exporter"} & travels
+    assert "server.simulation.so101" not in travels
     wrong = {f"{a} imports {b}" for a, b in _imports() if a in travels and b not in travels}
     assert wrong == set()
 

@@ -24,8 +24,8 @@ from federation.config import RunConfig
 from federation.policy.build import build_policy, trainable_parameters
 from federation.settings import PolicyConfig
 from federation.wire.codec import encoded_bytes
-from server.deploy.control import app_files, run_status, start_run
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import app_files, run_status, start_run
 from tests.benchmarks.full_size_round import MemoryWatch
 from tests.integration.conftest import free_port
 

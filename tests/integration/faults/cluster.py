@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 from federation.config import RunConfig
-from server.deploy.control import PROJECT, ControlError, run_status, submit_run
 from server.deploy.local_cluster import LocalCluster
 from server.deploy.supervise import supervise_run
 from server.run.recorded import EVENTS_FILE
+from server.superlink.control import PROJECT, ControlError, run_status, submit_run
 from tests.integration.faults.network import Network
 from tests.integration.superlink import with_database
 

@@ -17,7 +17,7 @@ from flwr.cli.install import install_from_fab
 
 from client.supernode import consent
 from client.supernode.consent import ALLOW_APP, INSTALLED, ConsentError, give_consent, read_bundle
-from server.deploy.control import app_files
+from server.superlink.control import app_files
 
 
 @pytest.fixture

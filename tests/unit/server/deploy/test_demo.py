@@ -14,9 +14,9 @@ from federation.config import RunConfig, parse_run_config
 from federation.data.description import DatasetDescription
 from federation.errors import DatasetError
 from server.deploy import demo
-from server.deploy.control import SuperLink
 from server.deploy.local_cluster import LocalCluster
 from server.run.records import RunRecord
+from server.superlink.control import SuperLink
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.one_site import join

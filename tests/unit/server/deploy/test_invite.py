@@ -17,9 +17,9 @@ from certs.authority import CertificateError
 from certs.issue import issue_all
 from client.doctor.connection import check_superlink
 from server.deploy import invite, register
-from server.deploy.control import ControlError
 from server.deploy.invite import main, make_bundle, retire_site, revoke_key
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import ControlError
 from tests import REPOSITORY
 
 SUPERLINK = "fed.example.org:443"

@@ -6,9 +6,9 @@ import pytest
 
 from federation.config import RunConfig, load_run_config
 from server.deploy import submit, supervise
-from server.deploy.control import ControlError, RefusedError
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
+from server.superlink.control import ControlError, RefusedError
 
 
 @pytest.fixture

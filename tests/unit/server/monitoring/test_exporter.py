@@ -16,7 +16,6 @@ from federation.config import RunConfig, parse_run_config
 from federation.metrics import Samples
 from federation.privacy_budget import epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
-from server.deploy.control import SuperLink
 from server.monitoring import exporter as exporter_module
 from server.monitoring import superlink as superlink_state
 from server.monitoring.catalogue import CATALOGUE
@@ -28,6 +27,7 @@ from server.monitoring.totals import RunFollower
 from server.run.phases import PHASES, round_phases
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
+from server.superlink.control import SuperLink
 from tests import REPOSITORY
 
 CLIENT = {

@@ -8,8 +8,8 @@ import pytest
 from flwr.supercore.error.base import ApiErrorCode
 
 from certs.issue import issue_all
-from server.deploy import control
-from server.deploy.control import (
+from server.superlink import control
+from server.superlink.control import (
     ControlError,
     RefusedError,
     SuperLink,

@@ -1,0 +1,1 @@
+"""SuperLink as the operator's commands and the exporter reach it."""
