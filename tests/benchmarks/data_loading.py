@@ -3,8 +3,9 @@
     python -m tests.benchmarks.data_loading [--out tests/benchmarks/data_loading.json]
 
 The recording is like an SO-101's: two cameras of 640 x 480, encoded with LeRobot's defaults. Batch size and
-workers are those of a run's defaults. `cache_filling` starts from an empty cache, `cache_full` finds
-nearly everything in it.
+workers are those of a run's defaults. `lerobot` decodes with PyAV, as training does here;
+`lerobot_torchcodec` with TorchCodec, where that finds a shared FFmpeg (PyAV brings its own). `cache_filling`
+starts from an empty cache, `cache_full` finds nearly everything in it.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def main() -> None:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.utils.import_utils import get_safe_default_video_backend
     from torch.utils.data import DataLoader
 
     from client.frames import FrameStream
@@ -82,16 +84,15 @@ def main() -> None:
         policy.config.resize_imgs_with_padding = (512, 512)  # full size; nothing of the model is used
         length = EPISODES * FRAMES
         metadata = LeRobotDatasetMetadata("local/benchmark", root=root)
-        theirs = LeRobotDataset(
-            "local/benchmark",
-            root=root,
-            delta_timestamps=resolve_delta_timestamps(policy.config, metadata),
-        )
-        figures = {
-            "lerobot": samples_a_second(
-                DataLoader(theirs, batch_size=BATCH_SIZE, shuffle=True, num_workers=WORKERS), length
-            )
-        }
+        deltas = resolve_delta_timestamps(policy.config, metadata)
+        backends = {"lerobot": "pyav"}
+        if get_safe_default_video_backend() == "torchcodec":
+            backends["lerobot_torchcodec"] = "torchcodec"
+        figures = {}
+        for name, backend in backends.items():
+            theirs = LeRobotDataset("local/benchmark", root, delta_timestamps=deltas, video_backend=backend)
+            loader = DataLoader(theirs, batch_size=BATCH_SIZE, shuffle=True, num_workers=WORKERS)
+            figures[name] = samples_a_second(loader, length)
         for name in ("cache_filling", "cache_full"):
             samples = open_samples(root, policy.config, Path(folder) / "samples", 10**10)
             stream = FrameStream(samples, seed=0, name="benchmark")
