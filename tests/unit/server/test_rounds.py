@@ -1,37 +1,26 @@
 import dataclasses
-import io
 import math
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
+from flwr.app import Error
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from federation.messages import CONFIG, HEADER, METRICS, UPDATE
+from federation.messages import CONFIG, HEADER
 from federation.release_ledger import LEDGER_FILE, read_ledger
-from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, TrainingConfig, WireConfig
-from federation.wire.payload import Header
-from server import update_collector
-from server.aggregation.verification import largest_norm, verify_reply
+from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, WireConfig
 from server.grid import exchange
-from server.grid.exchange import Reply
-from server.join_answer import Node
 from server.model import GlobalModel
 from server.rounds import run_round
 from server.run.round_record import RoundRecord
 from tests.fake_grid import FakeGrid
 from tests.unit.server.replies import (
     FAST,
-    METRIC_VALUES,
     make_nodes,
     make_reply,
-    make_update,
     run_one_round,
 )
 
@@ -44,92 +33,6 @@ def test_the_mean_is_weighted_by_examples(record, statistics) -> None:
     assert (entry.num_examples, entry.skipped_frames, entry.aggregated) == (40, 2, True)
     assert entry.policy_loss == {"mean": 1.0, "std": 0.0}
     assert entry.bytes == {"down": 16, "up": 16}
-
-
-def _damaged() -> RecordDict:
-    reply = make_reply()
-    reply[UPDATE]["000000"] = Array(np.array([1.0, np.nan], np.float32).view(np.uint8))
-    return reply
-
-
-def _replayed() -> RecordDict:
-    reply = make_reply()
-    reply[UPDATE], reply[HEADER] = make_update(1.0, run="another")
-    return reply
-
-
-def _without_arrays() -> RecordDict:
-    reply = make_reply()
-    reply[UPDATE] = ArrayRecord({})
-    return reply
-
-
-def _with_an_impossible_shape() -> RecordDict:
-    reply = make_reply()
-    file = io.BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (-2, -16)}
-    np.lib.format.write_array_header_1_0(file, header)
-    reply[UPDATE]["000000"] = Array("uint8", (8,), "numpy.ndarray", file.getvalue() + bytes(32))
-    return reply
-
-
-BAD_REPLIES = [
-    (_damaged(), "NaN or infinity"),
-    (_with_an_impossible_shape(), "does not hold the uint8 values expected"),
-    (_replayed(), "run is 'another', expected 'run'"),
-    (make_reply(num_examples=0), "nothing was trained on"),
-    (make_reply(num_examples=-5), "not negative"),
-    (make_reply(skipped_frames=2**62), "whole number from 0 to 1000000000000000"),
-    (make_reply(download_bytes=-1), "not negative"),
-    (make_reply(train_seconds=-1.0), "train_seconds = -1.0 must not be negative"),
-    (make_reply(setup_seconds=1e9), "setup_seconds = 1000000000.0 must be a finite number, not beyond 1e+07"),
-    (make_reply(device_memory_bytes=-1), "must not be negative"),
-    (make_reply(answered_at=-1e9), "must not be negative"),
-    (make_reply(learning_rate=-1e-3), "must not be negative"),
-    (make_reply(policy_loss=[1.0, 2.0]), "policy_loss = [1.0, 2.0]"),
-    (make_reply(num_examples=2.5), "whole number"),
-    (make_reply(num_examples=10**9), "the round's steps are of 3200 at most"),
-    (make_reply(3e38), "no training"),
-    (make_reply(policy_loss=1e300), "policy_loss = 1e+300"),
-    (Error(1, "one\nWARNING another line" + 10**6 * "x"), "one WARNING another linexxx"),
-    (make_reply(policy_loss=float("inf")), "policy_loss = inf"),
-    (make_reply(policy_loss=None), "policy_loss = None"),
-    (make_reply(policy_loss=-0.5), "policy_loss = -0.5 must not be negative"),
-    (make_reply(proximal_loss=-1e-3), "proximal_loss = -0.001 must not be negative"),
-    (make_reply(grad_norm=-1), "grad_norm = -1 must not be negative"),
-    (RecordDict(), "lacks 'update', 'header' or 'metrics'"),
-    (RecordDict({UPDATE: ConfigRecord({}), METRICS: MetricRecord({})}), "lacks"),
-    (_without_arrays(), "it holds 0 bytes"),
-    (Error(1, "out of memory"), "out of memory"),
-]
-
-
-def _code_of(reason: str) -> str:
-    if reason == "no training":
-        return "norm"
-    if "expected 'run'" in reason:
-        return "not_current"
-    if any(word in reason for word in ("finite", "NaN", " = inf", " = None", "1e+300", "[1.0, 2.0]")):
-        return "non_finite"
-    return "node_failed" if "another line" in reason or reason == "out of memory" else "malformed"
-
-
-@pytest.mark.parametrize(("bad", "reason"), BAD_REPLIES, ids=[reason for _, reason in BAD_REPLIES])
-def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(record, statistics, bad, reason) -> None:
-    entry, weights = run_one_round(FakeGrid({10: bad, 11: make_reply(5.0)}), record, statistics, "a", "b")
-    assert weights.tolist() == [5.0, 5.0]
-    assert list(entry.clients) == ["b"]
-    assert reason in entry.rejected["a"].reason
-    assert len(entry.rejected["a"].reason) < 1000
-    assert entry.rejected["a"].code == _code_of(reason)
-    record.round_finished(entry)  # JSON takes it
-
-
-def test_figures_at_their_limit_can_be_averaged_and_recorded(record, statistics) -> None:
-    grid = FakeGrid({10: make_reply(policy_loss=1e18, learning_rate=1e18), 11: make_reply()})
-    entry, _ = run_one_round(grid, record, statistics, "a", "b")
-    assert entry.rejected == {}
-    record.round_finished(entry)
 
 
 def test_useless_replies_make_no_quorum_that_honest_nodes_are_late_for(
@@ -161,202 +64,6 @@ def test_without_a_good_update_the_weights_stay_and_the_round_says_so(record, st
     entry, weights = run_one_round(FakeGrid({10: None, 11: Error(1, "no")}), record, statistics, "a", "b")
     assert weights.tolist() == [0.0, 0.0]
     assert (entry.aggregated, entry.policy_loss, entry.update_norm) == (False, None, 0.0)
-
-
-NORM_OF_1 = math.sqrt(2)
-
-
-@pytest.mark.parametrize("norms", [(), (NORM_OF_1,) * 4], ids=["first round", "later round"])
-def test_an_update_a_thousand_times_as_large_is_refused(record, statistics, norms) -> None:
-    answers = {10: make_reply(1000.0), 11: make_reply(1.0), 12: make_reply(2.0), 13: make_reply(1.5)}
-    entry, weights = run_one_round(FakeGrid(answers), record, statistics, "a", "b", "c", "d", norms=norms)
-    assert list(entry.clients) == ["b", "c", "d"]
-    reason = entry.rejected["a"].reason
-    assert "1000 times the median of the round" in reason or "norm is" in reason
-    assert weights.tolist() == [1.5, 1.5]
-
-
-LOCAL_EPOCHS = dataclasses.replace(FAST, local_epochs=1.0, batch_size=10, gradient_accumulation_steps=2)
-
-
-def _epoch(
-    record, statistics, sites: dict[str, tuple[int, float]], training: TrainingConfig = LOCAL_EPOCHS
-) -> tuple[dict, GlobalModel]:
-    """A round with `local_epochs`: name -> frames that the site claims, and the value of its update."""
-    settings = RunConfig(
-        federation=FederationConfig(round_deadline_seconds=1.0),
-        wire=WireConfig(download="fp32", upload="fp32"),
-        training=training,
-    )
-    joined = [Node(i, n, 30, 3, frames, ("top",), {}) for i, (n, (frames, _)) in enumerate(sites.items(), 10)]
-    grid = FakeGrid(
-        {node.node_id: make_reply(sites[node.name][1], num_examples=node.frames) for node in joined}
-    )
-    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
-    return run_round(grid, model, joined, 1, settings, record), model  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("value", "is_refused"), [(39.0, False), (200.0, True)])
-def test_with_local_epochs_norms_are_judged_by_the_root_of_the_steps(
-    record, statistics, value: float, is_refused: bool
-) -> None:
-    entry, model = _epoch(record, statistics, {"a": (20, 1.0), "b": (20, 1.0), "c": (1000, value)})
-    assert list(entry.rejected) == (["c"] if is_refused else [])
-    if is_refused:
-        assert "its norm is 282.8, by the root of its steps 50 times the median" in entry.rejected["c"].reason
-        assert list(model.norms) == []
-    else:  # as of the 200 steps of training.local_steps
-        assert list(model.norms) == pytest.approx([NORM_OF_1 * math.sqrt(200)])
-
-
-def test_an_honest_small_site_beside_large_ones_is_not_refused(record, statistics) -> None:
-    small, large = 2.41, 10.9  # tests/benchmarks/update_norms.json: 10 and 1000 steps
-    for sites in (
-        {"a": (200, small), "b": (20000, large), "c": (20000, large)},
-        {"a": (200, small), "b": (200, small), "c": (20000, large)},
-    ):
-        entry, _ = _epoch(record, statistics, sites)
-        assert entry.rejected == {}
-
-
-@pytest.mark.parametrize("others", [1, 2, 4])
-def test_a_site_that_claims_any_number_of_frames_weighs_as_much_as_the_others(
-    record, statistics, others: int
-) -> None:
-    honest = {f"site-{i}": (100, 0.0) for i in range(others)}
-    entry, model = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)})
-    assert entry.capped == {"liar": 100.0}
-    assert model.weights["w"].tolist() == pytest.approx([1 / (1 + others)] * 2)
-    record.round_finished(entry)
-    slow = dataclasses.replace(LOCAL_EPOCHS, learning_rate=1e-4)
-    entry, _ = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)}, slow)
-    assert "steps of this learning rate make" in entry.rejected["liar"].reason
-
-
-def test_without_local_epochs_nobody_is_capped(record, statistics) -> None:
-    entry, _ = run_one_round(
-        FakeGrid({10: make_reply(num_examples=3200), 11: make_reply(num_examples=1)}),
-        record,
-        statistics,
-        "a",
-        "b",
-    )
-    assert entry.capped == {}
-
-
-@pytest.mark.parametrize("value", [1e-6, 0.0, 1000.0])
-@pytest.mark.parametrize("norms", [(), (NORM_OF_1,) * 4], ids=["first round", "later round"])
-def test_of_two_nobody_is_judged_by_the_other(record, statistics, value: float, norms) -> None:
-    entry, weights = run_one_round(
-        FakeGrid({10: make_reply(1.0), 11: make_reply(value)}), record, statistics, "a", "b", norms=norms
-    )
-    assert entry.rejected == {}
-    assert weights.tolist() == pytest.approx([(1 + value) / 2] * 2)
-
-
-def test_of_two_updates_that_came_of_three_nobody_is_judged_by_the_other(record, statistics) -> None:
-    grid = FakeGrid({10: make_reply(1.0), 11: make_reply(1000.0), 12: None})
-    entry, _ = run_one_round(grid, record, statistics, "a", "b", "c")
-    assert (list(entry.clients), entry.rejected) == (["a", "b"], {})
-
-
-@pytest.mark.parametrize("names", ["a", "ab", "abc"])
-def test_an_update_that_no_training_makes_is_refused_however_few_sites_there_are(
-    record, statistics, names: str
-) -> None:
-    grid = FakeGrid({10: make_reply(1e6)} | {10 + i: make_reply(1.0) for i in range(1, len(names))})
-    entry, weights = run_one_round(grid, record, statistics, *names)
-    assert "its norm is 1.414e+06; steps of this learning rate make 5.6" in entry.rejected["a"].reason
-    assert weights.tolist() == ([1.0, 1.0] if len(names) > 1 else [0.0, 0.0])
-
-
-def test_the_history_of_norms_is_one_figure_a_round_that_no_site_alone_can_move(record, statistics) -> None:
-    settings = RunConfig(wire=WireConfig(download="fp32", upload="fp32"), training=FAST)
-    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
-
-    def norms_after(*values: float) -> list[float]:
-        names = "abcd"[: len(values)]
-        grid = FakeGrid({10 + i: make_reply(value) for i, value in enumerate(values)})
-        run_round(grid, model, make_nodes(*names), 1, settings, record)  # type: ignore[arg-type]
-        model.weights["w"].zero_()  # the made-up replies are to the weights of the start
-        return [norm / NORM_OF_1 for norm in model.norms]
-
-    assert norms_after(1e-6, 1.0) == []
-    assert norms_after(1e-6, 1.0, 2.0) == pytest.approx([1.0])
-    assert norms_after(9.0, 1.0, 2.0) == pytest.approx([1.0, 2.0])
-    assert norms_after(1e-6, 3.0, 4.0, 5.0) == pytest.approx([1.0, 2.0, 3.0])
-
-
-@given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.integers(0, 40))
-def test_no_training_moves_weights_beyond_what_the_learning_rate_allows(
-    values: list[float], rest: int
-) -> None:
-    gradients = torch.tensor(values).double().pow(5)  # from next to nothing to hundreds
-    config = RunConfig(training=TrainingConfig(local_steps=len(values) + rest, warmup_steps=0))
-    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer = torch.optim.AdamW([weight], lr=config.training.learning_rate, betas=(0.9, 0.95), eps=1e-8)
-    for gradient in [*([0.0] * rest), *gradients.tolist()]:
-        weight.grad = torch.tensor([gradient], dtype=torch.float64)
-        optimizer.step()
-    most = largest_norm(config, 1, 1, config.training.local_steps)
-    assert abs(weight.item()) <= 0.6 * most  # the rest is for what encoding left over from the round before
-
-
-def test_under_local_privacy_the_noise_is_no_reason_to_refuse_an_update() -> None:
-    config = RunConfig(privacy=PrivacyConfig(mode="local", clip_norm=2.0, noise_multiplier=3.0))
-    noise = 2.0 * 3.0 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert 2.0 + noise.norm() < largest_norm(config, 1, 1000, 200) < 3 * noise.norm()
-
-
-METRICS_OF_STRANGERS = st.dictionaries(
-    st.sampled_from(list(METRIC_VALUES)),
-    st.integers(-(2**63), 2**63 - 1)
-    | st.floats()
-    | st.lists(st.floats(), max_size=3)
-    | st.lists(st.integers(0, 9)),
-)
-
-
-@given(METRICS_OF_STRANGERS)
-def test_whatever_a_node_reports_of_its_training_it_is_usable_or_refused_with_one_line(changes: dict) -> None:
-    content = make_reply(**changes)
-    expected = Header("fp32", "run", 1, str(content[HEADER]["base"]))
-    try:
-        _, metrics = verify_reply(
-            Reply(1, content, "", False, 2.0), {"w": torch.Size([2])}, expected, max_examples=10**9
-        )
-    except FederationError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(math.isfinite(value) and value >= 0 for value in metrics.values())
-        spent = update_collector._transfer_seconds(2.0, metrics["received_at"], metrics["answered_at"])
-        assert all(0 <= seconds <= 2.0 for seconds in spent.values())
-
-
-def test_a_jump_that_all_nodes_share_is_no_reason_to_refuse_them(record, statistics) -> None:
-    grid = FakeGrid({10: make_reply(40.0), 11: make_reply(42.0), 12: make_reply(44.0)})
-    entry, weights = run_one_round(grid, record, statistics, "a", "b", "c", norms=(NORM_OF_1,) * 30)
-    assert entry.rejected == {}
-    assert weights.tolist() == [42.0, 42.0]
-
-
-def test_the_noise_on_the_server_is_not_undone_by_whose_norms_are_compared(record, statistics) -> None:
-    settings = RunConfig(
-        federation=FederationConfig(round_deadline_seconds=1.0),
-        wire=WireConfig(download="fp32", upload="fp32"),
-        privacy=PrivacyConfig(mode="central", clip_norm=NORM_OF_1, noise_multiplier=1e-9),
-    )
-    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
-    grid = FakeGrid({10: make_reply(1.0), 11: make_reply(1.0), 12: make_reply(1000.0)})
-    entry = run_round(grid, model, make_nodes("a", "b", "c"), 1, settings, record)  # type: ignore[arg-type]
-    assert list(entry.clients) == ["a", "b", "c"]
-    torch.testing.assert_close(model.weights["w"], torch.ones(2))
-
-
-def test_nodes_that_learnt_nothing_do_not_make_the_others_guilty(record, statistics) -> None:
-    grid = FakeGrid({10: make_reply(0.0), 11: make_reply(0.0), 12: make_reply(3.0)})
-    entry, _ = run_one_round(grid, record, statistics, "a", "b", "c")
-    assert entry.rejected == {}
 
 
 def test_with_too_few_good_updates_the_weights_stay_and_the_round_is_marked(record, statistics) -> None:

@@ -4,8 +4,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +12,6 @@ from federation.data.cameras import CameraChoice
 from federation.data.description import describe_dataset
 from federation.data.info import check_info, load_info, recorded_cameras
 from federation.data.joint_names import check_joint_names
-from federation.data.tables import check_episodes, read_episodes, read_tasks
 from federation.errors import DatasetError
 
 VECTOR = {"dtype": "float32", "shape": [6], "names": None}
@@ -32,15 +29,6 @@ INFO = {
         "observation.images.top": {"dtype": "video", "shape": [64, 64, 3], "info": {}},
         "index": {"dtype": "int64", "shape": [1]},
     },
-}
-ROW = {
-    "episode_index": 0,
-    "length": 10,
-    "dataset_from_index": 0,
-    "dataset_to_index": 10,
-    "videos/top/chunk_index": 0,
-    "videos/top/file_index": 0,
-    "videos/top/from_timestamp": 0.0,
 }
 ROOT = Path("site")
 values = st.recursive(
@@ -69,43 +57,6 @@ def test_any_json_is_taken_or_refused_in_one_line(changes: dict[str, Any], featu
         assert str(error).isprintable()
     else:
         assert all(type(checked[key]) is int for key in ("fps", "total_episodes", "total_frames"))
-
-
-@given(row=st.dictionaries(st.sampled_from(sorted(ROW)), values), gone=st.sets(st.sampled_from(sorted(ROW))))
-def test_any_row_of_an_episode_is_taken_or_refused_in_one_line(row: dict[str, Any], gone: set[str]) -> None:
-    row = {key: value for key, value in (ROW | row).items() if key not in gone}
-    try:
-        check_episodes(ROOT, [row], ["top"])
-    except DatasetError as error:
-        assert str(error).isprintable()
-    else:
-        assert not gone
-
-
-@settings(max_examples=50)
-@given(
-    columns=st.dictionaries(
-        st.sampled_from(["task", "task_index", "__index_level_0__"]),
-        st.lists(st.integers(-3, 3) | st.none(), min_size=2, max_size=2)
-        | st.lists(st.text(max_size=3) | st.none(), min_size=2, max_size=2)
-        | st.lists(st.floats() | st.none(), min_size=2, max_size=2),
-    )
-)
-def test_any_table_is_taken_or_refused_in_one_line(
-    columns: dict[str, list[Any]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    root = tmp_path_factory.mktemp("tables")
-    for name in ("meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), root / name)
-    try:
-        tasks = read_tasks(root)
-    except DatasetError as error:
-        assert str(error).isprintable()
-    else:
-        assert all(isinstance(text, str) for text in tasks.values())
-    with pytest.raises(DatasetError, match="meta/episodes lacks"):
-        check_episodes(root, read_episodes(root) or [{}], [])
 
 
 @pytest.mark.parametrize(

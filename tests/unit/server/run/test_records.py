@@ -4,8 +4,6 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from federation.config import RunConfig, parse_run_config
 from federation.errors import ConfigError, FederationError
@@ -14,8 +12,6 @@ from server.run import records
 from server.run.recorded import (
     evaluations_behind,
     is_being_written,
-    parse_event,
-    read_metrics,
     recorded_config,
 )
 from server.run.records import RunRecord, new_run_name
@@ -155,38 +151,6 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
         RunRecord(tmp_path, "run-1", RESUMED)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"config": 1}', b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_record_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
-    folder = _interrupted(tmp_path)
-    (folder / "federated_metrics.json").write_bytes(content)
-    with pytest.raises(FederationError, match=r"federated_metrics.json .*name a run's folder"):
-        RunRecord(tmp_path, "run-1", RESUMED)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["config", "rounds", "status", "reason", "run.seed"]), inner)
-    ),
-    max_leaves=12,
-)
-
-
-@given(JSON.map(json.dumps).map(str.encode) | st.binary(max_size=100))
-def test_whatever_is_in_a_record_the_error_is_ours(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "fuzzed"
-    folder.mkdir(exist_ok=True)
-    (folder / "federated_metrics.json").write_bytes(content)
-    for read in (read_metrics, recorded_config):
-        try:
-            read(folder)
-        except FederationError as error:
-            assert str(folder) in str(error)
-
-
 def test_two_serverapps_never_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "_LOCK_SECONDS", 0.0)
     holder = RunRecord(tmp_path, "run-1", RunConfig())
@@ -307,9 +271,3 @@ def test_the_record_names_flowers_runs_before_the_nodes_come(tmp_path: Path) -> 
     record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True)), "18")
     metrics = _read(record)
     assert (metrics["flower_runs"], metrics["status"]) == (["17", "18"], "running")
-
-
-@pytest.mark.parametrize(("written", "named"), [("node_refused", "join_denied"), ("evaluated", "evaluated")])
-def test_events_of_the_first_release_are_read_under_todays_names(written: str, named: str) -> None:
-    line = json.dumps({"time": 1.0, "event": written, "round": 2})
-    assert parse_event(line) == {"time": 1.0, "event": named, "round": 2}
