@@ -40,9 +40,17 @@ def test_an_event_is_byte_for_byte_what_tensorboard_writes(
     writer.log(300, {"loss": 0.25})
     writer.close()
     (file,) = tmp_path.iterdir()
-    assert file.name == "events.out.tfevents.1.server"
+    assert file.name == "events.out.tfevents.1.500.server"
     assert file.read_bytes().endswith(REFERENCE)
     assert _records(file)[0].endswith(b"brain.Event:2")
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ScalarWriter(tmp_path)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(writer._file, "_writer", full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.log(1, {"loss": 0.25})
 
 
 def test_tensorboard_files_are_written_without_being_asked_for(tmp_path: Path) -> None:
