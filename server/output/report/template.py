@@ -8,11 +8,11 @@ PAGE = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
 {% macro table(it) %}
 <div class="wide"><table><thead><tr>
 {%- for cell in it.header %}<th{% if loop.index0 in it.text %} class=text{% endif %}>{{ cell }}{% endfor -%}
-</thead><tbody>
-{%- for row in it.rows %}
-
+</tr></thead><tbody>
+{% for row in it.rows %}
 <tr{% if row[0] in it.bold %} class=changed{% endif %}>
-{%- for cell in row %}<td{% if loop.index0 in it.text %} class=text{% endif %}>{{ cell }}{% endfor %}
+{%- for cell in row %}<td{% if loop.index0 in it.text %} class=text{% endif %}>{{ cell }}{% endfor -%}
+</tr>
 {% endfor %}
 </tbody></table></div>
 {% endmacro %}

@@ -85,6 +85,7 @@ def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) 
 
 def test_what_a_site_says_of_itself_is_text_in_the_page(record: RunRecord) -> None:
     record.node_joined("site-c", {**FACTS, "cameras": ["top"], "device": "<script>alert(1)</script>"})
+    record.close("finished")
     page = write_report(record.folder).read_text()
     assert "<script" not in page
     assert "<script>alert(1)</script>" in _Page(page).text
