@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.issue import issue_all
-from server.deploy.control import app_files, run_status, start_run
 from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import app_files, run_status, start_run
 from tests.integration.conftest import free_port
 from tests.integration.superlink import with_database
 
