@@ -88,8 +88,10 @@ def main() -> None:
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8553)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--sizes", default=",".join(_ROUNDS), help="some of them; the others' figures stay")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {
+    result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    result |= {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }
@@ -99,7 +101,8 @@ def main() -> None:
         data.mkdir()
         for dataset in ("site-a", "holdout"):
             (data / dataset).symlink_to((arguments.data / dataset).resolve())
-        for size, policy in (("tiny", {"policy.size": "tiny"}), ("pretrained", _write_pretrained(folder))):
+        for size in arguments.sizes.split(","):
+            policy = {"policy.size": "tiny"} if size == "tiny" else _write_pretrained(folder)
             runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
             for repeat in range(arguments.repeats):
                 for way in runs:
