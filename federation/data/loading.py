@@ -99,7 +99,7 @@ def open_dataset(
             # Without a list LeRobot takes a frame's number for that of its row; rows lie in any order.
             list(range(metadata.total_episodes) if episodes is None else episodes),
             _TOLERANCE_SECONDS,
-            "pyav",
+            "pyav",  # with an FFmpeg of its own; TorchCodec needs one on the machine
             resolve_delta_timestamps(policy, metadata),
             image_transforms=None,
         )
