@@ -67,7 +67,7 @@ class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
 def load_batches(
     stream: FrameStream, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[dict[str, Any]]:
-    """Batches of `stream`, loaded ahead by `num_workers` processes.
+    """Yield batches of `stream`, loaded ahead by `num_workers` processes.
 
     Raises:
         DatasetError: too many frames in a row could not be decoded. It is raised by `next`.

@@ -22,7 +22,7 @@ _SLASHES = re.compile(r"(?<![:/])//+")
 
 
 def hide_paths(reason: str, kept: Mapping[str, Path], environment: Mapping[str, str] = os.environ) -> str:
-    """`reason` without absolute paths.
+    """Return `reason` without absolute paths.
 
     Args:
         kept: what to call a folder -> the folder. It becomes `<what>`, and the way on from there is kept: it

@@ -137,7 +137,7 @@ def setup_training_components(
 
 
 def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:
-    """One optimizer step on preprocessed batches, whose gradients are averaged.
+    """Take one optimizer step on preprocessed batches, whose gradients are averaged.
 
     Raises:
         TrainingError: the policy loss is NaN or infinite.

@@ -26,10 +26,10 @@ class GlobalModel:
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Parameter name -> shape."""
+        """Return parameter name -> shape."""
         return {name: tensor.shape for name, tensor in self.weights.items()}
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
-        """The weights that are evaluated and exported: the average where there is one."""
+        """Return the weights that are evaluated and exported: the average where there is one."""
         return self.average or self.weights

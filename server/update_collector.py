@@ -97,7 +97,7 @@ class UpdateCollector:
 
     @property
     def typical_norm(self) -> float | None:
-        """The norm that the round is remembered by; None if it had too few good updates."""
+        """Return the norm that the round is remembered by; None if it had too few good updates."""
         return typical_norm([norm / scale for norm, scale in map(self._norms.__getitem__, self.clients)])
 
     def _hold(self, update: Payload) -> Payload:

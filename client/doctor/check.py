@@ -22,5 +22,5 @@ def days_check(what: str, text: str, left: float, fix: str) -> Check:
 
 
 def plural(count: int, noun: str) -> str:
-    """`"1 jump"`, `"2 jumps"`."""
+    """Return `"1 jump"`, `"2 jumps"`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -31,7 +31,7 @@ _STATE, _ACTION = FEATURES
 
 
 def check_motion(episodes: Episodes, fps: int, fix: Fix) -> list[Check]:
-    """Warnings, or one line that there is nothing to warn of.
+    """Return warnings, or one line that there is nothing to warn of.
 
     Args:
         episodes: as `split_episodes` gives them, without those that are left out.

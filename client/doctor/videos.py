@@ -61,7 +61,7 @@ def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]],
 
 
 def decoded_times(file: Path) -> Iterator[float]:
-    """When the frames that can be decoded are shown, in seconds."""
+    """Return when the frames that can be decoded are shown, in seconds."""
     import av
 
     with suppress(av.FFmpegError), av.open(str(file)) as container:

@@ -57,7 +57,7 @@ class Source:
     unreadable: list[str] = field(default_factory=list)  # files
 
     def fault_of(self, episode: Episode) -> str:
-        """Why `episode` cannot be used though its files are there; empty if it can."""
+        """Return why `episode` cannot be used though its files are there; empty if it can."""
         import pyarrow as pa
 
         try:

@@ -102,7 +102,7 @@ class VideoCopies:
 
 
 def find_gaps(root: Path, info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """Index of an episode of a dataset -> which video cannot be decoded; a single frame is enough."""
+    """Return index of an episode -> which video cannot be decoded; a single frame is enough."""
     gaps = {}
     times: dict[Path, NDArray[Any]] = {}
     for row in rows:

@@ -30,7 +30,7 @@ _FILES_IN_CHUNK = 1000
 
 
 def measure_rate(source: Source, episodes: Sequence[Episode]) -> int:
-    """Frames a second: what meta/info.json says unless the recorded times differ clearly.
+    """Return frames a second: what meta/info.json says unless the recorded times differ clearly.
 
     Raises:
         DatasetError: neither gives a rate.

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
-    """`given_up` (None: never), but for handshakes that nobody refused and a SuperLink that fails.
+    """Return `given_up` (None: never) but for handshakes that nobody refused and a SuperLink that fails.
 
     Before Flower ends this process for a refused signature, the log says so, and why.
     """

@@ -23,7 +23,7 @@ _AVERAGE_BEGINS = 10.0
 
 
 def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
-    """FedProx's mu of the next round, after the round `previous` (None: none yet).
+    """Return FedProx's mu of the next round, after the round `previous` (None: none yet).
 
     With `adapt_proximal_mu` it doubles after a round in which the sites' losses lay far apart, so that none
     of them pulls the weights its own way, and halves again, down to the configured value, once they agree
@@ -47,7 +47,7 @@ def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
 def average_weights(
     average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, round_: int
 ) -> None:
-    """`average = d * average + (1 - d) * weights`, in place, after `round_` (from 1).
+    """Set `average` to `d * average + (1 - d) * weights`, in place, after `round_` (from 1).
 
     `d` rises from 2/11 in round 1 to `decay`, so that the weights before training are soon forgotten.
     """
@@ -57,7 +57,7 @@ def average_weights(
 
 
 def is_spike(policy_loss: float, best: float, ratio: float) -> bool:
-    """Whether an evaluation is so bad that the weights go back to the best round.
+    """Return whether an evaluation is so bad that the weights go back to the best round.
 
     That is NaN or infinity, or, unless `ratio` is 0, beyond `ratio` times the loss of the best round.
     """

@@ -20,7 +20,7 @@ _log = get_logger("server.aggregation.robust")
 
 
 def median(updates: Sequence[Payload]) -> Iterator[tuple[str, Tensor]]:
-    """Coordinate-wise median, of an even number the mean of the middle two (Yin et al., ICML 2018)."""
+    """Yield the coordinate-wise median, of an even number the middle two's mean (Yin et al., ICML 2018)."""
     for name, stacked in _by_parameter(updates):
         ordered = stacked.sort(dim=0).values
         middle = len(updates) // 2
@@ -29,7 +29,7 @@ def median(updates: Sequence[Payload]) -> Iterator[tuple[str, Tensor]]:
 
 
 def trimmed_mean(updates: Sequence[Payload], trim_fraction: float) -> Iterator[tuple[str, Tensor]]:
-    """Coordinate-wise mean without the `trim_fraction` largest and smallest values (Yin et al., ICML 2018).
+    """Yield a coordinate-wise mean without the largest and smallest `trim_fraction` (Yin et al., ICML 2018).
 
     From three updates on at least one is cut at either end, else it would be the plain mean where it matters
     most. Of one or two nothing can be cut: such a round gets the coordinate-wise median, and the log has it.
@@ -52,7 +52,7 @@ def trimmed_mean(updates: Sequence[Payload], trim_fraction: float) -> Iterator[t
 
 
 def multi_krum(updates: Sequence[Payload], byzantine: int) -> Iterator[tuple[str, Tensor]]:
-    """Mean of the `N - byzantine` updates nearest to the others (Blanchard et al., NeurIPS 2017).
+    """Yield the mean of the `N - byzantine` updates nearest to the others (Blanchard et al., NeurIPS 2017).
 
     The paper proves it to withstand `byzantine` bad ones where `2 * byzantine + 2 < N`. Of two updates, both
     are equally near, and the first to arrive would win. So a round of too few gets the coordinate-wise median

@@ -107,11 +107,11 @@ class LocalCluster:
         self._stop()
 
     def progress_file(self, site: str) -> Path:
-        """Where the site's ClientApp writes how far it is in the round."""
+        """Return where the site's ClientApp writes how far it is in the round."""
         return self._scratch / site / "progress.json"
 
     def process_id(self, name: str) -> int:
-        """Process id of `superlink`, `superexec` or a site's SuperNode."""
+        """Return the process id of `superlink`, `superexec` or a site's SuperNode."""
         return self._processes[name].pid
 
     def check_processes(self) -> None:

@@ -9,7 +9,7 @@ _Z_95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion: sound for few trials and at 0 and 1, where Wald's is not."""
+    """Return Wilson's 95 % interval of a proportion, sound for few trials and at 0 and 1; Wald's is not."""
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")
     rate, square = successes / trials, _Z_95**2 / trials
@@ -19,7 +19,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def sign_test(differences: Sequence[float]) -> float:
-    """Two-sided p-value that signs of paired `differences` are even; ties are left out.
+    """Return the two-sided p-value that signs of paired `differences` are even; ties are left out.
 
     On successes (differences of -1, 0, 1) this is McNemar's exact test.
     """

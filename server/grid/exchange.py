@@ -137,7 +137,7 @@ class Exchange:
                 time.sleep(_POLL_INTERVAL_SECONDS)
 
     def poll_replies(self) -> Iterator[Reply | None]:
-        """Like `replies`, but yield None where there is nothing yet; the caller waits, or works on."""
+        """Yield what `replies` does, and None where there is nothing yet; the caller waits, or works on."""
         for node_id in self._not_sent:
             yield Reply(node_id, None, "the message could not be sent to this node", True, 0.0)
         quorum = math.ceil(self._policy.quorum * (len(self._waiting) + len(self._not_sent)))
@@ -173,7 +173,7 @@ class Exchange:
         self._reply_seconds.pop(node_id, None)
 
     def open_messages(self) -> dict[str, OpenMessage]:
-        """By message id, what has no reply now that the exchange is over."""
+        """Return by message id what has no reply now that the exchange is over."""
         expires_at = self._started + self._policy.deadline_seconds
         # A node that has replied has only a message left that it was sent twice: it answers at once.
         return {

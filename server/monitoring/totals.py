@@ -42,7 +42,7 @@ class NodeTotals:
 
     @property
     def id(self) -> str:
-        """Flower's, under which a denied join is recorded."""
+        """Return Flower's id of it, under which a denied join is recorded."""
         return str(self.facts.get("node_id", ""))
 
 
@@ -81,7 +81,7 @@ class RunTotals:
 
     @property
     def denied(self) -> int:
-        """Nodes that were denied or suspended and have not joined again; one may be both."""
+        """Return the nodes that were denied or suspended and have not joined again; one may be both."""
         suspended = {node.id or name for name, node in self.nodes.items() if node.suspended}
         return len(self.denied_ids | suspended)
 
@@ -195,7 +195,7 @@ class RunFollower:
         self.totals = RunTotals(self._config())
 
     def is_current(self) -> bool:
-        """Whether the file followed is still there: a run moved away may have a successor of its name."""
+        """Return whether the followed file is still there: a moved one may have a successor of its name."""
         file = self._events.stat()
         return file.st_ino == self._inode and file.st_size >= self._position
 

@@ -59,7 +59,7 @@ class Hub:
             raise ConfigError(f"{where}: the Hub cannot be reached ({error}); empty hub.repo") from None
 
     def due(self, round_: int) -> bool:
-        """Whether to push after `round_`, which is not the last."""
+        """Return whether to push after `round_`, which is not the last."""
         return bool(self._config.push_frequency) and round_ % self._config.push_frequency == 0
 
     def push(self, folder: Path, round_: int, *, remove: bool = False) -> None:
@@ -78,7 +78,7 @@ class Hub:
             shutil.rmtree(folder, ignore_errors=True)
 
     def reports(self) -> Iterator[dict[str, Any]]:
-        """Events of the pushes that ended since the last call: `pushed` or `push_failed`."""
+        """Return the events of the pushes that ended since the last call: `pushed` or `push_failed`."""
         while not self._reports.empty():
             yield self._reports.get()
 

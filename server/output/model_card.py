@@ -139,7 +139,7 @@ the power switch while it drives a real arm.
 
 
 def model_card(metrics: Mapping[str, Any], round_: int) -> str:
-    """Markdown with the Hub's front matter.
+    """Return the card as Markdown with the Hub's front matter.
 
     Args:
         metrics: the run's record, as in `federated_metrics.json`.

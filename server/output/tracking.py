@@ -111,7 +111,7 @@ class _WandbRun:
 
 
 def evaluation_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Tags and values of an evaluation, the one before training included."""
+    """Return the tags and values of an evaluation, the one before training included."""
     scalars = {}
     for figure in ("policy_loss", "action_mse"):
         scalars[f"evaluation/{figure}"] = evaluation[figure]
@@ -122,7 +122,7 @@ def evaluation_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def round_scalars(entry: RoundRecord) -> dict[str, float]:
-    """Tags and values of a complete round."""
+    """Return the tags and values of a complete round."""
     scalars: dict[str, float] = {
         "round/updates": len(entry.clients),
         "round/missing": len(entry.missing),

@@ -39,7 +39,7 @@ def check_ledger(config: PrivacyConfig, folder: Path) -> None:
 
 
 def privacy_spent(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """`{"mode", "delta", "epsilon": {node: value}, "not_covered"}`; a value is None beyond a million.
+    """Return `{"mode", "delta", "epsilon": {node: value}, "not_covered"}`; a value is None beyond a million.
 
     Args:
         config: the run's, flat.

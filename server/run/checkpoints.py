@@ -67,11 +67,11 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the lowest evaluated policy loss."""
+        """Return the checkpoint with the lowest evaluated policy loss."""
         return self._folder / "best.safetensors"
 
     def due(self, round_: int, policy_loss: float | None, *, last: bool = False) -> bool:
-        """Whether to save after `round_`: every `frequency` rounds, at the end, and the best one so far."""
+        """Return whether to save after `round_`: every `frequency` rounds, the last, and the best so far."""
         return last or round_ % self._settings.frequency == 0 or self._is_best(policy_loss)
 
     def save(

@@ -11,7 +11,7 @@ __all__ = ["describe_environment", "folder_of"]
 
 
 def describe_environment() -> dict[str, str | int]:
-    """Versions, operating system, processor and memory of the server."""
+    """Return versions, operating system, processor and memory of the server."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         **versions(),

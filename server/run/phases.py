@@ -17,12 +17,12 @@ PHASES = ("sample", "send", *NODE_PHASES, "wait", "aggregate", "evaluate", "chec
 
 
 def node_phases(client: dict[str, float]) -> dict[str, float]:
-    """Seconds of one node's round by phase; Flower's polling counts as download or upload."""
+    """Return the seconds of one node's round by phase; Flower's polling counts as download or upload."""
     return {phase: client.get(f"{phase}_seconds", 0.0) for phase in NODE_PHASES}
 
 
 def steps_taken(client: Mapping[str, float], config: Mapping[str, Any]) -> int:
-    """Optimizer steps of one node's round.
+    """Return the optimizer steps of one node's round.
 
     Args:
         config: as in the record; an older release did not accumulate gradients.
@@ -35,7 +35,7 @@ def steps_taken(client: Mapping[str, float], config: Mapping[str, Any]) -> int:
 
 
 def round_phases(entry: RoundRecord) -> dict[str, float]:
-    """Seconds of a round by phase; they add up to the round's duration.
+    """Return the seconds of a round by phase; they add up to the round's duration.
 
     Args:
         entry: its `seconds["train"]` is how long the server waited for replies; that is split as the slowest

@@ -50,7 +50,7 @@ def parse_event(line: str | bytes) -> dict[str, Any]:
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether a ServerApp that lives holds the record in `folder`. Asking needs no permission to write.
+    """Return whether a living ServerApp holds the record in `folder`. Asking needs no permission to write.
 
     It takes the lock for a moment, so whoever wants the record waits for it for longer than that.
     """
@@ -135,7 +135,7 @@ def recorded_runs(outputs: Path) -> list[Path]:
 
 
 def is_finished(folder: Path, run_id: str | None = None) -> bool:
-    """Whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or a later one."""
+    """Return whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or later."""
     if not (folder / METRICS_FILE).exists():
         return False
     metrics = read_metrics(folder)

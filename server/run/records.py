@@ -172,7 +172,7 @@ class RunRecord:
         self._save()
 
     def is_simulated(self, round_: int) -> bool:
-        """Whether the record has the closed-loop evaluation after `round_`."""
+        """Return whether the record has the closed-loop evaluation after `round_`."""
         return any(entry["round"] == round_ for entry in self._metrics.get("simulated", []))
 
     def simulated(self, round_: int, result: dict[str, Any]) -> None:
@@ -203,7 +203,7 @@ class RunRecord:
 
     @property
     def entry_behind(self) -> RoundRecord | None:
-        """The round that today's weights come from; None: they are those before training."""
+        """Return the round that today's weights come from; None: they are those before training."""
         entries = {entry.round: entry for entry in self._rounds}
         entry = entries.get(max(entries, default=0))
         while entry is not None and entry.reverted_to is not None:
@@ -212,7 +212,7 @@ class RunRecord:
 
     @property
     def reverts_in_row(self) -> int:
-        """How many evaluations in a row took the weights back, since the settings were last changed."""
+        """Return how many evaluations in a row took the weights back since the settings last changed."""
         changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
         count = 0
         for entry in reversed(self._rounds):
@@ -232,7 +232,7 @@ class RunRecord:
 
     @property
     def reverted_rounds(self) -> list[int]:
-        """The rounds that spikes of the policy loss took back: nothing of them is in the weights."""
+        """Return the rounds that spikes of the policy loss took back: nothing of them is in the weights."""
         return sorted({lost for best, spike in self._reverts() for lost in range(best + 1, spike + 1)})
 
     def _reverts(self) -> list[tuple[int, int]]:

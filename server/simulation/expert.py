@@ -35,7 +35,7 @@ IK_TOLERANCE = 1e-5
 
 
 def plan_pick(scene: SO101Scene, seed: int) -> NDArray[Any]:
-    """Joint targets (T, 6) float32, one for each 1/30 s, that pick up the cube where it lies now.
+    """Return joint targets (T, 6) float32, one for each 1/30 s, that pick up the cube where it lies now.
 
     T is 92 to 122. Call after `scene.reset`; the scene is not changed. `seed` varies pace, approach and grip.
     """
@@ -112,7 +112,7 @@ class _Arm:
         self._pinch[0] += CUBE_HALF_SIZE_M + FIXED_PAD_CLEARANCE_M
 
     def targets_at(self, position_m: NDArray[Any]) -> NDArray[Any]:
-        """Targets (5,) in degrees that put the point between the fingers at `position_m` (3,), pointing down.
+        """Return targets (5,) in degrees: the point between the fingers at `position_m` (3,), pointing down.
 
         Damped least squares. A target is the joint angle plus what the servo, a spring, gives way under the
         arm's own weight, as a person leading a real arm would compensate.

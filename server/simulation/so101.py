@@ -241,11 +241,11 @@ class SO101Scene:
         self._steps_held = self._steps_held + 1 if raised else 0
 
     def success(self) -> bool:
-        """Whether the simulator has had the cube at least 5 cm above the table for the last 0.3 s."""
+        """Return whether the simulator has had the cube at least 5 cm above the table for the last 0.3 s."""
         return self._steps_held >= HOLD_SECONDS * FPS
 
     def joint_state(self) -> NDArray[Any]:
-        """Joint positions (6,) float32: degrees, and percent for the gripper."""
+        """Return joint positions (6,) float32: degrees, and percent for the gripper."""
         return self.from_radians(self.data.qpos[:6]).astype(np.float32)
 
     def observe(self) -> dict[str, NDArray[Any]]:
@@ -272,11 +272,11 @@ class SO101Scene:
             self._renderer = None
 
     def to_radians(self, targets: NDArray[Any]) -> NDArray[Any]:
-        """MuJoCo joint angles (6,) in radians from degrees and gripper percent."""
+        """Return MuJoCo joint angles (6,) in radians from degrees and gripper percent."""
         low, high = self.model.joint("gripper").range
         return np.append(np.radians(targets[:5]), low + targets[5] / 100 * (high - low))
 
     def from_radians(self, angles: NDArray[Any]) -> NDArray[Any]:
-        """Degrees and gripper percent (6,) from MuJoCo joint angles in radians."""
+        """Return degrees and gripper percent (6,) from MuJoCo joint angles in radians."""
         low, high = self.model.joint("gripper").range
         return np.append(np.degrees(angles[:5]), (angles[5] - low) / (high - low) * 100)

@@ -129,7 +129,7 @@ def unregister_supernode(superlink: SuperLink, public_key: str) -> bool:
 
 
 def count_online(superlink: SuperLink) -> int:
-    """How many SuperNodes are connected.
+    """Return how many SuperNodes are connected.
 
     Raises:
         ControlError: SuperLink cannot be reached.
@@ -174,7 +174,7 @@ def app_files() -> dict[str, bytes | Path]:
 
 
 def run_status(superlink: SuperLink, run_id: str) -> str:
-    """Flower's status of a run, e.g. `running` or `finished:failed`; `unknown` if SuperLink has no such run.
+    """Return Flower's status of a run, `running` or `finished:failed`; `unknown` if there is no such run.
 
     Raises:
         ControlError: SuperLink cannot be reached.
@@ -183,7 +183,7 @@ def run_status(superlink: SuperLink, run_id: str) -> str:
 
 
 def active_run(superlink: SuperLink) -> str | None:
-    """Flower's id of a run that has not finished, or None.
+    """Return Flower's id of a run that has not finished, or None.
 
     Raises:
         ControlError: SuperLink cannot be reached.

@@ -69,18 +69,18 @@ class SO101PickEnv(gym.Env[dict[str, Any], NDArray[Any]]):
 
     @property
     def scene(self) -> SO101Scene:
-        """The scene of this episode."""
+        """Return the scene of this episode."""
         assert self._scene is not None, "call reset first"
         return self._scene
 
     @property
     def task_description(self) -> str:
-        """What the policy is told to do."""
+        """Return what the policy is told to do."""
         return self.scene.variant.task
 
     @property
     def task(self) -> str:
-        """The scene variant of this episode."""
+        """Return the scene variant of this episode."""
         return self.scene.variant.name
 
     def reset(
@@ -110,7 +110,7 @@ class SO101PickEnv(gym.Env[dict[str, Any], NDArray[Any]]):
         return self._observe(), reward, success, truncated, {"is_success": success}
 
     def render(self) -> NDArray[Any]:
-        """Both cameras side by side, (H, 2 W, 3) uint8."""
+        """Return both cameras side by side, (H, 2 W, 3) uint8."""
         return np.concatenate([self._frame[name] for name in _CAMERAS], axis=1)
 
     def close(self) -> None:
@@ -162,16 +162,16 @@ class SO101PickConfig(EnvConfig):  # type: ignore[misc]
 
     @property
     def variant_names(self) -> tuple[str, ...]:
-        """The scene variants in order."""
+        """Return the scene variants in order."""
         return tuple(name.strip() for name in self.variants.split(","))
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
-        """What `SO101PickEnv` is built with."""
+        """Return what `SO101PickEnv` is built with."""
         return {"variants": self.variant_names, "image_size_px": self.image_size_px}
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, VectorEnv]]:
-        """`{"so101_pick": {0: n_envs environments}}`, each in a process of its own if asked."""
+        """Return `{"so101_pick": {0: n_envs environments}}`, each in a process of its own if asked."""
         make = [partial(SO101PickEnv, **self.gym_kwargs)] * n_envs
         mode = AutoresetMode.SAME_STEP
         if use_async_envs and n_envs > 1:  # spawned: neither torch nor OpenGL survives a fork
