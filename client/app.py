@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.hardware import describe_device
+from client.device import describe_device
 from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
 from client.round import answer_train_request
