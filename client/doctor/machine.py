@@ -16,7 +16,7 @@ from federation.versions import versions
 
 __all__ = ["check_ca", "check_device", "check_key", "check_scratch", "check_software"]
 
-_PROJECT_FILE = Path(__file__).resolve().parents[2] / "pyproject.toml"
+_PROJECT_FILE = Path(__file__).resolve().parents[1] / "project.toml"  # a link; in a wheel, a copy
 
 _WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy of the tables, residuals
 _WARN_GPU_GB = 4.0  # SmolVLA's weights, gradients and Adam's state are 3 GB before the first activation

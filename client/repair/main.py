@@ -1,18 +1,14 @@
 """A new dataset out of the whole episodes of one that cannot be trained on as it is.
 
-    python -m client.repair.main DATASET [NEW] [--without 3,7]
-
-DATASET is of LeRobot's format 2 or 3 and is only read. NEW (DATASET-repaired) is of format 3: episodes and
-frames are numbered one after the other, frame k is at k/fps seconds in data/ and in the videos, tasks are in
+The dataset is of LeRobot's format 2 or 3 and is only read. The new one is of format 3: episodes and frames
+are numbered one after the other, frame k is at k/fps seconds in data/ and in the videos, tasks are in
 order, statistics are made anew. What cannot be trained on is not in it, and is named. Messages about datasets
 name this command (`federation/data/advice.py`), so it must work on whatever they are about.
 """
 
-import argparse
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +19,10 @@ from federation.data.description import describe_dataset
 from federation.data.faults import find_faults
 from federation.data.info import load_info
 from federation.data.tables import read_episodes, read_frames, read_tasks
-from federation.errors import DatasetError, FederationError, one_line
+from federation.errors import ConfigError, DatasetError, one_line
 from federation.files import write_folder
 
-__all__ = ["main", "repair_dataset"]
+__all__ = ["repair_and_print", "repair_dataset"]
 
 _MAX_NAMED = 5
 
@@ -57,24 +53,32 @@ def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[i
     return lost
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit code is 0, or 2 with one line on stderr if nothing can be saved."""
-    arguments = _parse_arguments(argv)
-    root, new = arguments.dataset, arguments.new
+def repair_and_print(dataset: Path, new: Path | None = None, without: str = "") -> None:
+    """Write what can be saved of `dataset` to `new`, and print what that is and what it is not.
+
+    Args:
+        new: None: `dataset`-repaired, or in a site's container, which may write nowhere else, in its scratch
+            folder.
+        without: episodes to drop, whole or not, as "3,7".
+
+    Raises:
+        ConfigError: `without` is malformed.
+        DatasetError: nothing can be saved.
+        OSError: `new` cannot be written.
+    """
+    dropped = _parse_indices(without) if without else ()
+    dataset = Path(os.path.normpath(dataset))  # a slash at its end would hide its name
+    new = new or _default_folder(dataset)
     logging.disable(logging.WARNING)  # what LeRobot reports of codecs that are not needed here
     try:
-        lost = repair_dataset(root, new, arguments.without)
+        lost = repair_dataset(dataset, new, dropped)
         description = describe_dataset(new)
-    except (FederationError, OSError) as error:
-        print(f"repair: {error}", file=sys.stderr)
-        return 2
     finally:
         logging.disable(logging.NOTSET)
     for number, why in sorted(lost.items()):
         print(f"episode {number} is not in it: {why}")
     saved = f"{description.episodes} episodes, {description.frames} frames, {description.fps} frames/s"
-    print(f"{new}: {saved}; {_next_step(root, new)}")
-    return 0
+    print(f"{new}: {saved}; {_next_step(dataset, new)}")
 
 
 def _fill(folder: Path, source: Source, lost: dict[int, str]) -> None:
@@ -114,31 +118,15 @@ def _next_step(root: Path, new: Path) -> str:
     return f"use it in the place of {root}"
 
 
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _default_folder(dataset: Path) -> Path:
     own, scratch = os.environ.get("FEDERATION_DATASET"), os.environ.get("FEDERATION_SCRATCH")
-    parser = argparse.ArgumentParser(prog="repair", description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, nargs="?", default=own, metavar="DATASET")
-    parser.add_argument("new", type=Path, nargs="?", metavar="NEW", help="default: DATASET-repaired")
-    parser.add_argument(
-        "--without", type=_indices, default=(), metavar="3,7", help="episodes to drop, whole or not"
-    )
-    arguments = parser.parse_args(argv)
-    if not arguments.dataset:
-        parser.error("name the folder of a LeRobot dataset")
-    arguments.dataset = Path(os.path.normpath(arguments.dataset))  # a slash at its end would hide its name
-    if arguments.new is None and own and scratch and arguments.dataset == Path(own):
-        arguments.new = Path(scratch) / "repaired"  # a site's container may write nowhere else
-    elif arguments.new is None:
-        arguments.new = arguments.dataset.with_name(arguments.dataset.resolve().name + REPAIRED)
-    return arguments
+    if own and scratch and dataset == Path(own):
+        return Path(scratch) / "repaired"
+    return dataset.with_name(dataset.resolve().name + REPAIRED)
 
 
-def _indices(text: str) -> tuple[int, ...]:
+def _parse_indices(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be indices of episodes, such as 3,7") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise ConfigError(f"--without {text!r}: must be indices of episodes, such as 3,7") from None

@@ -47,6 +47,7 @@ INSTALLED = Path(__file__).resolve().parents[2]  # the folder of this very `clie
 PACKAGES = ("client", "federation")  # what runs here
 PROGRAM = "flwr-clientapp"
 _PROJECT_FILE = "pyproject.toml"
+_INSTALLED_PROJECT_FILE = "client/project.toml"  # a link to it; in a wheel, a copy
 _CLIENT_APP = "tool.flwr.app.components.clientapp"
 _DEFAULTS = "tool.flwr.app.config."
 _MANIFEST = ".info/CONTENT"
@@ -78,11 +79,11 @@ def main() -> int:
 
 
 def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
-    """Whether the bundle equals the installed app; False if it differs and the owner allowed it.
+    """Return whether the bundle equals the installed app; False if it differs and the owner allowed it.
 
     Args:
         content: the bundle as received.
-        installed: the folder with `pyproject.toml` and the packages that the owner installed.
+        installed: the folder of the packages that the owner installed.
         allowed: `""`, `"any"` or the SHA-256 of a bundle, as the owner set it.
 
     Raises:
@@ -146,15 +147,16 @@ def read_installed(root: Path) -> dict[str, bytes]:
     Raises:
         ConsentError: there is no app.
     """
-    if not (root / _PROJECT_FILE).is_file():
+    project = root / _INSTALLED_PROJECT_FILE
+    if not project.is_file():
         raise ConsentError(f"this site's installation lacks {_PROJECT_FILE}; install the site's image again")
     found = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-    return files | {_PROJECT_FILE: (root / _PROJECT_FILE).read_bytes()}
+    return files | {_PROJECT_FILE: project.read_bytes()}
 
 
 def describe_differences(bundle: Mapping[str, bytes], installed: Mapping[str, bytes]) -> list[str]:
-    """Each file that runs here and is not the same in both, with how it differs, sorted; [] if none."""
+    """Return each file that runs here and is not the same in both, with how it differs; [] if none."""
     theirs, ours = ({name for name in files if _runs_here(name)} for files in (bundle, installed))
     differences = [f"{name} (added)" for name in theirs - ours]
     differences += [f"{name} (missing)" for name in ours - theirs]
@@ -233,7 +235,8 @@ def _guard(flower: Any) -> None:
     def load_consented(**_: Any) -> Any:
         if not folders:
             raise ConsentError("this site has not consented to an app; nothing is loaded")
-        project = _flat_project((folders[-1] / _PROJECT_FILE).read_bytes())
+        file = _INSTALLED_PROJECT_FILE if folders[-1] == INSTALLED else _PROJECT_FILE
+        project = _flat_project((folders[-1] / file).read_bytes())
         # Not `multi_app`: then Flower wants the version that the server's bundle bears, and no other.
         return load(default_app_ref=project[_CLIENT_APP], app_path=str(folders[-1]), multi_app=False)
 
@@ -253,7 +256,3 @@ def _unpack_allowed(content: bytes, unpack: Any) -> Path:
     for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         del sys.modules[name]  # else the app would import the installed package of the same name
     return app
-
-
-if __name__ == "__main__":
-    sys.exit(main())

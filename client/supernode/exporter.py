@@ -1,29 +1,25 @@
 """A site's own Prometheus exporter: how far this site is inside a round, while it trains.
 
-    python -m client.supernode.exporter --node site-a --scratch /scratch --port 9401
-
 Flower lets nothing out of a ClientApp before its reply, so the server cannot know this: it sees that the
 SuperNode is alive and when the round began. What the ClientApp writes down for its owner
 (`client/state/progress.py`) is served here, to the site's own Prometheus or to that of the same machine. No
 path and no data leave: a round, steps and a loss do.
 """
 
-import argparse
 import json
 import os
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import Metric
 
 from client.state.progress import PROGRESS_FILE
+from federation.errors import FederationError
 from federation.logs import configure, get_logger
-from federation.metrics import SITE_METRICS, Samples
+from federation.metrics import SITE_METRICS, Samples, serve_collector
 
-__all__ = ["SiteExporter", "main"]
+__all__ = ["SiteExporter", "serve_progress"]
 
 _FIGURES = {
     "site_round": "round",
@@ -60,30 +56,19 @@ class SiteExporter:
         yield from samples.families()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve /metrics until stopped; exit code 2 with one line if something is wrong."""
-    parser = argparse.ArgumentParser(description="Export this site's progress inside a round to Prometheus.")
-    parser.add_argument("--node", required=True, help="the site's name")
-    parser.add_argument("--scratch", type=Path, required=True, help="the SuperNode's scratch folder")
-    parser.add_argument("--port", type=int, default=9401)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, without TLS")
-    options = parser.parse_args(arguments)
+def serve_progress(node: str, scratch: Path, host: str, port: int) -> None:
+    """Serve /metrics, without TLS, until the process is stopped.
+
+    Args:
+        node: the site's name.
+        scratch: the SuperNode's scratch folder.
+
+    Raises:
+        FederationError: there is no such folder, or the port is taken.
+    """
     configure()
-    if not options.scratch.is_dir():
-        print(f"error: --scratch {options.scratch}: no such folder; name the SuperNode's", file=sys.stderr)
-        return 2
-    registry = CollectorRegistry()
-    registry.register(SiteExporter(options.node, options.scratch))
-    ProcessCollector(registry=registry)
-    try:
-        start_http_server(options.port, addr=options.host, registry=registry)
-    except OSError as error:
-        print(f"error: port {options.port} cannot be listened on ({error.strerror})", file=sys.stderr)
-        return 2
-    _log.info("progress of %s on http://%s:%d/metrics", options.node, options.host, options.port)
+    if not scratch.is_dir():
+        raise FederationError(f"--scratch {scratch}: no such folder; name the SuperNode's")
+    serve_collector(SiteExporter(node, scratch), host, port)
+    _log.info("progress of %s on http://%s:%d/metrics", node, host, port)
     threading.Event().wait()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What an owner can do about a dataset that cannot be trained on as it is.
 
-Messages name one command, `client/repair/main.py`: it writes a new dataset out of all whole episodes,
+Messages name one command, `so100-site repair`: it writes a new dataset out of all whole episodes,
 whatever is wrong with the others. LeRobot's own tools open the dataset first, which is what fails.
 """
 
@@ -26,7 +26,8 @@ def repair(root: Path, without: Sequence[int] = ()) -> str:
         without: episodes to drop, whole as they may be.
 
     A container's environment names it (FEDERATION_REPAIR), or where the dataset is outside of the
-    container (FEDERATION_MOUNTED, such as `/data=./my-data/site-a`), on a machine with a checkout.
+    container (FEDERATION_MOUNTED, such as `/data=./my-data/site-a`), on a machine with a checkout. Where
+    neither is so it is that of this installation: make in a checkout, else so100-site.
     """
     dropped = ",".join(map(str, without))
     if command := os.environ.get("FEDERATION_REPAIR"):
@@ -34,7 +35,15 @@ def repair(root: Path, without: Sequence[int] = ()) -> str:
     inside, _, outside = os.environ.get("FEDERATION_MOUNTED", "").partition("=")
     if outside and root.is_relative_to(inside):
         root = Path(outside) / root.relative_to(inside)
-    return f"make repair DATA={shlex.quote(str(root))}" + (f" WITHOUT={dropped}" if dropped else "")
+    name = shlex.quote(str(root))
+    if not outside and not (_installation() / "Makefile").is_file():
+        return f"so100-site repair {name}" + (f" --without {dropped}" if dropped else "")
+    return f"make repair DATA={name}" + (f" WITHOUT={dropped}" if dropped else "")
+
+
+def _installation() -> Path:
+    """Return the folder of the installed packages; a ServerApp's own are unpacked elsewhere."""
+    return Path(os.environ.get("FEDERATION_INSTALLATION") or Path(__file__).parents[2])
 
 
 def conversion(root: Path, version: str) -> str:

@@ -1,15 +1,11 @@
-"""`make demo`: a whole federated run on this machine, shown by `server/deploy/demo_display.py`.
+"""`so100-server demo` and `resume`: a whole federated run on this machine, shown by `demo_display.py`.
 
-    python -m server.deploy.demo --config configs/demo.toml --data data/sample
-    python -m server.deploy.demo --resume demo-20261123-184002
-
-Starts SuperLink, SuperExec and a SuperNode for each `site-*` dataset in `--data` over TLS, submits the run,
-follows its events, and ends with a table and the report. Whatever is wrong is said before anything starts.
-A run that is resumed goes on with the configuration and the data it had, which `outputs/<run>/demo.json`
-names, unless `--config` or `--data` is given.
+Starts SuperLink, SuperExec and a SuperNode for each `site-*` dataset over TLS, submits the run, follows its
+events, and ends with a table and the report. Whatever is wrong is reported before anything starts. A run that
+is resumed goes on with the configuration and the data it had, which `outputs/<run>/demo.json` names, unless
+others are given.
 """
 
-import argparse
 import json
 import shutil
 import signal
@@ -27,7 +23,7 @@ from certs.issue import CertificateError, add_site, verify_server_certificate
 from federation.config import RunConfig, load_run_config
 from federation.data.description import DatasetDescription, find_datasets
 from federation.data.simulated import check_one_kind
-from federation.errors import DatasetError, FederationError
+from federation.errors import DatasetError
 from federation.files import write_json
 from federation.judgement.judge import DatasetUse, describe_fitting, judge_datasets
 from federation.proxies import check_proxies
@@ -37,45 +33,31 @@ from server.run.recorded import EVENTS_FILE, config_to_resume, read_metrics
 from server.run.records import new_run_name
 from server.superlink.control import run_status, submit_run
 
-__all__ = ["main", "run_demo"]
+__all__ = ["resume_demo", "run_demo", "start_demo"]
 
 _DEMO_FILE = "demo.json"  # in the run's folder, beside what the ServerApp records there
-_DEFAULT_CONFIG = Path("configs/demo.toml")
 _DEFAULT_DATA = Path("data/sample")
 _POLL_INTERVAL_SECONDS = 0.25
 _STATUS_INTERVAL_SECONDS = 5.0
 
 
-def main() -> int:
-    """Run the demo; exit code 0 if the run finished, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(description="Run a whole federation on this machine.")
-    parser.add_argument("--config", type=Path, help=f"{_DEFAULT_CONFIG}, or that of the run to resume")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help=f"site-* and holdout datasets; {_DEFAULT_DATA}, or those of the run to resume",
-    )
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
-    parser.add_argument("--port", type=int, default=8443)
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
-    arguments = parser.parse_args()
+def start_demo(file: Path, data: Path, outputs: Path, certs: Path, port: int) -> int:
+    """Begin the run that the configuration `file` describes; the rest as `run_demo`, 130 after Ctrl-C."""
+    config = load_run_config(file, {"run.name": new_run_name(file.stem)})
+    return _run_until_stopped(config, data, outputs, certs, port)
+
+
+def resume_demo(run: str, file: Path | None, data: Path | None, outputs: Path, certs: Path, port: int) -> int:
+    """Go on with `run`, with the configuration and the data that it had (None); the rest as `start_demo`."""
+    folder = outputs / run
+    config = config_to_resume(folder, file)
+    return _run_until_stopped(config, data or _data_of(folder) or _DEFAULT_DATA, outputs, certs, port)
+
+
+def _run_until_stopped(config: RunConfig, data: Path, outputs: Path, certs: Path, port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as cleanly as on Ctrl-C
-    console = Console()
-    data = arguments.data
     try:
-        if arguments.resume:
-            folder = arguments.outputs / arguments.resume
-            config = config_to_resume(folder, arguments.config)
-            data = data or _data_of(folder)
-        else:
-            file = arguments.config or _DEFAULT_CONFIG
-            config = load_run_config(file, {"run.name": new_run_name(file.stem)})
-        data = data or _DEFAULT_DATA
-        return run_demo(config, data, arguments.outputs, arguments.certs, arguments.port, console)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_demo(config, data, outputs, certs, port, Console())
     except KeyboardInterrupt:
         print("stopped; nothing is left running", file=sys.stderr)
         return 130
@@ -237,7 +219,3 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
                     continue
                 yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
         time.sleep(_POLL_INTERVAL_SECONDS)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,11 @@
-"""`make site` and `make site-revoke`: what a site elsewhere needs, in one archive, and taking it back.
-
-    python -m server.deploy.invite --name lab-b --superlink fed.example.org:443
-    python -m server.deploy.invite --name lab-b --revoke
+"""`so100-server invite` and `revoke`: what a site elsewhere needs, in one archive, and taking it back.
 
 The archive holds the site's private key: it is written for the operator alone and is handed over on a
 private way. Its content is the same each time it is made from the same key, so two copies can be compared.
 SuperLink is called through the `run` container, because its Control API is on the containers' own network;
-`--control` names another way to it.
+`control` names another way to it.
 """
 
-import argparse
 import gzip
 import io
 import os
@@ -24,13 +20,12 @@ from string import Template
 
 from certs.authority import CertificateError, canonical_host, server_names
 from certs.files import locked, replace
-from certs.issue import DEFAULT_OUT, add_site, verify_server_certificate
+from certs.issue import add_site, verify_server_certificate
 from certs.settings import check_site_name
-from federation.errors import FederationError
 from federation.proxies import bypass_loopback
 from server.superlink.control import PROJECT, ControlError
 
-__all__ = ["main", "make_bundle", "register_key", "retire_site", "revoke_key"]
+__all__ = ["invite_site", "make_bundle", "register_key", "retire_site", "revoke_key", "revoke_site"]
 
 _TEMPLATES = PROJECT / "docker" / "site"
 _PUBLIC_MODE, _PRIVATE_MODE = 0o644, 0o600
@@ -106,20 +101,12 @@ def revoke_key(certs: Path, name: str, control: str | None) -> str:
 def _change_key(certs: Path, name: str, control: str | None, *options: str) -> str:
     key = _public_key(certs, name)
     if control:
-        command = [sys.executable, "-m", "server.deploy.register", "--superlink", control]
+        command = [sys.executable, "-m", "server.cli", "register", "--superlink", control]
         command += ["--ca", str((certs / "superlink" / "ca.crt").resolve())]
     else:
         command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
-        command += [
-            "--entrypoint",
-            "python",
-            "run",
-            "-m",
-            "server.deploy.register",
-            "--superlink",
-            _SUPERLINK_IN_COMPOSE,
-        ]
-        command += ["--ca", _CA_IN_COMPOSE]
+        command += ["--entrypoint", "python", "run", "-m", "server.cli", "register"]
+        command += ["--superlink", _SUPERLINK_IN_COMPOSE, "--ca", _CA_IN_COMPOSE]
     command += ["--name", name, "--key", key, *options]
     try:
         result = subprocess.run(
@@ -140,32 +127,14 @@ def _change_key(certs: Path, name: str, control: str | None, *options: str) -> s
     return result.stdout.strip()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a site's archive or revoke a site; exit code 2 with one line if that cannot be done."""
-    parser = argparse.ArgumentParser(description="Make the archive of a site elsewhere, or revoke it.")
-    parser.add_argument("--name", required=True, help="the site's name, e.g. lab-b")
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--superlink", metavar="HOST:PORT", help="where the site reaches the gateway")
-    task.add_argument("--revoke", action="store_true", help="shut the site out, for good")
-    parser.add_argument("--certs", type=Path, default=DEFAULT_OUT)
-    parser.add_argument("--control", metavar="HOST:PORT", help="SuperLink, if it is not in docker compose")
-    options = parser.parse_args(arguments)
+def invite_site(certs: Path, name: str, superlink: str, control: str | None = None) -> None:
+    """Make the archive of the site `name`, register its key, and print what came of both.
+
+    Raises:
+        CertificateError: a name is malformed, or the server's certificate is not valid for the host.
+        OSError: the archive cannot be written.
+    """
     os.environ.update(bypass_loopback(os.environ))
-    try:
-        if options.revoke:
-            _revoke(options.certs, options.name, options.control)
-        else:
-            _make(options.certs, options.name, options.superlink, options.control)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _make(certs: Path, name: str, superlink: str, control: str | None) -> None:
     bundle = make_bundle(certs, name, superlink)
     print(f"made {bundle}; it holds the private key of {name}: hand it over privately, e.g. over ssh")
     try:
@@ -175,7 +144,15 @@ def _make(certs: Path, name: str, superlink: str, control: str | None) -> None:
         print("start SuperLink and run this again; the archive and its key stay the same")
 
 
-def _revoke(certs: Path, name: str, control: str | None) -> None:
+def revoke_site(certs: Path, name: str, control: str | None = None) -> None:
+    """Revoke the key of the site `name` for good, move it away, and print where it is.
+
+    Raises:
+        CertificateError: there is no such site.
+        ControlError: SuperLink refuses or cannot be reached; the key stays where it is.
+        OSError: the key cannot be moved.
+    """
+    os.environ.update(bypass_loopback(os.environ))
     # First SuperLink: a key that was moved away but not revoked could still connect.
     print(f"SuperLink: {revoke_key(certs, name, control)}")
     print(
@@ -240,7 +217,3 @@ def _archive(folder: str, files: Sequence[tuple[str, bytes, int]]) -> bytes:
             entry.size, entry.mode = len(content), mode
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

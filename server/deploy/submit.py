@@ -1,20 +1,15 @@
 """The `run` service of docker-compose.yml: lets sites in, waits for them, and sees a run through to its end.
 
-    python -m server.deploy.submit --config configs/demo.toml --superlink superlink:8000 --ca ca.crt \\
-        --sites site-a=site-a.pub site-b=site-b.pub
-
 It may be started again at any time: keys stay registered, an active run is followed, an unfinished run of the
 same configuration goes on where it was, and a finished one stays finished until `--new` asks for another.
 """
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from federation.config import RunConfig, flatten, load_run_config
-from federation.errors import FederationError
+from federation.errors import ConfigError, FederationError
 from server.deploy.supervise import supervise_run
 from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
 from server.run.records import new_run_name
@@ -28,70 +23,86 @@ from server.superlink.control import (
     submit_run,
 )
 
-__all__ = ["main"]
+__all__ = ["is_passing", "parse_sites", "submit"]
 
+_DEFAULT_CONFIG = Path("configs/demo.toml")
 _COMMAND = "docker compose run --rm run"
 _POLL_INTERVAL_SECONDS = 2.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once the run has finished, 2 with one line if something is wrong or it is given up.
+def submit(
+    superlink: SuperLink,
+    sites: Mapping[str, Path],
+    outputs: Path,
+    config: Path | None = None,
+    *,
+    resume: str | None = None,
+    new: bool = False,
+    detach: bool = False,
+    wait_seconds: float = 180.0,
+) -> None:
+    """Register the keys of `sites`, wait for these, submit a run and follow it until it has finished.
 
-    With `--unattended` 2 only for what may pass, a SuperLink that cannot be reached.
+    Args:
+        sites: name -> file of its public key.
+        outputs: where the ServerApp records runs; only read here.
+        config: of the run; None: that of the demo, or with `resume` the run's own.
+        resume: the run to go on with.
+        new: begin another run, whatever became of those before.
+        detach: return once it is submitted.
+        wait_seconds: for all the sites to be online.
+
+    Raises:
+        FederationError: something is wrong, or the run is given up.
     """
-    parser = argparse.ArgumentParser(description="Register the sites' keys and submit a run.")
-    parser.add_argument("--config", type=Path, help="configs/demo.toml, or with --resume the run's own")
-    parser.add_argument("--superlink", default="superlink:8000", metavar="HOST:PORT")
-    parser.add_argument("--ca", type=Path, required=True, help="certificate that SuperLink is verified with")
-    parser.add_argument(
-        "--sites", type=_site, nargs="+", default=[], metavar="NAME=KEY.pub", help="sites to register"
-    )
-    parser.add_argument("--wait-seconds", type=float, default=180.0, help="for all these sites to be online")
-    parser.add_argument("--outputs", type=Path, default=Path("/outputs"), help="where runs are recorded")
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
-    parser.add_argument("--new", action="store_true", help="begin a new run, whatever became of those before")
-    parser.add_argument("--detach", action="store_true", help="submit and end; nobody sees the run through")
-    parser.add_argument(
-        "--unattended",
-        action="store_true",
-        help="exit code 0 also for errors that being started again does not mend: then Docker leaves it",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        for file in (options.ca, *(key for _, key in options.sites)):
-            if not file.is_file():
-                raise ControlError(f"{file} is missing; run make certs")
-        superlink = SuperLink(options.superlink, options.ca)
-        for name, key in options.sites:
-            register_supernode(superlink, key.read_text(encoding="utf-8"), name)
-        config = _choose(options, superlink)
-        if config is None:
-            return 0
-        _wait_for_sites(superlink, len(options.sites), options.wait_seconds)
-        if options.detach:
-            _submit_only(superlink, options.outputs, config)
-        else:
-            supervise_run(superlink, options.outputs, config, _say)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        is_passing = isinstance(error, ControlError) and not isinstance(error, RefusedError)
-        return 0 if options.unattended and not is_passing else 2
-    return 0
+    for file in (superlink.ca_certificate, *sites.values()):
+        if not file.is_file():
+            raise ControlError(f"{file} is missing; run make certs")
+    for name, key in sites.items():
+        register_supernode(superlink, key.read_text(encoding="utf-8"), name)
+    if resume:
+        chosen: RunConfig | None = config_to_resume(outputs / resume, config)
+    else:
+        chosen = _choose(superlink, outputs, config or _DEFAULT_CONFIG, new)
+    if chosen is None:
+        return
+    _wait_for_sites(superlink, len(sites), wait_seconds)
+    if detach:
+        _submit_only(superlink, outputs, chosen)
+    else:
+        supervise_run(superlink, outputs, chosen, _say)
 
 
-def _choose(options: argparse.Namespace, superlink: SuperLink) -> RunConfig | None:
-    """Return what is to be run: a named run again, the unfinished one of this configuration, or a new one.
+def parse_sites(texts: Sequence[str]) -> dict[str, Path]:
+    """Return site name -> file of its public key, of texts such as `site-a=site-a.pub`.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    found = {}
+    for text in texts:
+        name, equals, key = text.partition("=")
+        if not (name and equals and key):
+            raise ConfigError(f"--site {text!r}: must be NAME=KEY.pub")
+        found[name] = Path(key)
+    return found
+
+
+def is_passing(error: FederationError) -> bool:
+    """Return whether to try again may help: SuperLink did not answer, or not yet."""
+    return isinstance(error, ControlError) and not isinstance(error, RefusedError)
+
+
+def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunConfig | None:
+    """Return what is to be run: the unfinished run of the configuration `file`, or a new one.
 
     None: the newest run of this configuration has finished, and nobody asked for another.
 
     Raises:
         FederationError: the newest run has not finished and has another configuration.
     """
-    if options.resume:
-        return config_to_resume(options.outputs / options.resume, options.config)
-    file = options.config or Path("configs/demo.toml")
     config = load_run_config(file, {"run.name": new_run_name(file.stem)})
-    runs = [] if options.new else recorded_runs(options.outputs)
+    runs = [] if new else recorded_runs(outputs)
     if runs and not is_finished(runs[-1]):
         return _unfinished(runs[-1], config, file, superlink)
     for folder in reversed(runs):
@@ -148,14 +159,3 @@ def _submit_only(superlink: SuperLink, outputs: Path, config: RunConfig) -> None
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _site(text: str) -> tuple[str, Path]:
-    name, equals, key = text.partition("=")
-    if not (name and equals and key):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=KEY.pub")
-    return name, Path(key)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

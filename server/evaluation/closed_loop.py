@@ -1,13 +1,11 @@
 """Closed-loop evaluation: a policy folder drives the simulated SO-101 for a number of seeded episodes.
 
-    python -m server.evaluation.closed_loop --policy FOLDER --out RESULT.json
-
-A process of its own, so that a run can start it and go on with the next round. Episodes are driven by
+`so100-server simulate` calls it, in a process of its own also where a run asks for it: the run goes on with
+the next round. Episodes are driven by
 LeRobot's `eval_policy`, as `lerobot-eval` does. Two ends of the scale come with it: the scripted
 expert drives the same seeds; the untrained policy is the evaluation of round 0.
 """
 
-import argparse
 import os
 import sys
 import threading
@@ -17,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from federation.errors import ConfigError, FederationError
+from federation.errors import ConfigError
 from federation.files import write_json
 from federation.versions import INSTALL_SIMULATOR
 from server.evaluation.intervals import wilson_interval
 
-__all__ = ["FIRST_SEED", "check_simulator", "main", "simulate"]
+__all__ = ["FIRST_SEED", "check_simulator", "end_with_stdin", "evaluate_policy", "simulate"]
 
 FIRST_SEED = 1_000_000_000  # beyond the seeds that a user gives; the recorded ones are drawn from 2**32
 PARALLEL = 5
@@ -132,60 +130,40 @@ def _expert_success_rate(episodes: int, seed: int, variants: Sequence[str]) -> f
     return successes / episodes
 
 
-def _end_with_stdin() -> None:
-    """Nobody waits for the result any more, and the next server writes to the same folder."""
-    while os.read(sys.stdin.fileno(), 1):  # not through `sys.stdin`, whose lock must be free at the end
-        pass
-    os._exit(1)
+def evaluate_policy(
+    policy: Path, out: Path, episodes: int, seed: int, variants: str, videos: Path | None = None
+) -> None:
+    """Write what `simulate` finds to the file `out`, as JSON, and print a line of it.
 
+    Args:
+        variants: scenes that the episodes take in turn, separated by commas.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit code is 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server.evaluation.closed_loop", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--policy", type=Path, help="a pretrained_model folder")
-    parser.add_argument("--out", type=Path, help="the result, as JSON")
-    parser.add_argument("--check", action="store_true", help="only check that it can be done here")
-    parser.add_argument("--episodes", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, help="of the first episode (%(default)s)")
-    parser.add_argument("--variants", default="site-a,site-b", help="scenes, in turn (%(default)s)")
-    parser.add_argument("--videos", type=Path, help="folder for videos of three episodes")
-    parser.add_argument(
-        "--end-with-stdin", action="store_true", help="end at once when whoever holds standard input ends"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.end_with_stdin:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        if arguments.episodes < 1:
-            raise ConfigError(f"episodes is {arguments.episodes}: give 1 or more")
-        check_simulator(arguments.variants)
-        if arguments.check:
-            return 0
-        if not arguments.policy or not arguments.out:
-            raise ConfigError(
-                "--policy and --out are missing: name a policy folder and a file for the result"
-            )
-        result = simulate(
-            arguments.policy,
-            arguments.episodes,
-            arguments.seed,
-            tuple(arguments.variants.split(",")),
-            arguments.videos,
-        )
-        write_json(arguments.out, result)
-    except (FederationError, OSError) as error:
-        print(f"simulation: {error}", file=sys.stderr)
-        return 2
+    Raises:
+        ConfigError: `episodes` or `variants` is at fault, or the simulated arm is not installed.
+        PolicyError: there is no loadable policy.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: give 1 or more")
+    check_simulator(variants)
+    result = simulate(policy, episodes, seed, tuple(variants.split(",")), videos)
+    write_json(out, result)
     low, high = result["interval"]
     print(
         f"success {result['success_rate']:.0%} ({low:.0%} to {high:.0%}) of {result['episodes']} episodes, "
         f"mean return {result['mean_return']:.2f}, expert {result['expert_success_rate']:.0%}, "
         f"{result['seconds']:.0f} s"
     )
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def end_with_stdin() -> None:
+    """End this process at once when whoever holds its standard input ends.
+
+    Nobody waits for the result any more then, and the next server writes to the same folder.
+    """
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # not through `sys.stdin`, whose lock must be free at the end
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,22 +1,20 @@
-"""Which of two policies is better in closed loop: `make compare A=outputs/x/pretrained_model B=...`.
+"""Which of two policies is better in closed loop: `so100-server compare A B`.
 
 Both drive the same simulator seeds, so each episode is a pair and luck with the cube's place cancels. Success
 is tested by McNemar's exact test, how far an episode came (the return) by the sign test, which is the same
 test on more than yes and no.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from federation.errors import ConfigError, FederationError
+from federation.errors import ConfigError
 from server.evaluation.closed_loop import check_simulator, simulate
 from server.evaluation.intervals import sign_test
 
-__all__ = ["compare_episodes", "main"]
+__all__ = ["compare_episodes", "compare_policies"]
 
 
 def compare_episodes(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -43,33 +41,26 @@ def compare_episodes(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit code is 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server.evaluation.compare", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("a", type=Path, help="a pretrained_model folder")
-    parser.add_argument("b", type=Path, help="another")
-    parser.add_argument("--episodes", type=int, default=50, help="(%(default)s)")
-    parser.add_argument("--variants", default="site-a,site-b", help="scenes, in turn (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.episodes < 1:
-            raise ConfigError(f"episodes is {arguments.episodes}: give 1 or more")
-        check_simulator(arguments.variants)
-        variants = arguments.variants.split(",")
-        a, b = (
-            simulate(folder, arguments.episodes, variants=variants) for folder in (arguments.a, arguments.b)
-        )
-    except (FederationError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    paired = compare_episodes(a["per_episode"], b["per_episode"])
-    if arguments.json:
-        print(json.dumps({"a": a, "b": b, "paired": paired}, indent=2))
-        return 0
-    for name, result in (("A", a), ("B", b)):
+def compare_policies(a: Path, b: Path, episodes: int, variants: str, *, as_json: bool = False) -> None:
+    """Let the policies in the folders `a` and `b` drive the same episodes and print how they differ.
+
+    Args:
+        variants: scenes that the episodes take in turn, separated by commas.
+        as_json: print all figures, of every episode.
+
+    Raises:
+        ConfigError: `episodes` or `variants` is at fault, or the simulated arm is not installed.
+        PolicyError: a folder holds no loadable policy.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: give 1 or more")
+    check_simulator(variants)
+    one, other = (simulate(folder, episodes, variants=variants.split(",")) for folder in (a, b))
+    paired = compare_episodes(one["per_episode"], other["per_episode"])
+    if as_json:
+        print(json.dumps({"a": one, "b": other, "paired": paired}, indent=2))
+        return
+    for name, result in (("A", one), ("B", other)):
         low, high = result["interval"]
         print(
             f"{name}: success {result['success_rate']:.0%} ({low:.0%} to {high:.0%}), "
@@ -79,8 +70,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"success in A only {paired['only_a']}, in B only {paired['only_b']}: p = {paired['p_success']:.3f}; "
         f"further with A {paired['higher_a']}, with B {paired['higher_b']}: p = {paired['p_return']:.3f}"
     )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ from federation.settings import EvaluationConfig
 __all__ = ["INSTALLATION", "Simulations", "check_simulator"]
 
 INSTALLATION = "FEDERATION_INSTALLATION"  # the environment variable that names its folder
-_PROGRAM = "server.evaluation.closed_loop"  # no part of the app that Flower unpacks for a run
+_SIMULATOR = "server/evaluation/closed_loop.py"  # no part of the app that Flower unpacks for a run
 _MAX_SECONDS = 3600.0
 _RESULT_FILE = "result.json"
 _log = get_logger("server.evaluation.closed_loop")
@@ -25,13 +25,13 @@ _log = get_logger("server.evaluation.closed_loop")
 def check_simulator(variants: str) -> None:
     """Raise ConfigError if this server cannot evaluate in closed loop, in scenes `variants` (a,b,...)."""
     folder = _installation()
-    if not (folder / f"{_PROGRAM.replace('.', '/')}.py").is_file():
+    if not (folder / _SIMULATOR).is_file():
         raise ConfigError(
             f"evaluation.sim_frequency: {folder} holds no simulated arm; set {INSTALLATION} to the folder of "
             "the installed federation where SuperExec starts, or sim_frequency to 0"
         )
     ended = subprocess.run(
-        [*_command(), "--check", "--variants", variants],
+        [*_command(), "--check", "--scenes", variants],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -39,7 +39,7 @@ def check_simulator(variants: str) -> None:
     )
     if ended.returncode:
         last = (ended.stderr.strip() or f"it ended with code {ended.returncode}").split("\n")[-1]
-        last = last.removeprefix("simulation: ")
+        last = last.removeprefix("error: ")
         raise ConfigError(f"evaluation.sim_frequency: {last}; set it to 0 to train without")
 
 
@@ -64,7 +64,7 @@ class Simulations:
             shutil.rmtree(left_behind, ignore_errors=True)
 
     def due(self, round_: int, *, last: bool = False) -> bool:
-        """Whether to simulate after `round_`: before training, every `sim_frequency` rounds, at the end."""
+        """Return whether to simulate after `round_`: before training, each `sim_frequency` rounds, last."""
         every = self._config.sim_frequency
         return bool(every) and (last or round_ % every == 0)
 
@@ -101,7 +101,7 @@ class Simulations:
                 self._drop_waiting()
 
     def wait(self) -> None:
-        """Until every evaluation has ended; one that takes longer than an hour from now is stopped."""
+        """Wait until every evaluation has ended; stop one that takes longer than an hour from now."""
         self.collect()
         while self._running is not None:
             try:
@@ -132,7 +132,7 @@ class Simulations:
     def _begin(self, round_: int) -> subprocess.Popen[bytes]:
         folder = self._folder / f"round_{round_}"
         command = [*_command(), "--policy", "policy", "--out", _RESULT_FILE, "--videos", "."]
-        command += ["--episodes", str(self._config.sim_episodes), "--variants", self._config.sim_variants]
+        command += ["--episodes", str(self._config.sim_episodes), "--scenes", self._config.sim_variants]
         command += ["--end-with-stdin"]
         (folder / _RESULT_FILE).unlink(missing_ok=True)  # of a server before this one
         with (folder / "log.txt").open("wb") as log:
@@ -166,7 +166,7 @@ def _installation() -> Path:
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-P", "-m", _PROGRAM]
+    return [sys.executable, "-P", "-m", "server.cli", "simulate"]
 
 
 def _environment() -> dict[str, str]:

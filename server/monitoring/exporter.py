@@ -1,27 +1,22 @@
 """Prometheus exporter: a long-lived service that shows the newest run and what it runs on.
 
-    python -m server.monitoring.exporter --outputs outputs --port 9400 --superlink superlink:8000 --ca ca.crt
-
 The ServerApp is a child process that ends with its run, so it is not scraped itself. Everything about a run
 comes from its record on disk: a restart of the exporter, or of anything else, loses nothing, and counters go
 on where they were.
 """
 
-import argparse
 import os
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import Metric
 
 from federation.errors import FederationError
 from federation.logs import configure, get_logger
-from federation.metrics import Samples
+from federation.metrics import Samples, serve_collector
 from federation.versions import versions
 from server.monitoring.catalogue import CATALOGUE
 from server.monitoring.samples import (
@@ -39,7 +34,7 @@ from server.run.accountant import privacy_spent
 from server.run.recorded import EVENTS_FILE
 from server.superlink.control import SuperLink
 
-__all__ = ["Exporter", "main"]
+__all__ = ["Exporter", "serve_metrics"]
 
 _log = get_logger("server.monitoring.exporter")
 
@@ -131,44 +126,28 @@ class Exporter:
             samples.add("certificate_expiry_timestamp_seconds", expiry, certificate=file.stem)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve /metrics until stopped; exit code 2 with one line if something is wrong."""
-    parser = argparse.ArgumentParser(description="Export the newest run's figures to Prometheus.")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    parser.add_argument("--port", type=int, default=9400)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, without TLS")
-    parser.add_argument("--superlink", metavar="HOST:PORT", help="SuperLink's state is exported too")
-    parser.add_argument("--ca", type=Path, help="certificate that SuperLink is verified with")
-    parser.add_argument(
-        "--certificates", type=Path, nargs="+", default=[], help="PEM files to show the expiry of"
-    )
-    options = parser.parse_args(arguments)
+def serve_metrics(
+    outputs: Path,
+    host: str,
+    port: int,
+    superlink: str | None = None,
+    ca: Path | None = None,
+    certificates: Sequence[Path] = (),
+) -> None:
+    """Serve /metrics, without TLS, until the process is stopped.
+
+    Args:
+        superlink: "host:port" of the Control API, which is verified with `ca`; None leaves its metrics out.
+
+    Raises:
+        FederationError: a file or folder is missing, or the port is taken.
+    """
     configure()
-    try:
-        server_url = _start(options)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _log.info("metrics of %s on %s", options.outputs, server_url)
+    if not outputs.is_dir():
+        raise FederationError(f"--outputs {outputs}: no such folder; name the one runs are kept in")
+    if superlink and not (ca and ca.is_file()):
+        raise FederationError(f"--ca {ca}: no such file; SuperLink is verified with it (make certs)")
+    watch = SuperLinkWatch(SuperLink(superlink, ca)) if superlink and ca else None
+    serve_collector(Exporter(outputs, certificates, watch), host, port)
+    _log.info("metrics of %s on http://%s:%d/metrics", outputs, host, port)
     threading.Event().wait()
-    return 0
-
-
-def _start(options: argparse.Namespace) -> str:
-    if not options.outputs.is_dir():
-        raise FederationError(f"--outputs {options.outputs}: no such folder; name the one runs are kept in")
-    if options.superlink and not (options.ca and options.ca.is_file()):
-        raise FederationError(f"--ca {options.ca}: no such file; SuperLink is verified with it (make certs)")
-    watch = SuperLinkWatch(SuperLink(options.superlink, options.ca)) if options.superlink else None
-    registry = CollectorRegistry()
-    registry.register(Exporter(options.outputs, options.certificates, watch))
-    ProcessCollector(registry=registry)
-    try:
-        start_http_server(options.port, addr=options.host, registry=registry)
-    except OSError as error:
-        raise FederationError(f"port {options.port} cannot be listened on ({error.strerror})") from None
-    return f"http://{options.host}:{options.port}/metrics"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Record the sample datasets: `python -m server.simulation.recording --out data/sample`.
+"""Record the sample datasets: `so100-server sample-data`.
 
 A scripted SO-101 in simulation picks up cubes at two sites that differ as real ones do, in object, wording,
 cameras and light. `site-a` and `site-b` are to train on; `holdout` mixes both with seeds of its own, for the
@@ -8,11 +8,9 @@ A second run with the same parameters returns at once: so nothing heavy is impor
 Episodes are simulated by worker processes and written by this one; the result does not depend on how many.
 """
 
-import argparse
 import json
 import signal
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,6 @@ from string import ascii_lowercase
 from typing import Any, NoReturn
 
 from federation.data.simulated import SIMULATED_ROBOT
-from federation.errors import FederationError
 from federation.files import write_folder
 from server.simulation.picks import Episode, Job, SampleDataError, SampleParameters, record_episodes
 from server.simulation.sample_folder import (
@@ -31,7 +28,7 @@ from server.simulation.sample_folder import (
     read_manifest,
 )
 
-__all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "main"]
+__all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_data", "record_sample_data"]
 
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Dataset -> the scene variants that its episodes take in turn."""
@@ -193,46 +190,26 @@ def _stop(signum: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit code is 0, or 2 with one line on stderr if nothing could be recorded."""
-    defaults = SampleParameters()
-    parser = argparse.ArgumentParser(
-        prog="python -m server.simulation.recording", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to record into, such as data/sample")
-    parser.add_argument(
-        "--episodes", type=int, default=defaults.episodes, help="per training site (%(default)s)"
-    )
-    parser.add_argument("--eval-episodes", type=int, default=defaults.eval_episodes, help="(%(default)s)")
-    parser.add_argument(
-        "--scenes",
-        default=",".join(DATASETS["holdout"]),
-        help="VARIANTS of simulation/scenes.py: the first at site-a, the next at site-b, ... (%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that simulate (%(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        if not 1 <= arguments.workers <= 64:
-            raise SampleDataError(f"workers is {arguments.workers}: give 1 to 64")
-        parameters = SampleParameters(arguments.episodes, arguments.eval_episodes, arguments.seed)
-        datasets = _datasets(arguments.scenes)
-        recorded = ensure_sample_data(arguments.out, parameters, arguments.workers, datasets)
-    except (FederationError, OSError) as error:
-        print(f"sample data: {error}", file=sys.stderr)
-        return 2
+def record_sample_data(out: Path, parameters: SampleParameters, scenes: str, workers: int = 2) -> None:
+    """Record the sample datasets into `out`, unless they are there, and print what they hold.
+
+    Args:
+        scenes: of server/simulation/scenes.py, separated by commas: the first at site-a, the next at site-b.
+        workers: processes that simulate.
+
+    Raises:
+        SampleDataError: an argument is at fault, `out` is not ours, or the expert keeps failing.
+        SimulationError: the simulated arm cannot be built or drawn here.
+    """
+    if not 1 <= workers <= 64:
+        raise SampleDataError(f"workers is {workers}: give 1 to 64")
+    signal.signal(signal.SIGTERM, _stop)
+    recorded = ensure_sample_data(out, parameters, workers, _datasets(scenes))
     if recorded is None:
-        print(f"sample data in {arguments.out} is up to date")
-        return 0
+        print(f"sample data in {out} is up to date")
+        return
     for name, count in recorded.items():
         print(
             f"{name}: {count['episodes']} episodes, {count['frames']} frames, "
             f"{count['episodes']} successes in {count['attempts']} attempts"
         )
-    return 0
-
-
-if __name__ == "__main__":
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
-    sys.exit(main())

@@ -5,17 +5,24 @@
 Uses the standard library only: `make clean` may have no environment any more.
 """
 
-import argparse
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from federation.data.simulated import SIMULATED_ROBOT, UNMARKED_ROBOT
 from federation.files import write_json
 
-__all__ = ["MANIFEST_KIND", "MANIFEST_NAME", "foreign_entries", "main", "mark_as_simulated", "read_manifest"]
+__all__ = [
+    "MANIFEST_KIND",
+    "MANIFEST_NAME",
+    "foreign_entries",
+    "mark_as_simulated",
+    "read_manifest",
+    "remove",
+]
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_KIND = "so100-federation sample data"
@@ -28,7 +35,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 
 def foreign_entries(out: Path) -> list[str]:
-    """Names in `out` of what was not recorded here, sorted.
+    """Return the names in `out` of what was not recorded here, sorted.
 
     A dataset of somebody else's under the name of one of ours is foreign too: it holds other numbers of
     episodes and frames than the manifest.
@@ -75,8 +82,10 @@ def _read_object(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _remove(out: Path) -> None:
-    """Remove what was recorded here from `out`, and `out` if nothing else is in it; say what stays."""
+def remove(out: Path) -> None:
+    """Remove what was recorded here from `out`, and `out` if nothing else is in it; print what stays."""
+    if not out.exists():
+        return
     if out.is_symlink() or not read_manifest(out):
         print(f"{out} stays: it was not recorded here")
         return
@@ -90,16 +99,6 @@ def _remove(out: Path) -> None:
         out.rmdir()
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
-    """Remove the sample data in the named folders, those that exist, and nothing else."""
-    parser = argparse.ArgumentParser(description="Remove sample data that was recorded here.")
-    parser.add_argument("folders", type=Path, nargs="+")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    for folder in options.folders:
-        if folder.exists():
-            _remove(folder)
-    return 0
-
-
 if __name__ == "__main__":
-    main()
+    for folder in sys.argv[1:]:
+        remove(Path(folder))

@@ -83,7 +83,8 @@ def main() -> int:
         command = [
             sys.executable,
             "-m",
-            "server.monitoring.exporter",
+            "server.cli",
+            "exporter",
             "--outputs",
             folder,
             "--host",

@@ -109,7 +109,7 @@ def main() -> None:
         record(root, arguments.frames // EPISODE_FRAMES)
         measured = {
             "frames": arguments.frames,
-            "doctor_seconds": _seconds("-m", "client.doctor.main", "--dataset", str(root)),
+            "doctor_seconds": _seconds("-m", "client.cli", "doctor", "--dataset", str(root)),
             "first_join_seconds": _seconds("-c", _JOIN, str(root), scratch),
             "second_join_seconds": _seconds("-c", _JOIN, str(root), scratch),
         }

@@ -96,7 +96,7 @@ def tag() -> Iterator[str]:
     ("target", "command"),
     [
         ("client", ["doctor", "--help"]),
-        ("server", ["python", "-m", "server.deploy.submit", "--help"]),
+        ("server", ["python", "-m", "server.cli", "submit", "--help"]),
         ("gateway", ["cat", "/etc/haproxy/haproxy.cfg"]),
     ],
 )

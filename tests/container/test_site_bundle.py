@@ -24,16 +24,16 @@ networks:
 
 
 def _operate(cluster: Cluster, *arguments: str) -> str:
-    """Run `make site` or `make site-revoke` as the operator of the test's cluster."""
+    """Run `so100-server invite` or `revoke` as the operator of the test's cluster."""
     files = [str(cluster.folder / name) for name in ("docker-compose.yml", "docker/compose.offline.yml")]
     environment = os.environ | {
         "COMPOSE_FILE": os.pathsep.join(files),
         "COMPOSE_PROJECT_NAME": cluster.project,
         "COMPOSE_ENV_FILES": str(cluster.folder / ".env"),
     }
-    command = [sys.executable, "-m", "server.deploy.invite", "--certs", str(cluster.certs), "--name", "lab-b"]
+    command = [sys.executable, "-m", "server.cli", *arguments, "--certs", str(cluster.certs)]
     result = subprocess.run(
-        [*command, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -42,7 +42,7 @@ def _operate(cluster: Cluster, *arguments: str) -> str:
 @pytest.fixture
 def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
     """What the owner of lab-b has after unpacking the archive and filling in the dataset."""
-    assert "lab-b" in _operate(cluster, "--superlink", "gateway:8443")
+    assert "lab-b" in _operate(cluster, "invite", "lab-b", "gateway:8443")
     with tarfile.open(cluster.certs / "bundles" / "lab-b.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "so100-lab-b"
@@ -79,7 +79,7 @@ def test_a_site_elsewhere_checks_joins_and_is_shut_out(
 
     _compose(site, "up", "--detach")
     _logs_with(site, "SuperNode ID", 60)
-    _operate(cluster, "--revoke")
+    _operate(cluster, "revoke", "lab-b")
     assert not (cluster.certs / "sites" / "lab-b").exists()
     _compose(site, "restart")
     _logs_with(site, "code: 2004", 60)

@@ -195,7 +195,7 @@ def _demo_command(
 ) -> subprocess.CompletedProcess:
     file = tmp_path / "run.toml"
     file.write_text(config)
-    command = [sys.executable, "-m", "server.deploy.demo", "--config", str(file), "--data", str(data)]
+    command = [sys.executable, "-m", "server.cli", "demo", "--config", str(file), "--data", str(data)]
     command += ["--certs", str(certs), "--outputs", str(tmp_path / "outputs"), "--port", str(port)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
 
@@ -251,7 +251,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(
 
 def test_ctrl_c_stops_everything_and_says_so(certs: Path, data: Path, tmp_path: Path, port: int) -> None:
     (tmp_path / "run.toml").write_text("".join(_sections(flatten(_config(**{"run.num_rounds": 50})))))
-    command = [sys.executable, "-m", "server.deploy.demo", "--config", str(tmp_path / "run.toml")]
+    command = [sys.executable, "-m", "server.cli", "demo", "--config", str(tmp_path / "run.toml")]
     command += ["--data", str(data), "--certs", str(certs), "--outputs", str(tmp_path), "--port", str(port)]
     process = subprocess.Popen(
         command,

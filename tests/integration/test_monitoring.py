@@ -48,18 +48,16 @@ class _Monitoring:
     def start_exporter(self) -> None:
         self._start(
             "exporter",
-            *(sys.executable, "-m", "server.monitoring.exporter", "--host", "127.0.0.1"),
+            *(sys.executable, "-m", "server.cli", "exporter", "--host", "127.0.0.1"),
             *("--port", str(self.ports["exporter"]), "--outputs", str(self.outputs)),
             *("--superlink", f"127.0.0.1:{self.superlink}", "--ca", str(self.tls / "ca.crt")),
-            *("--certificates", str(self.tls / "ca.crt"), str(self.tls / "server.crt")),
+            *(f"--certificate={self.tls / name}" for name in ("ca.crt", "server.crt")),
         )
         _wait_until(self.scrape, 180, "the exporter does not answer")
 
     def start_site_exporter(self, site: str, scratch: Path) -> None:
         arguments = ("--node", site, "--scratch", str(scratch), "--port", str(self.ports[site]))
-        self._start(
-            site, sys.executable, "-m", "client.supernode.exporter", "--host", "127.0.0.1", *arguments
-        )
+        self._start(site, sys.executable, "-m", "client.cli", "exporter", "--host", "127.0.0.1", *arguments)
 
     def start_prometheus(self) -> None:
         binary = shutil.which("prometheus")

@@ -4,7 +4,10 @@ import re
 import subprocess
 
 import pytest
+from typer.main import get_command
 
+from client import cli as site
+from server import cli as server
 from tests import REPOSITORY
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -51,6 +54,14 @@ def test_every_target_of_make_that_is_named_is_there(name: str) -> None:
     )
     named = {target for part in code for text in part for target in _COMMAND.findall(text)}
     assert named <= targets
+
+
+@pytest.mark.parametrize("name", _documents())
+def test_every_command_that_is_named_is_there(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for program, app in (("so100-server", server.app), ("so100-site", site.app)):
+        named = set(re.findall(rf"\b{program} ([a-z][a-z-]*)", "\n".join(re.findall(r"`+[^`]+`+", text))))
+        assert named <= set(get_command(app).commands)
 
 
 def test_the_readme_is_read_in_one_sitting() -> None:

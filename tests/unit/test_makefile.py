@@ -116,15 +116,18 @@ OWN = "my data/arm 1"
             ["demo", f"DATA={OWN}", "CONFIG=my configs/a.toml"],
             ["--data", OWN, "--config", "my configs/a.toml"],
         ),
-        (["resume", "RUN=a b", f"DATA={OWN}"], ["--resume", "a b", "--data", OWN]),
-        (["rollback", "RUN=a b", "ROUND=7"], ["outputs/a b", "7"]),
-        (["report", "RUN=a b"], ["outputs/a b"]),
-        (["simulate", f"POLICY={OWN}"], ["--policy", OWN, "--out", f"{OWN}/simulation.json"]),
-        (["simulate", "RUN=a b"], ["--policy", "outputs/a b/pretrained_model"]),
-        (["compare", f"A={OWN}", "B=c d"], [OWN, "c d"]),
-        (["doctor", f"DATA={OWN}"], ["--dataset", OWN]),
-        (["site", "NAME=lab-b", "SUPERLINK=fed.example.org:443"], ["--name", "lab-b"]),
-        (["certs"], ["-m", "certs.issue"]),
+        (["resume", "RUN=a b", f"DATA={OWN}"], ["resume", "a b", "--data", OWN]),
+        (["rollback", "RUN=a b", "ROUND=7"], ["rollback", "a b", "7"]),
+        (["report", "RUN=a b"], ["report", "a b"]),
+        (["simulate", f"POLICY={OWN}"], ["simulate", "--policy", OWN]),
+        (["simulate", "RUN=a b", "SCENES=left,right"], ["simulate", "a b", "--scenes", "left,right"]),
+        (["compare", f"A={OWN}", "B=c d"], ["compare", OWN, "c d"]),
+        (["serve", f"POLICY={OWN}"], ["serve", "--policy", OWN]),
+        (["serve", "RUN=a b"], ["serve", "a b"]),
+        (["doctor", f"DATA={OWN}"], ["doctor", "--dataset", OWN]),
+        (["site", "NAME=lab-b", "SUPERLINK=fed.example.org:443"], ["invite", "lab-b", "fed.example.org:443"]),
+        (["site-revoke", "NAME=lab-b"], ["revoke", "lab-b"]),
+        (["certs"], ["keys"]),
     ],
 )
 def test_a_path_with_a_blank_arrives_whole(clone: Path, target: list[str], expected: list[str]) -> None:
@@ -136,18 +139,12 @@ def test_a_path_with_a_blank_arrives_whole(clone: Path, target: list[str], expec
 
 def test_only_the_samples_own_folder_is_recorded_anew(clone: Path) -> None:
     def recorded(*arguments: str) -> bool:
-        return any("server.simulation.recording" in call for call in _calls(clone, "demo", *arguments))
+        return any("sample-data" in call for call in _calls(clone, "demo", *arguments))
 
     assert recorded()
     assert recorded("DATA=data/sample")
     assert not recorded("DATA=my data/sample")
     assert not recorded("DATA=my data/sample b")
-
-
-def test_serve_starts_inside_a_folder_with_a_blank(clone: Path) -> None:
-    (clone / OWN).mkdir(parents=True)
-    (call,) = _calls(clone, "serve", f"POLICY={OWN}")
-    assert call[0] == str(clone / OWN)
 
 
 def test_the_tests_coverage_lies_in_the_clone(clone: Path) -> None:
@@ -177,7 +174,7 @@ def test_sample_data_is_recorded_unless_env_names_data_of_ones_own(
 ) -> None:
     (clone / ".env").write_text(line)
     calls = _calls(clone, target)
-    assert any("server.simulation.recording" in call for call in calls) == recorded
+    assert any("sample-data" in call for call in calls) == recorded
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from certs.issue import issue_all, main
+from certs.issue import issue_all
+from server.cli import main
 from tests import REPOSITORY
 
 USER, OTHER = 1234, 10001
@@ -325,11 +326,11 @@ def test_a_user_who_may_not_see_roots_keys_is_told_the_way(checkout: Path, prepa
 def test_keys_that_may_not_be_read_are_named_with_the_command_that_gives_them_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def closed(*_: object) -> int:
+    def closed(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "certs/generated/superlink/server.key")
 
-    monkeypatch.setattr("certs.issue._perform", closed)
-    assert main([]) == 2
+    monkeypatch.setattr("certs.issue.issue_all", closed)
+    assert main(["keys"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("error: certs/generated/superlink/server.key: ")

@@ -1,17 +1,11 @@
-"""`report.html` of a run, one self-contained file, and `plots/*.png`: made from its record alone.
+"""`report.html` of a run, one self-contained file, and `plots/*.png`: made from its record alone."""
 
-python -m server.output.report.report outputs/<run>
-"""
-
-import argparse
 import base64
 import io
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from federation.errors import FederationError
 from federation.files import write_atomically
 from server.output.report.formats import format_duration, format_size
 from server.output.report.plots import PLOTS, draw
@@ -124,19 +118,3 @@ def _results(metrics: dict[str, Any], rounds: list[RoundRecord]) -> dict[str, An
         figures.append(("private", format_max_epsilon(metrics["privacy"])))
     change = 100 * (last["policy_loss"] / first["policy_loss"] - 1)
     return {"figures": figures, "change": change, "frames": last["frames"], "mode": last.get("mode", "")}
-
-
-def main() -> int:
-    """Write the report of the run folder given on the command line."""
-    parser = argparse.ArgumentParser(description="Write report.html and plots of a run.")
-    parser.add_argument("folder", type=Path, help="outputs/<run>")
-    try:
-        print(write_report(parser.parse_args().folder))
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,8 +19,9 @@ import pytest
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from client.cli import main
 from client.doctor.dataset import check_dataset
-from client.repair.main import main, repair_dataset
+from client.repair.main import repair_dataset
 from federation.data.advice import repair
 from federation.data.description import describe_dataset, find_datasets
 from federation.errors import DatasetError
@@ -94,7 +95,7 @@ def test_a_whole_dataset_stays_what_it_is(
     original: Path, frames: list[dict[str, Any]], new: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in (original).rglob("*")}
-    assert main([str(original), str(new)]) == 0
+    assert main(["repair", str(original), str(new)]) == 0
     assert "new: 3 episodes, 36 frames, 30 frames/s" in capsys.readouterr().out
     assert_trains(new, frames, [0, 1, 2])
     assert before == {p: p.stat().st_mtime_ns for p in (original).rglob("*")}
@@ -111,7 +112,7 @@ def follow(message: str) -> Path:
     assert command, message
     (dataset,) = shlex.split(command[1].removeprefix("DATA="))
     without = ["--without", command[2].removeprefix(" WITHOUT=")] if command[2] else []
-    assert main([dataset, *without]) == 0
+    assert main(["repair", dataset, *without]) == 0
     return Path(f"{dataset}-repaired")
 
 
@@ -200,7 +201,7 @@ def test_the_command_in_the_message_saves_what_is_whole(
 def test_an_episode_can_be_dropped(
     original: Path, frames: list[dict[str, Any]], new: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(original), str(new), "--without", "1"]) == 0
+    assert main(["repair", str(original), str(new), "--without", "1"]) == 0
     assert "episode 1 is not in it: dropped as asked" in capsys.readouterr().out
     assert_trains(new, frames, [0, 2])
 
@@ -353,6 +354,7 @@ def test_a_repaired_dataset_takes_the_place_of_the_damaged(copy: Path) -> None:
         ({}, "make repair DATA='/data/my arm' WITHOUT=3,7"),
         ({"FEDERATION_MOUNTED": "/data=./recordings"}, "make repair DATA='recordings/my arm' WITHOUT=3,7"),
         ({"FEDERATION_REPAIR": "docker repair"}, "docker repair --without 3,7"),
+        ({"FEDERATION_INSTALLATION": "/venv/lib"}, "so100-site repair '/data/my arm' --without 3,7"),
     ],
 )
 def test_the_command_fits_where_it_is_read(
@@ -367,7 +369,7 @@ def test_make_runs_it() -> None:
     line = ["make", "--dry-run", "repair", "DATA=my data/site-a", "WITHOUT=3,7"]
     repository = REPOSITORY
     shown = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=True).stdout
-    assert 'python -m client.repair.main "my data/site-a"  --without "3,7"' in shown
+    assert 'python -m client.cli repair "my data/site-a"  --without "3,7"' in shown
 
 
 def test_in_a_sites_container_it_writes_to_scratch(
@@ -377,6 +379,6 @@ def test_in_a_sites_container_it_writes_to_scratch(
     monkeypatch.setenv("FEDERATION_DATASET", str(copy))
     monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    assert main([]) == 0
+    assert main(["repair"]) == 0
     assert "in .env: DATASET=./scratch/repaired" in capsys.readouterr().out
     assert describe_dataset(tmp_path / "scratch/repaired").episodes == 3

@@ -13,6 +13,7 @@ from certs.issue import CertificateError, issue_all
 from federation.config import RunConfig, parse_run_config
 from federation.data.description import DatasetDescription
 from federation.errors import DatasetError
+from server.cli import main
 from server.deploy import demo
 from server.deploy.local_cluster import LocalCluster
 from server.run.records import RunRecord
@@ -45,7 +46,7 @@ def _no_logs(cluster: Cluster, folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The data folders of the runs that `demo.main` starts; each is recorded and then fails."""
+    """The data folders of the runs that the demo starts; each is recorded and then fails."""
     folders: list[Path] = []
 
     def check(config: RunConfig, data: Path) -> tuple[dict[str, Path], Path, list[DatasetDescription]]:
@@ -72,8 +73,9 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def _resume(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["demo", "--resume", "run-1", *arguments])
-    return demo.main()
+    monkeypatch.setattr("server.cli.commands._CLONE", Path.cwd())
+    Path("docker-compose.yml").touch()
+    return main(["resume", "run-1", *arguments])
 
 
 def test_a_resumed_run_goes_on_with_the_data_it_had(

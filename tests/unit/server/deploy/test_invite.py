@@ -16,8 +16,9 @@ import yaml
 from certs.authority import CertificateError
 from certs.issue import issue_all
 from client.doctor.connection import check_superlink
+from server.cli import main
 from server.deploy import invite, register
-from server.deploy.invite import main, make_bundle, retire_site, revoke_key
+from server.deploy.invite import make_bundle, retire_site, revoke_key
 from server.deploy.local_cluster import LocalCluster
 from server.superlink.control import ControlError
 from tests import REPOSITORY
@@ -150,7 +151,7 @@ def test_the_gpu_is_a_second_file_for_the_same_service(unpacked: Path) -> None:
 def test_bad_input_is_one_line_and_makes_no_key(
     name: str, superlink: str, message: str, certs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--name", name, "--superlink", superlink, "--certs", str(certs)]) == 2
+    assert main(["invite", name, superlink, "--certs", str(certs)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: .*{message}", line)
     assert [folder.name for folder in (certs / "sites").iterdir()] == ["site-a"]
@@ -171,17 +172,7 @@ def test_an_expired_certificate_is_told_before_a_site_gets_it(tmp_path: Path) ->
 def test_without_superlink_the_archive_is_made_and_the_operator_told(
     certs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "--name",
-        "lab-b",
-        "--superlink",
-        SUPERLINK,
-        "--certs",
-        str(certs),
-        "--control",
-        "127.0.0.1:9",
-    ]
-    assert main(arguments) == 0
+    assert main(["invite", "lab-b", SUPERLINK, "--certs", str(certs), "--control", "127.0.0.1:9"]) == 0
     printed = capsys.readouterr().out
     assert f"made {certs / 'bundles' / 'lab-b.tar.gz'}" in printed
     assert "hand it over privately" in printed
@@ -205,7 +196,7 @@ def test_a_site_stays_where_it_is_if_superlink_could_not_be_told(
     certs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else its key would be gone from here and still let in there."""
-    assert main(["--name", "site-a", "--revoke", "--certs", str(certs), "--control", "127.0.0.1:9"]) == 2
+    assert main(["revoke", "site-a", "--certs", str(certs), "--control", "127.0.0.1:9"]) == 2
     assert "SuperLink was not told" in capsys.readouterr().err
     assert (certs / "sites" / "site-a" / "node.key").is_file()
 
@@ -213,7 +204,7 @@ def test_a_site_stays_where_it_is_if_superlink_could_not_be_told(
 def test_revoking_an_unknown_site_names_those_there_are(
     certs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--name", "lab-z", "--revoke", "--certs", str(certs)]) == 2
+    assert main(["revoke", "lab-z", "--certs", str(certs)]) == 2
     assert "no site lab-z; there are site-a" in capsys.readouterr().err
 
 
@@ -230,7 +221,8 @@ def test_superlink_is_told_in_the_network_of_the_containers(
     assert revoke_key(certs, "site-a", None) == "site-a is revoked"
     (command,) = seen
     assert command[:6] == ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
-    assert command[6:10] == ["--entrypoint", "python", "run", "-m"]  # not the service's own program
+    # Not the service's own program.
+    assert command[6:12] == ["--entrypoint", "python", "run", "-m", "server.cli", "register"]
     assert "--revoke" in command
     assert command[command.index("--key") + 1].startswith("ecdsa-sha2-nistp384 ")
     assert not any("PRIVATE" in part for part in command)
@@ -265,7 +257,7 @@ def test_admission_says_what_it_did(
     monkeypatch.setattr(register, "unregister_supernode", lambda superlink, key: keys.append(key) or known)
     arguments = ["--superlink", "superlink:8000", "--ca", str(certs / "superlink" / "ca.crt")]
     arguments += ["--name", "lab-b", "--key", "ecdsa-sha2-nistp384 AAAA", *(["--revoke"] if revoke else [])]
-    assert register.main(arguments) == 0
+    assert main(["register", *arguments]) == 0
     assert capsys.readouterr().out == f"{said}\n"
     assert keys == ["ecdsa-sha2-nistp384 AAAA"]
 
@@ -274,7 +266,7 @@ def test_admission_without_a_certificate_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--superlink", "s:1", "--ca", str(tmp_path / "ca.crt"), "--name", "n", "--key", "k"]
-    assert register.main(arguments) == 2
+    assert main(["register", *arguments]) == 2
     assert "ca.crt is missing; run make certs" in capsys.readouterr().err
 
 
@@ -291,11 +283,11 @@ def test_a_site_joins_after_make_site_and_never_again_after_make_site_revoke(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = min(int(probe.getsockname()[1]), 60000)
-    operator = ["--name", "lab-b", "--certs", str(certs), "--control", f"127.0.0.1:{port}"]
+    operator = ["--certs", str(certs), "--control", f"127.0.0.1:{port}"]
     sites = {"site-a": data / "site-a"}
     with LocalCluster(sites, data / "holdout", tmp_path, certs, port, tmp_path / "scratch") as cluster:
         log = cluster.logs / "lab-b.log"
-        assert main([*operator, "--superlink", f"localhost:{port}"]) == 0
+        assert main(["invite", "lab-b", f"localhost:{port}", *operator]) == 0
         assert "SuperLink: lab-b may join" in capsys.readouterr().out
 
         checks = check_superlink("localhost", port, certs / "sites" / "lab-b" / "ca.crt")
@@ -305,7 +297,7 @@ def test_a_site_joins_after_make_site_and_never_again_after_make_site_revoke(
         cluster.start_supernode("lab-b", data / "site-b")
         _wait_for(lambda: "SuperNode ID" in log.read_text())
 
-        assert main([*operator, "--revoke"]) == 0
+        assert main(["revoke", "lab-b", *operator]) == 0
         assert "SuperLink: lab-b is revoked" in capsys.readouterr().out
         node = psutil.Process(cluster.process_id("lab-b"))
         _wait_for(lambda: node.status() == psutil.STATUS_ZOMBIE)  # SuperLink sent it away

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.errors import ConfigError
+from federation.errors import ConfigError, PolicyError
 from federation.settings import EvaluationConfig
 from server.evaluation import closed_loop, worker
 from server.evaluation.intervals import sign_test, wilson_interval
@@ -102,9 +102,8 @@ def test_the_sign_test_is_the_exact_binomial_one() -> None:
 
 def _simulations(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> tuple[Simulations, list]:
     """Simulations whose process is `module`'s text instead of the real one."""
-    fake = folder / "server" / "evaluation"
-    fake.mkdir(parents=True)
-    (fake / "closed_loop.py").write_text(module)
+    (folder / "server").mkdir()
+    (folder / "server" / "cli.py").write_text(module)
     monkeypatch.setenv(worker.INSTALLATION, str(folder))
     done: list = []
     config = EvaluationConfig(sim_frequency=2, sim_episodes=3)
@@ -187,9 +186,10 @@ def test_an_evaluation_ends_with_a_server_that_is_killed(tmp_path: Path) -> None
     reader, writer = os.pipe()
     code = (
         "import time\n"
+        "from server import cli\n"
         "from server.evaluation import closed_loop\n"
         "closed_loop.simulate = lambda *_: time.sleep(600)\n"
-        "closed_loop.main(['--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
+        "cli.main(['simulate', '--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=reader)
     os.close(reader)
@@ -255,14 +255,13 @@ def test_the_command_drives_a_policy_and_writes_what_it_saw(
     save_policy_folder(tmp_path / "policy", policy, build_processors(policy, statistics), "card")
     monkeypatch.setattr("server.simulation.gym_so101.environment.MAX_STEPS", 3)
     monkeypatch.setattr(SO101PickEnv, "_max_episode_steps", 3)
-    command = ["--policy", str(tmp_path / "policy"), "--out", str(tmp_path / "r.json"), "--episodes", "2"]
-    assert closed_loop.main(command) == 0
+    closed_loop.evaluate_policy(tmp_path / "policy", tmp_path / "r.json", 2, SEED, "site-a,site-b")
     result = json.loads((tmp_path / "r.json").read_text())
     assert [e["seed"] for e in result["per_episode"]] == [SEED, SEED + 1]
     assert (result["success_rate"], result["expert_success_rate"]) == (0, 1)
     assert "success 0%" in capsys.readouterr().out
 
 
-def test_a_folder_without_a_policy_is_one_clear_line(tmp_path: Path, capsys) -> None:
-    assert closed_loop.main(["--policy", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 2
-    assert "no policy there" in capsys.readouterr().err
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no policy there"):
+        closed_loop.evaluate_policy(tmp_path, tmp_path / "r.json", 2, SEED, "site-a,site-b")

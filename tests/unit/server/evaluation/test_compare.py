@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from federation.errors import PolicyError
 from server.evaluation import compare
-from server.evaluation.compare import compare_episodes
+from server.evaluation.compare import compare_episodes, compare_policies
 
 
 def _episodes(*returns: float) -> list[dict]:
@@ -44,12 +45,12 @@ def test_the_command_says_who_came_further(monkeypatch: pytest.MonkeyPatch, caps
         return {**figures, "per_episode": results[folder.name][:episodes]}
 
     monkeypatch.setattr(compare, "simulate", simulate)
-    assert compare.main(["a", "b", "--episodes", "5", "--variants", "left,right"]) == 0
+    compare_policies(Path("a"), Path("b"), 5, "left,right")
     printed = capsys.readouterr().out
     assert "A: success 0%" in printed
     assert "in A only 0, in B only 5: p = 0.062" in printed
 
 
-def test_a_folder_without_a_policy_is_one_clear_line(tmp_path: Path, capsys) -> None:
-    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
-    assert "no policy there" in capsys.readouterr().err
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no policy there"):
+        compare_policies(tmp_path, tmp_path, 5, "left,right")

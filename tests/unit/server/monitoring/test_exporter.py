@@ -9,18 +9,17 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from certs.issue import issue_all
+from client.cli import main as site_main
 from client.state.progress import ProgressFile
 from client.supernode.exporter import SiteExporter
-from client.supernode.exporter import main as site_main
 from federation.config import RunConfig, parse_run_config
 from federation.metrics import Samples
 from federation.privacy_budget import epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
-from server.monitoring import exporter as exporter_module
+from server.cli import main as server_main
 from server.monitoring import superlink as superlink_state
 from server.monitoring.catalogue import CATALOGUE
 from server.monitoring.exporter import Exporter
-from server.monitoring.exporter import main as exporter_main
 from server.monitoring.metrics_table import markdown
 from server.monitoring.superlink import SuperLinkState, SuperLinkWatch, ask_superlink
 from server.monitoring.totals import RunFollower
@@ -536,13 +535,13 @@ def test_bad_arguments_of_the_exporter_are_one_clear_line(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(exporter_module, "start_http_server", refuse)
-    assert exporter_main(arguments) == 2
+    monkeypatch.setattr("federation.metrics.start_http_server", refuse)
+    assert server_main(["exporter", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_site_exporter_without_its_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert site_main(["--node", "site-a", "--scratch", "/nowhere"]) == 2
+    assert site_main(["exporter", "--node", "site-a", "--scratch", "/nowhere"]) == 2
     assert "no such folder; name the SuperNode's" in capsys.readouterr().err
 
 

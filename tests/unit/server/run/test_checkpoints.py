@@ -13,7 +13,7 @@ from federation import files
 from federation.config import RunConfig, flatten
 from federation.settings import AggregationConfig, CheckpointConfig, RunSection
 from server.aggregation.collector import make_server_optimizer
-from server.deploy.rollback import main as rollback_main
+from server.cli import main
 from server.model import GlobalModel
 from server.run import checkpoints as module
 from server.run.checkpoint_file import CheckpointError, load_checkpoint
@@ -197,7 +197,7 @@ def test_a_checkpoint_under_the_name_of_another_round_is_refused(
     second, third = (folder / "checkpoints" / f"round_000{n}.safetensors" for n in (2, 3))
     second.unlink()
     second.write_bytes(third.read_bytes())
-    assert rollback_main([str(folder), "2"]) == 2
+    assert _roll_back(folder, "2") == 2
     assert "round_0002.safetensors holds round 3, not the round in its name" in capsys.readouterr().err
 
 
@@ -250,9 +250,13 @@ def _recorded_run(tmp_path: Path, rounds: int) -> Path:
     return record.folder
 
 
+def _roll_back(folder: Path, round_: str) -> int:
+    return main(["rollback", folder.name, round_, "--outputs", str(folder.parent)])
+
+
 def test_a_rollback_sets_later_rounds_aside(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = _recorded_run(tmp_path, 4)
-    assert rollback_main([str(folder), "3"]) == 0
+    assert _roll_back(folder, "3") == 0
     assert "make resume RUN=run-1" in capsys.readouterr().out
     assert _rounds(folder / "checkpoints") == [1, 2, 3]
     assert _rounds(folder / "checkpoints" / "set_aside") == [4]
@@ -271,7 +275,7 @@ def test_a_rollback_does_not_stop_halfway_at_a_damaged_file(tmp_path: Path, dama
     path = folder / "checkpoints" / f"{damaged}.safetensors"
     path.unlink()  # it may have another name
     path.write_bytes(b"torn")
-    assert rollback_main([str(folder), "2"]) == 0
+    assert _roll_back(folder, "2") == 0
     assert _rounds(folder / "checkpoints") == [1, 2]
     assert _rounds(folder / "checkpoints" / "set_aside") == [3]
     assert load_checkpoint(folder / "checkpoints" / "best.safetensors").round == 2
@@ -289,7 +293,7 @@ def test_a_rollback_to_nowhere_changes_nothing(
     folder = _recorded_run(tmp_path, 2)
     _flip(folder / "checkpoints" / "round_0002.safetensors", -1)
     before = (folder / "federated_metrics.json").read_text()
-    assert rollback_main([str(folder), round_]) == 2
+    assert _roll_back(folder, round_) == 2
     assert message in capsys.readouterr().err
     assert (folder / "federated_metrics.json").read_text() == before
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from federation.data.simulated import SIMULATED_ROBOT
+from server.cli import main
 from server.simulation import picks
 from server.simulation import recording as sample_data
 from server.simulation.expert import plan_pick, play
-from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data, main
+from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data
 from server.simulation.scenes import VARIANTS
 from server.simulation.so101 import (
     FPS,
@@ -273,7 +274,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_untouched(monkeypatch, tmp_pat
     (tmp_path / "thesis.txt").write_text("years of work")
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    assert main(["--out", str(tmp_path)]) == 2
+    assert main(["sample-data", "--out", str(tmp_path)]) == 2
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     error = capsys.readouterr().err
     assert str(tmp_path) in error
@@ -292,11 +293,10 @@ def test_other_data_sets_can_be_recorded(tmp_path, monkeypatch):
 def test_the_command_records_other_scenes_and_tells_recordings_of_others_apart(monkeypatch, tmp_path):
     fake_recording(monkeypatch)
     out = tmp_path / "arm"
-    command = ["--out", str(out), "--scenes", "left, right"]
-    assert main(command) == 0
+    assert main(["sample-data", "--out", str(out), "--scenes", "left, right"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["scenes"] == {"site-a": ["left"], "site-b": ["right"], "holdout": ["left", "right"]}
-    assert main(["--out", str(out)]) == 0
+    assert main(["sample-data", "--out", str(out)]) == 0
     assert json.loads((out / "manifest.json").read_text())["scenes"]["site-a"] == ["site-a"]
 
 
@@ -377,13 +377,13 @@ def test_an_expert_that_keeps_failing_is_an_error_and_not_an_endless_loop(monkey
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(tmp_path, capsys, arguments, named):
-    assert main(["--out", str(tmp_path / "sample"), *arguments]) == 2
+    assert main(["sample-data", "--out", str(tmp_path / "sample"), *arguments]) == 2
     assert named in capsys.readouterr().err
 
 
 def test_a_terminated_recording_cleans_up(tmp_path):
     root = REPOSITORY
-    command = [sys.executable, "-m", "server.simulation.recording", "--out", str(tmp_path / "sample")]
+    command = [sys.executable, "-m", "server.cli", "sample-data", "--out", str(tmp_path / "sample")]
     with subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, env=os.environ) as recording:
         deadline = time.monotonic() + 20
         while not list(tmp_path.iterdir()) and time.monotonic() < deadline:

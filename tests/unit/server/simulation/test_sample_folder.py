@@ -10,7 +10,7 @@ import pytest
 from federation.data.simulated import SIMULATED_ROBOT, UNMARKED_ROBOT
 from server.simulation import recording
 from server.simulation.recording import SampleDataError, SampleParameters, ensure_sample_data
-from server.simulation.sample_folder import main
+from server.simulation.sample_folder import remove
 from tests import REPOSITORY
 
 COUNTS = {"episodes": 2, "frames": 9, "attempts": 2}
@@ -57,13 +57,14 @@ def test_a_recording_under_the_name_of_ours_is_neither_marked_nor_replaced_nor_r
     assert ensure_sample_data(sample, SampleParameters()) is None
     with pytest.raises(SampleDataError, match="'site-a', which is not our sample data"):
         ensure_sample_data(sample, SampleParameters(seed=1))
-    main([str(sample)])
+    remove(sample)
     assert own.read_text() == before
     assert [entry.name for entry in sample.iterdir()] == ["site-a"]
 
 
 def test_what_was_recorded_here_is_removed(sample: Path) -> None:
-    main([str(sample), str(sample.parent / "arm")])
+    for folder in (sample, sample.parent / "arm"):
+        remove(folder)
     assert not sample.exists()
 
 
@@ -73,7 +74,8 @@ def test_a_link_and_a_folder_without_our_manifest_stay(
     link = tmp_path / "link"
     link.symlink_to(sample)
     own = _dataset(tmp_path / "data" / "arm" / "site-a")
-    main([str(link), str(own.parent)])
+    for folder in (link, own.parent):
+        remove(folder)
     assert own.is_dir()
     assert (sample / "site-a").is_dir()
     assert capsys.readouterr().out.count("stays: it was not recorded here") == 2

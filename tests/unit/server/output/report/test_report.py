@@ -8,8 +8,8 @@ import pytest
 from federation.config import parse_run_config
 from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Release, append_release
+from server.cli import main
 from server.output.report.plots import draw
-from server.output.report.report import main as report_main
 from server.output.report.report import write_report
 from server.run.recorded import read_metrics
 from server.run.records import RunRecord
@@ -189,9 +189,8 @@ def test_a_record_of_an_older_version_is_shown(record: RunRecord) -> None:
     assert "It was not recorded." in write_report(record.folder).read_text()
 
 
-def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    assert report_main() == 2
+def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, capsys) -> None:
+    assert main(["report", tmp_path.name, "--outputs", str(tmp_path.parent)]) == 2
     assert "name a run's folder" in capsys.readouterr().err
 
 
