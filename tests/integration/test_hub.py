@@ -22,7 +22,7 @@ POLICY_ID, VLM_ID = "lerobot/smolvla_base", "HuggingFaceTB/SmolVLM2-500M-Video-I
 BUILD = """
 import torch
 from pathlib import Path
-from federation.config import PolicyConfig
+from federation.settings import PolicyConfig
 from federation.errors import FederationError
 from federation.policy.build import build_policy, frozen_fingerprint
 try:
