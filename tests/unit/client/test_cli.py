@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from client.cli import app, main
 from federation.settings import PolicyConfig
 from tests import REPOSITORY
+from tests.unit.help_texts import check_command
 
 NAMES = list(get_command(app).commands)
 UNSET = {"camera_names": "", "full": False, "scratch": None, "key": None, "ca": None, "superlink": None}
@@ -82,15 +82,7 @@ def test_exporter_calls_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_command_has_a_line_of_help_an_example_and_refuses_unknown_options(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [name, "--help"])
-    assert shown.exit_code == 0
-    assert "Example: so100-site " in shown.output
-    assert max(map(len, shown.output.splitlines())) <= 80
-    assert "\x1b" not in shown.output
-    assert main([name, "--no-such-option"]) == 2
-    error = capsys.readouterr().err
-    assert "No such option '--no-such-option'" in error
-    assert error.count("\n") == 1
+    check_command(app, main, "so100-site", "so100-site ", name, capsys)
 
 
 def test_the_cameras_that_the_help_names_are_the_defaults() -> None:

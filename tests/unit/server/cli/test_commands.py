@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from server.cli import app, commands, main
 from server.simulation.picks import SampleParameters
 from tests import REPOSITORY
+from tests.unit.help_texts import check_command
 
 KEYS, RUNS = Path("certs/generated"), Path("outputs")
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -151,16 +152,7 @@ def test_outside_of_its_clone_one_line_says_where_to_go(
 def test_every_command_has_a_line_of_help_an_example_and_refuses_unknown_options(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [name, "--help"])
-    assert shown.exit_code == 0
-    assert "Example: " in shown.output
-    assert max(map(len, shown.output.splitlines())) <= 80
-    assert "\x1b" not in shown.output
-    assert main([name, "--no-such-option"]) == 2
-    error = capsys.readouterr().err
-    assert "No such option '--no-such-option'" in error
-    assert f"so100-server {name} --help" in error
-    assert error.count("\n") == 1
+    check_command(app, main, "so100-server", "", name, capsys)
 
 
 def test_the_list_of_commands_has_one_line_for_each() -> None:
