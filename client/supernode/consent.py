@@ -37,6 +37,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from client.supernode.polling import ask_often
 from federation import logs
 from federation.errors import FederationError
 
@@ -71,7 +72,9 @@ def main() -> int:
         _log.error("%s is refused: a site runs ClientApps only, through %s", program, PROGRAM)
         return 1
     # The module, not the function of the same name in the package.
-    _guard(importlib.import_module("flwr.supernode.runtime.run_clientapp"))
+    flower = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    _guard(flower)
+    ask_often(flower)
     from flwr.supernode.cli import flwr_clientapp
 
     flwr_clientapp()

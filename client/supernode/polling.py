@@ -4,16 +4,21 @@ Flower's SuperNode asks SuperLink for a message and sleeps three seconds if ther
 works it looks for the reply twice a second. A round of a few steps spent a third of its time in these sleeps.
 Here they are shorter until half a minute after the last message. An idle site still asks every three seconds:
 a question is a TLS request with a signature, and a query in SuperLink's database.
+
+A ClientApp starts while its SuperNode still downloads the message, and asks the SuperNode for it again after
+1, 2, 4, ... seconds: one that starts warm asks early, and waited for seconds after the message was there.
 """
 
+import functools
 import time
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["shorten_waits"]
+__all__ = ["ask_often", "shorten_waits"]
 
 _BUSY_SECONDS = 30.0  # after a message
 _MAX_WAIT_SECONDS = 0.3  # meanwhile
+_ASK_SECONDS = 0.2  # between two questions of a ClientApp to its own SuperNode
 
 
 def shorten_waits(flower: Any) -> None:
@@ -41,3 +46,16 @@ def shorten_waits(flower: Any) -> None:
 
     flower._pull_and_store_message, flower._push_messages = pull_and_stay_busy, push_and_stay_busy
     flower.time = SimpleNamespace(sleep=sleep)
+
+
+def ask_often(flower: Any) -> None:
+    """Have a ClientApp, `flwr.supernode.runtime.run_clientapp`, ask for its message in equal, short steps.
+
+    It may ask as often as it likes: Flower's limit of time stays, that of tries is made for its own steps.
+    """
+    flower.pull_and_inflate_object_from_tree = functools.partial(
+        flower.pull_and_inflate_object_from_tree,
+        initial_backoff=_ASK_SECONDS,
+        backoff_cap=_ASK_SECONDS,
+        max_tries_per_object=None,
+    )

@@ -3,9 +3,12 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from client.supernode import polling
-from client.supernode.polling import shorten_waits
+from client.supernode.polling import ask_often, shorten_waits
 
 
 @pytest.fixture
@@ -53,3 +56,26 @@ def test_flowers_main_loop_has_what_is_replaced() -> None:
     loop = inspect.getsource(module.start_client_internal)
     assert "_pull_and_store_message(\n                state=state" in loop
     assert "_push_messages(\n                state=state" in loop
+
+
+def test_a_client_app_has_its_message_soon_after_its_supernode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first object comes at the fiftieth question: Flower's own steps would last for minutes."""
+    program = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    module = SimpleNamespace(pull_and_inflate_object_from_tree=program.pull_and_inflate_object_from_tree)
+    monkeypatch.setattr(polling, "_ASK_SECONDS", 0.001)
+    ask_often(module)
+    sent = RecordDict({"config": ConfigRecord({"round": 3})})
+    contents = {key: part.deflate() for key, part in get_all_nested_objects(sent).items()}
+    tree, asked = get_object_tree(sent), []
+
+    def pull(object_id: str) -> bytes:
+        asked.append(object_id)
+        if len(asked) < 50:
+            raise ObjectUnavailableError(object_id)
+        return contents[object_id]
+
+    received = module.pull_and_inflate_object_from_tree(tree, pull, lambda _: None, return_type=RecordDict)
+    assert received == sent
+    assert len(asked) >= 50
+    source = inspect.getsource(program)
+    assert source.count("pull_and_inflate_object_from_tree(") == 1  # by its name in the module
