@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from federation.data.description import DatasetDescription
 from federation.errors import DatasetError, one_line
@@ -64,13 +65,12 @@ class Verdict:
         return self.warnings
 
 
-def read_verdict(text: str) -> Verdict:
-    """Return the verdict that `text` is the JSON of.
+def read_verdict(content: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that `content` holds as JSON does.
 
     Raises:
-        ValueError, TypeError, KeyError: it is of none.
+        TypeError, KeyError: it holds none.
     """
-    content = json.loads(text)
     return Verdict(str(content["error"]), bool(content["lasts"]), tuple(map(str, content["warnings"])))
 
 
@@ -86,7 +86,7 @@ def look_at_samples(request: Sequence[tuple[DatasetUse, DatasetDescription]], sc
         how = _run(folder, _environment(folder, is_hub_asked), _MAX_SECONDS * len(request))
         lines = (folder / _VERDICTS).read_text(encoding="utf-8").splitlines()
         printed = (folder / _PRINTED).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    verdicts = [read_verdict(line) for line in lines]
+    verdicts = [read_verdict(json.loads(line)) for line in lines]
     if len(verdicts) < len(request):
         root = request[len(verdicts)][0].root
         _log.error("the look at samples of %s printed: %s", root, one_line(" / ".join(printed[-5:])))

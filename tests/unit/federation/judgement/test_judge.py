@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from federation.errors import DatasetError
-from federation.judgement import judge
+from federation.judgement import judge, kept
 from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
 from federation.judgement.sample_process import Verdict
 from federation.settings import PolicyConfig
@@ -65,8 +65,8 @@ def test_a_kept_verdict_that_is_none_is_made_again(
     use: DatasetUse, looks: list[Path], content: bytes
 ) -> None:
     judge_dataset(use)
-    (kept,) = (use.scratch / "judged").iterdir()
-    kept.write_bytes(content)
+    (file,) = (use.scratch / "judged").iterdir()
+    file.write_bytes(content)
     judge_dataset(use)
     assert len(looks) == 2
 
@@ -77,7 +77,7 @@ def test_a_verdict_that_cannot_be_kept_costs_another_look(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(judge, "write_json", full)
+    monkeypatch.setattr(kept, "write_json", full)
     judge_dataset(use)
     judge_dataset(use)
     assert len(looks) == 2
