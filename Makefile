@@ -30,8 +30,6 @@ $(call needs,simulate,RUN|POLICY,RUN=demo-20261123-184002 or POLICY=folder)
 $(call needs,serve,RUN|POLICY,RUN=demo-20261123-184002 or POLICY=folder)
 $(call needs,compare,A,A=policy folder B=policy folder)
 $(call needs,compare,B,A=policy folder B=policy folder)
-$(call needs,site,NAME,NAME=lab-b SUPERLINK=fed.example.org:443)
-$(call needs,site,SUPERLINK,NAME=lab-b SUPERLINK=fed.example.org:443)
 $(call needs,site-revoke,NAME,NAME=lab-b)
 
 .PHONY: help
@@ -176,10 +174,6 @@ down: ## stop the containers; state, outputs and caches stay in their volumes
 .PHONY: test-container
 test-container: $(VENV)/.installed ## the container tests; they need a Docker engine and the images
 	$(VENV)/bin/python -m pytest tests/container $(PYTEST_ARGS)
-
-.PHONY: site
-site: $(VENV)/.installed ## the archive for a site elsewhere, and its key registered (NAME=lab-b SUPERLINK=fed.example.org:443)
-	@$(SERVER) invite "$(NAME)" "$(SUPERLINK)" $(if $(CONTROL),--control $(CONTROL))
 
 .PHONY: site-revoke
 site-revoke: $(VENV)/.installed ## shut a site out for good (NAME=lab-b)

@@ -1,7 +1,6 @@
-"""Making keys and certificates, in memory: nothing here writes a file."""
+"""Making certificates, in memory: nothing here writes a file."""
 
 import ipaddress
-import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from federation.errors import FederationError
+from federation.addresses import canonical_host
+from federation.errors import CertificateError
 
 __all__ = [
     "CertificateError",
@@ -21,43 +21,11 @@ __all__ = [
     "issue_server",
     "load_certificate",
     "load_key",
-    "load_site_key",
-    "new_key",
     "private_pem",
     "server_names",
-    "site_private_key",
-    "site_public_key",
 ]
 
 _ORGANISATION = "SO-100 Federation"
-_DNS_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-
-
-class CertificateError(FederationError):
-    """A certificate or key is missing, malformed or cannot be used. The message is one line with the fix."""
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    """Return a new private key (ECDSA P-384), for whatever purpose."""
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-def canonical_host(name: str) -> str:
-    """Return a DNS name in lower case or an IP address in its shortest form, as `server_names` returns them.
-
-    Raises:
-        CertificateError: `name` is neither.
-    """
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    host = name.lower()
-    labels = host.split(".")
-    # A last label of digits is an address with a mistake in it, never a name.
-    if len(host) > 253 or not all(map(_DNS_LABEL.fullmatch, labels)) or labels[-1].isdigit():
-        raise CertificateError(f"host {name!r}: must be a DNS name or an IP address, without scheme or port")
-    return host
 
 
 def issue_ca(key: ec.EllipticCurvePrivateKey, days: int, now: datetime) -> bytes:
@@ -122,19 +90,6 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def site_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the key in OpenSSH form, which `flower-supernode --auth-supernode-private-key` reads."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-
-
-def site_public_key(key: ec.EllipticCurvePrivateKey, site: str) -> bytes:
-    """Its public half as one OpenSSH line, which `flwr supernode register` reads."""
-    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return line + f" {site}\n".encode()
-
-
 def load_certificate(path: Path, fix: str = "remove it and run make certs") -> x509.Certificate:
     """Read a PEM certificate; a `CertificateError` names the file if it is missing or damaged."""
     try:
@@ -149,18 +104,6 @@ def load_key(path: Path, fix: str) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(_read(path, fix), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise CertificateError(f"{path} cannot be read as a private key; {fix}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
-    return key
-
-
-def load_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read an unencrypted OpenSSH key on an elliptic curve; errors as `load_certificate`."""
-    fix = f"remove {path.parent} and make it again"
-    try:
-        key = serialization.load_ssh_private_key(_read(path, fix), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise CertificateError(f"{path} cannot be read as an OpenSSH key; {fix}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
     return key

@@ -11,7 +11,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from cryptography.x509 import Certificate
 
-from certs.authority import CertificateError, load_certificate, load_key, load_site_key, server_names
+from certs.authority import CertificateError, load_certificate, load_key, server_names
+from federation.site_key import load_site_key
 
 __all__ = ["WARN_DAYS", "Finding", "check", "days_left", "table", "verify_server_certificate"]
 
@@ -121,7 +122,10 @@ def _look_at_site(site: Path, authority: Path) -> Finding:
     private, public, ca = site / "node.key", site / "node.key.pub", site / "ca.crt"
     try:
         registered = load_ssh_public_key(public.read_bytes())
-        if private.exists() and load_site_key(private).public_key() != registered:
+        if (
+            private.exists()
+            and load_site_key(private, f"remove {site} and make it again").public_key() != registered
+        ):
             return Finding("error", public, f"is not of {private}; remove {public} and run make certs")
         if not authority.exists() or ca.read_bytes() != authority.read_bytes():
             return Finding("error", ca, f"differs from {authority}; run make certs, then send it to the site")

@@ -4,8 +4,9 @@ What is made is laid out so that each party gets one folder and no more:
 
     ca/         ca.key: signs the server certificate; stays on the operator's machine, no container sees it
     superlink/  ca.crt server.crt server.key superexec.secret: for SuperLink and the server
-    sites/NAME/ ca.crt node.key node.key.pub: for that site's SuperNode
+    sites/NAME/ ca.crt node.key node.key.pub: for the SuperNode of a site on this machine
 
+The keys of sites elsewhere are made there (`so100-site key`) and never come here; see `certs/invited.py`.
 Folders are 0700, private files 0600 from their first byte.
 """
 
@@ -23,16 +24,14 @@ from certs.authority import (
     issue_server,
     load_certificate,
     load_key,
-    load_site_key,
-    new_key,
     private_pem,
     server_names,
-    site_private_key,
-    site_public_key,
 )
 from certs.check import WARN_DAYS, check, days_left, table, verify_server_certificate
-from certs.files import locked, move, replace, write_new
-from certs.settings import CA_DAYS, SERVER_DAYS, check_site_name, load_settings
+from certs.invited import INVITED
+from certs.settings import CA_DAYS, SERVER_DAYS, load_settings
+from federation.key_files import locked, make_folder, move, replace, write_new
+from federation.site_key import check_site_name, load_site_key, new_key, public_key, site_private_key
 
 __all__ = [
     "CertificateError",
@@ -82,6 +81,7 @@ def issue_all(
         if not secret.exists():
             # Hexadecimal: Flower takes the bytes of the file as they are, and text survives an editor.
             made.append(write_new(secret, secrets.token_hex(_SECRET_BYTES).encode(), private=True))
+        make_folder(out / INVITED)  # docker-compose.yml mounts it
         known = {folder.name for folder in (out / "sites").glob("*") if folder.is_dir()}
         for site in [*dict.fromkeys(sites), *sorted(known - set(sites))]:
             made += _complete_site(out, site)
@@ -271,7 +271,8 @@ def _complete_site(out: Path, site: str) -> list[Path]:
     if not private.exists() and not public.exists():
         made.append(write_new(private, site_private_key(new_key()), private=True))
     if not public.exists():
-        made.append(write_new(public, site_public_key(load_site_key(private), site)))
+        key = load_site_key(private, f"remove {folder} and make it again")
+        made.append(write_new(public, f"{public_key(key).spell(site)}\n".encode()))
     trusted = (out / "superlink" / "ca.crt").read_bytes()
     if not authority.exists() or authority.read_bytes() != trusted:
         made.append(replace(authority, trusted))

@@ -1,14 +1,14 @@
 """What `make certs` is asked for: the configuration file, its defaults and its limits."""
 
-import string
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from certs.authority import CertificateError, canonical_host
+from federation.site_key import check_site_name
 
-__all__ = ["CA_DAYS", "SERVER_DAYS", "check_site_name", "load_settings"]
+__all__ = ["CA_DAYS", "SERVER_DAYS", "load_settings"]
 
 SERVER_DAYS = 397
 CA_DAYS = 3650
@@ -19,8 +19,6 @@ _DEFAULTS: dict[str, Any] = {
     "server_days": SERVER_DAYS,
     "ca_days": CA_DAYS,
 }
-_SITE_CHARACTERS = frozenset(string.ascii_lowercase + string.digits + "-")
-_SITE_MAX_CHARACTERS = 63
 
 
 def load_settings(path: Path) -> dict[str, Any]:
@@ -59,13 +57,3 @@ def _check_names(what: str, value: Any, check_one: Callable[[str], object]) -> N
             check_one(name)
         except CertificateError as error:
             raise CertificateError(f"{what}: {error}") from None
-
-
-def check_site_name(site: str) -> None:
-    """Raise a `CertificateError` unless `site` can be a folder, a DNS label and a node's name at once."""
-    good = set(site) <= _SITE_CHARACTERS and site.strip("-") == site
-    if not good or not 1 <= len(site) <= _SITE_MAX_CHARACTERS:
-        raise CertificateError(
-            f"site name {site!r}: use 1 to {_SITE_MAX_CHARACTERS} lowercase letters, digits and hyphens, "
-            "no hyphen at either end"
-        )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from federation.command_line import make_app, run
+from federation.errors import ConfigError
 
 __all__ = ["app", "main"]
 
@@ -15,7 +16,8 @@ app = make_app(
     "Take part in a federation with an SO-100 or SO-101 arm.",
     [
         "so100-site doctor --dataset recordings/pick-cube",
-        "so100-site doctor --dataset recordings/pick-cube --superlink fed.example.org:8443 --ca ca.crt",
+        "so100-site key lab-b",
+        "so100-site join lab-b.invitation.json --data recordings/pick-cube",
         "so100-site repair recordings/pick-cube --without 3,7",
     ],
 )
@@ -24,41 +26,101 @@ Scratch = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", envvar="FEDERATION_SCRATCH", help="the SuperNode's scratch folder"),
 ]
+CameraNames = Annotated[
+    str,
+    typer.Option(metavar="POLICY=OWN,...", envvar="FEDERATION_CAMERA_NAMES", help="their names here"),
+]
+SuperLink = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", envvar="FEDERATION_SUPERLINK", help="try the way to it")
+]
+Ca = Annotated[
+    Path | None, typer.Option(metavar="FILE", envvar="FEDERATION_CA", help="ca.crt, to verify SuperLink with")
+]
+Key = Annotated[
+    Path | None, typer.Option(metavar="FILE", envvar="FEDERATION_KEY", help="node.key of this site")
+]
+_FOLDER_HELP = "this site's own; default: ~/.local/share/so100-federation"
+Folder = Annotated[Path | None, typer.Option(metavar="FOLDER", envvar="FEDERATION_SITE", help=_FOLDER_HELP)]
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="what the site is to be called")] = "",
+    new: Annotated[bool, typer.Option("--new", help="replace a lost or revoked one")] = False,
+    folder: Folder = None,
+) -> None:
+    """Make this site's key and print the line that the operator needs.
+
+    The private key stays in this site's folder; the line is public and can go by mail.
+
+    Example: so100-site key lab-b
+    """
+    from client.membership.key import print_key
+
+    print_key(_site_folder(folder), name, new=new)
+
+
+@app.command()
+def join(
+    invitation: Annotated[
+        Path | None,
+        typer.Argument(metavar="INVITATION", help="what the operator sent, at first"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", envvar="FEDERATION_DATASET", help="a LeRobot v3 dataset, at first"),
+    ] = None,
+    camera_names: CameraNames = "",
+    min_noise: Annotated[
+        str, typer.Option(metavar="Z", envvar="FEDERATION_MIN_NOISE", help="least noise multiplier of a run")
+    ] = "",
+    max_epsilon: Annotated[
+        str,
+        typer.Option(metavar="E", envvar="FEDERATION_MAX_EPSILON", help="most epsilon of all runs"),
+    ] = "",
+    unchecked: Annotated[bool, typer.Option("--unchecked", help="join without the doctor's look")] = False,
+    folder: Folder = None,
+) -> int:
+    """Check this site and take part in the federation that invited it.
+
+    Example: so100-site join lab-b.invitation.json --data recordings/pick-cube
+    """
+    from client.membership.join import join_federation
+
+    options = {"cameras": camera_names, "min-noise": min_noise, "max-epsilon": max_epsilon}
+    return join_federation(_site_folder(folder), invitation, data, options, unchecked=unchecked)
 
 
 @app.command()
 def doctor(
     dataset: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", envvar="FEDERATION_DATASET", help="a LeRobot v3 dataset, or some"),
-    ],
-    full: Annotated[bool, typer.Option("--full", help="decode every frame of every video: minutes")] = False,
-    superlink: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", envvar="FEDERATION_SUPERLINK", help="try the way to it"),
-    ] = None,
-    ca: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", envvar="FEDERATION_CA", help="ca.crt, to verify SuperLink with"),
+        typer.Option(metavar="FOLDER", envvar="FEDERATION_DATASET", help="a LeRobot v3 dataset, or some"),
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", envvar="FEDERATION_KEY", help="node.key of this site")
-    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="decode every frame of every video: minutes")] = False,
+    superlink: SuperLink = None,
+    ca: Ca = None,
+    key: Key = None,
     scratch: Scratch = None,
     cameras: Annotated[
         str | None, typer.Option(envvar="FEDERATION_CAMERAS", help="those of the run; default: top,wrist")
     ] = None,
-    camera_names: Annotated[
-        str,
-        typer.Option(
-            metavar="POLICY=OWN,...", envvar="FEDERATION_CAMERA_NAMES", help="what they are called here"
-        ),
-    ] = "",
+    camera_names: CameraNames = "",
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", envvar="FEDERATION_SITE", help="a site's own: all that it names"),
+    ] = None,
 ) -> int:
     """Say what would go wrong at this site, before it takes part.
 
     Example: so100-site doctor --dataset recordings/pick-cube --camera-names top=phone,wrist=none
     """
+    if folder:
+        from client.membership.join import examine_member
+
+        return 0 if examine_member(folder, dataset, camera_names, full) else 1
+    if dataset is None:
+        raise ConfigError("Missing option '--dataset' (env var: 'FEDERATION_DATASET')")
     from client.doctor.main import examine_site
     from federation.settings import PolicyConfig
 
@@ -109,6 +171,12 @@ def exporter(
     from client.supernode.exporter import serve_progress
 
     serve_progress(node, scratch, host, port)
+
+
+def _site_folder(folder: Path | None) -> Path:
+    from client.membership.folder import default_folder
+
+    return folder or default_folder()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,7 +50,7 @@ if ((uid == 0)); then
 	owner=$(owners_of .)
 	((owner != 0)) || owner=$CONTAINER_UID
 	configured=${configured:-$owner}
-	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites"
+	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites" "$certs/invited"
 fi
 configured=${configured:-$uid}
 [[ -n $(value_in_file FEDERATION_UID) ]] || append_to_file "FEDERATION_UID=$configured"
@@ -90,7 +90,7 @@ require_label() {
 	ls -Zd "$1" | grep -q ':container_file_t:' || fail "SELinux keeps containers from $1; run sudo chcon -R -t \
 container_file_t \"$1\""
 }
-for folder in "$certs/superlink" "$certs/sites" configs docker/prometheus docker/grafana; do require_label "$folder"; done
+for folder in "$certs/superlink" "$certs/sites" "$certs/invited" configs docker/prometheus docker/grafana; do require_label "$folder"; done
 
 # Docker would make an empty folder, owned by root, where one is missing.
 for default in SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout; do

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 __all__ = [
+    "CertificateError",
     "ConfigError",
     "DatasetError",
     "FederationError",
@@ -59,6 +60,10 @@ class FederationError(Exception):
     def __init__(self, message: str, code: RejectionCode | None = None) -> None:
         super().__init__(message)
         self.code = code or type(self).code
+
+
+class CertificateError(FederationError):
+    """A certificate or key is missing, malformed or cannot be used."""
 
 
 class ConfigError(FederationError):

@@ -1,6 +1,7 @@
 """Files and folders that are either whole or absent: the one way that anything but a key is written.
 
-Keys have a writer of their own in `certs/files.py`: theirs must never be readable, not even for a moment.
+Keys have a writer of their own in `federation/key_files.py`: theirs must never be readable, not even for a
+moment.
 """
 
 import fcntl

@@ -26,7 +26,11 @@ _MAX_NAMED = 3
 
 
 def check_dataset(
-    root: Path, cameras: Sequence[str], names: Mapping[str, str] | None = None, full: bool = False
+    root: Path,
+    cameras: Sequence[str],
+    names: Mapping[str, str] | None = None,
+    full: bool = False,
+    policy: PolicyConfig | None = None,
 ) -> tuple[list[Check], DatasetDescription | None]:
     """Look at the dataset in `root`: its files, cameras, tasks, motion and, if `full`, its videos.
 
@@ -34,15 +38,16 @@ def check_dataset(
         cameras: those of the run.
         names: what the site says of its own (see `federation/data/cameras.py`).
         full: decode every frame.
+        policy: what the run asks of a dataset; None: nobody knows yet.
 
     Returns:
         The checks, and what the dataset's files say; None if they cannot be trained on.
     """
-    lack = len(cameras) - 1  # how many a run takes is not known here
+    lack = policy.empty_cameras if policy else len(cameras) - 1
     try:
         description = describe_dataset(root, CameraChoice(cameras, names or {}, lack))
-        policy = PolicyConfig(joint_units=description.joint_units.possible[0], fps=description.fps)
-        check_fits(description, policy, str(root))
+        own = PolicyConfig(joint_units=description.joint_units.possible[0], fps=description.fps)
+        check_fits(description, policy or own, str(root))
     except DatasetError as error:
         return [Check("error", *_named(str(error)))], None
     checks = [

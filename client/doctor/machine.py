@@ -46,13 +46,13 @@ def check_key(file: Path) -> list[Check]:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    again = "unpack the site's bundle again, or ask the operator for a new one"
+    again = "so100-site key makes it"
     try:
         content, mode = file.read_bytes(), stat.S_IMODE(file.stat().st_mode)
     except FileNotFoundError:
         return [Check("error", "key", f"{file}: missing; {again}")]
     except OSError as error:
-        fix = f"make user {os.getuid()} its owner; in a site's bundle set SITE_UID in .env to what id -u says"
+        fix = f"make user {os.getuid()} its owner; in containers set SITE_UID in .env to what id -u says"
         return [Check("error", "key", f"{file}: cannot be read ({error.strerror}); {fix}")]
     try:
         key = load_ssh_private_key(content, None)
@@ -70,7 +70,8 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
     """Look whether `file` is a certificate authority that is valid for a while."""
     from cryptography import x509
 
-    again = "take ca.crt from the site's bundle, or ask the operator for it"
+    again = "so100-site join writes it from the invitation"
+    new = "ask the operator for a new invitation"
     try:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -88,9 +89,9 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
         return [Check("error", "CA", f"{text}, this clock says {now:%Y-%m-%d %H:%M}; set the clock")]
     end = certificate.not_valid_after_utc
     if now > end:
-        return [Check("error", "CA", f"{file}: expired on {end:%Y-%m-%d}; ask the operator for a new bundle")]
+        return [Check("error", "CA", f"{file}: expired on {end:%Y-%m-%d}; {new}")]
     left = (end - now).days
-    return [days_check("CA", f"{file}: {left} days left", left, "ask the operator for a new bundle")]
+    return [days_check("CA", f"{file}: {left} days left", left, new)]
 
 
 def check_software() -> list[Check]:

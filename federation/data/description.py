@@ -82,7 +82,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     except OSError as error:
         raise DatasetError(
             f"dataset {root}: cannot be read ({error.strerror}); give user {os.getuid()} the right to read "
-            f"it: chmod -R a+rX {root}; in a site's bundle see SITE_UID in .env"
+            f"it: chmod -R a+rX {root}; in a site's container see SITE_UID in .env"
         ) from None
 
 

@@ -20,7 +20,7 @@ app = make_app(
         "so100-server keys && so100-server sample-data && so100-server demo",
         "so100-server demo --config configs/smolvla.toml --data my-data",
         "so100-server simulate demo-20261123-184002 --episodes 50",
-        "so100-server invite lab-b fed.example.org:8443",
+        "so100-server invite lab-b --key 'ecdsa-sha2-nistp384 AAAA...' --superlink fed.example.org:8443",
     ],
 )
 
@@ -224,20 +224,24 @@ def serve(
 @app.command(rich_help_panel=_SITES)
 def invite(
     name: Site,
-    superlink: Annotated[str, typer.Argument(metavar="HOST:PORT")],
+    key: Annotated[str, typer.Option(metavar="LINE", help="what so100-site key printed at the site")],
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="where the site reaches the gateway")],
+    config: Annotated[Path, typer.Option(help="configuration of the run it is invited to")] = Path(
+        "configs/demo.toml"
+    ),
     control: Control = None,
     certs: Certs = CERTS,
 ) -> None:
-    """Make the archive for a site elsewhere and register its key.
+    """Register the key of a site elsewhere and write its invitation.
 
-    HOST:PORT is where the site reaches the gateway.
+    The site keeps its private key; the invitation holds no secret.
 
-    Example: so100-server invite lab-b fed.example.org:8443
+    Example: so100-server invite lab-b --key "ecdsa-..." --superlink h:8443
     """
     _require_clone()
     from server.deploy.invite import invite_site
 
-    invite_site(certs, name, superlink, control)
+    invite_site(certs, name, key, superlink, config, control)
 
 
 @app.command(rich_help_panel=_SITES)

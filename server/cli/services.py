@@ -26,6 +26,9 @@ def submit(
     site: Annotated[
         list[str] | None, typer.Option(metavar="NAME=KEY.pub", help="a site to register; repeatable")
     ] = None,
+    invited: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="keys of sites elsewhere to register")
+    ] = None,
     wait_seconds: Annotated[float, typer.Option(help="for all these sites to be online")] = 180.0,
     outputs: Annotated[Path, typer.Option(help="where runs are recorded")] = Path("/outputs"),
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="go on with this run")] = None,
@@ -48,6 +51,7 @@ def submit(
             room.parse_sites(site or ()),
             outputs,
             config,
+            invited=invited,
             resume=resume,
             new=new,
             detach=detach,

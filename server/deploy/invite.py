@@ -1,83 +1,97 @@
-"""`so100-server invite` and `revoke`: what a site elsewhere needs, in one archive, and taking it back.
+"""`so100-server invite` and `revoke`: a site's key is registered or shut out; an invitation for its owner.
 
-The archive holds the site's private key: it is written for the operator alone and is handed over on a
-private way. Its content is the same each time it is made from the same key, so two copies can be compared.
-SuperLink is called through the `run` container, because its Control API is on the containers' own network;
-`control` names another way to it.
+The private key never comes here: the site made it (`so100-site key`) and sent one public line. The
+invitation holds no secret. SuperLink is called through the `run` container, because its Control API is on the
+containers' own network; `control` names another way to it. Where SuperLink does not run yet, the `run`
+service registers the key that was recorded.
 """
 
-import gzip
-import io
 import os
 import subprocess
 import sys
-import tarfile
-import tomllib
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from string import Template
 
-from certs.authority import CertificateError, canonical_host, server_names
-from certs.files import locked, replace
-from certs.issue import add_site, verify_server_certificate
-from certs.settings import check_site_name
+from certs.authority import server_names
+from certs.invited import keep_invitation, record_key, registered_key, retire_site
+from certs.issue import verify_server_certificate
+from federation.addresses import parse_address
+from federation.config import load_run_config
+from federation.errors import CertificateError, one_line
+from federation.invitation import Invitation, spell_authority
 from federation.proxies import bypass_loopback
+from federation.site_key import check_site_name, read_key_line
+from server.deploy.expectations import describe_run
 from server.superlink.control import PROJECT, ControlError
 
-__all__ = ["invite_site", "make_bundle", "register_key", "retire_site", "revoke_key", "revoke_site"]
+__all__ = ["invite_site", "register_key", "revoke_key", "revoke_site", "write_invitation"]
 
-_TEMPLATES = PROJECT / "docker" / "site"
-_PUBLIC_MODE, _PRIVATE_MODE = 0o644, 0o600
-_FOLDERS = {"": 0o755, "/scratch": 0o700}  # decoded frames lie in the scratch folder
 _SUPERLINK_IN_COMPOSE = "superlink:8000"
 _CA_IN_COMPOSE = "/run/secrets/ca.crt"
 _REGISTER_SECONDS = 180
 
 
-def make_bundle(certs: Path, name: str, superlink: str) -> Path:
-    """Write the archive of the site `name`, with a new key if it has none; return its path.
+def invite_site(
+    certs: Path, name: str, key: str, superlink: str, config: Path, control: str | None = None
+) -> None:
+    """Record and register the key of the site `name`, write its invitation and print what came of it.
 
     Args:
         certs: the folder written by `make certs`.
+        key: what the site's owner sent, the line of `so100-site key`.
         superlink: "host:port" under which the site reaches SuperLink's gateway.
+        config: of the run that the site is invited to.
 
     Raises:
-        CertificateError: a name is malformed, or the server's certificate is not valid for the host.
-        OSError: the archive cannot be written.
+        FederationError: a name, the key or the configuration is at fault, or the server's certificate is
+            not valid for the host.
+        OSError: the invitation cannot be written.
     """
+    os.environ.update(bypass_loopback(os.environ))
+    invitation, file = write_invitation(certs, name, key, superlink, config)
+    print(f"made {file}; it holds no secret: send it to {name} by mail")
+    print(f"it says what {config} expects: {invitation.expects.spell()}")
+    print(f"key: {invitation.key} (that of the line that so100-site key printed)")
+    print(f"authority: {spell_authority(invitation.authority)} (read it to them, by voice)")
+    try:
+        print(f"SuperLink: {register_key(certs, name, control)}")
+    except ControlError as error:
+        print(f"{name} cannot join yet: {error}")
+        print("docker compose up registers the key, or run this again once SuperLink runs")
+
+
+def write_invitation(
+    certs: Path, name: str, key: str, superlink: str, config: Path
+) -> tuple[Invitation, Path]:
+    """Record the site's key and return its invitation and the file of it; errors as `invite_site`."""
     check_site_name(name)
-    _require_valid_for(certs, _host(superlink))
-    keys = certs / "sites" / name
-    if not (keys / "node.key").is_file():
-        add_site(certs, name)
-    settings = {"name": name, "superlink": superlink, "version": _version()}
-    files = [
-        ("README.md", _render("README.md", settings), _PUBLIC_MODE),
-        (".env", _render("env", settings), _PUBLIC_MODE),
-        ("docker-compose.yml", (_TEMPLATES / "docker-compose.yml").read_bytes(), _PUBLIC_MODE),
-        ("docker-compose.gpu.yml", (_TEMPLATES / "docker-compose.gpu.yml").read_bytes(), _PUBLIC_MODE),
-        ("ca.crt", (certs / "superlink" / "ca.crt").read_bytes(), _PUBLIC_MODE),
-        ("node.key", (keys / "node.key").read_bytes(), _PRIVATE_MODE),
-    ]
-    with locked(certs):
-        return replace(_bundle(certs, name), _archive(f"so100-{name}", files), private=True)
+    public = read_key_line(key)
+    _require_valid_for(certs, superlink)
+    invitation = Invitation(
+        so100_invitation=1,
+        site=name,
+        superlink=superlink,
+        key=public.fingerprint,
+        authority=(certs / "superlink" / "ca.crt").read_text(encoding="ascii"),
+        expects=describe_run(load_run_config(config, {})),
+    )
+    record_key(certs, name, public)
+    return invitation, keep_invitation(certs, name, invitation.write())
 
 
-def retire_site(certs: Path, name: str, now: datetime | None = None) -> Path:
-    """Move the site's key to `revoked/` and remove its archive; return where the key lies now.
+def revoke_site(certs: Path, name: str, control: str | None = None) -> None:
+    """Revoke the key of the site `name` for good, move what is known of it away, and print where it is.
 
     Raises:
         CertificateError: there is no such site.
-        OSError: the folder cannot be moved.
+        ControlError: SuperLink refuses or cannot be reached; the key stays where it is.
+        OSError: the key cannot be moved.
     """
-    target = certs / "revoked" / f"{name}-{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
-    with locked(certs):
-        _public_key(certs, name)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        (certs / "sites" / name).rename(target)
-        _bundle(certs, name).unlink(missing_ok=True)
-    return target
+    os.environ.update(bypass_loopback(os.environ))
+    # First SuperLink: a key that was moved away but not revoked could still connect.
+    print(f"SuperLink: {revoke_key(certs, name, control)}")
+    print(
+        f"its key is in {retire_site(certs, name)}; take {name} out of configs/certs.toml if it stands there"
+    )
 
 
 def register_key(certs: Path, name: str, control: str | None) -> str:
@@ -99,7 +113,7 @@ def revoke_key(certs: Path, name: str, control: str | None) -> str:
 
 
 def _change_key(certs: Path, name: str, control: str | None, *options: str) -> str:
-    key = _public_key(certs, name)
+    key = registered_key(certs, name).line
     if control:
         command = [sys.executable, "-m", "server.cli", "register", "--superlink", control]
         command += ["--ca", str((certs / "superlink" / "ca.crt").resolve())]
@@ -115,7 +129,7 @@ def _change_key(certs: Path, name: str, control: str | None, *options: str) -> s
     except OSError as error:
         raise ControlError(
             f"{command[0]} cannot be started here ({error.strerror}); install it, or name SuperLink with "
-            "CONTROL=host:port"
+            "--control host:port"
         ) from None
     except subprocess.TimeoutExpired:
         raise ControlError(
@@ -123,44 +137,12 @@ def _change_key(certs: Path, name: str, control: str | None, *options: str) -> s
         ) from None
     if result.returncode != 0:
         said = (result.stderr or result.stdout).strip().splitlines() or ["it said nothing"]
-        raise ControlError(f"SuperLink was not told: {said[-1].removeprefix('error: ')}")
+        raise ControlError(f"SuperLink was not told: {one_line(said[-1].removeprefix('error: '))}")
     return result.stdout.strip()
 
 
-def invite_site(certs: Path, name: str, superlink: str, control: str | None = None) -> None:
-    """Make the archive of the site `name`, register its key, and print what came of both.
-
-    Raises:
-        CertificateError: a name is malformed, or the server's certificate is not valid for the host.
-        OSError: the archive cannot be written.
-    """
-    os.environ.update(bypass_loopback(os.environ))
-    bundle = make_bundle(certs, name, superlink)
-    print(f"made {bundle}; it holds the private key of {name}: hand it over privately, e.g. over ssh")
-    try:
-        print(f"SuperLink: {register_key(certs, name, control)}")
-    except ControlError as error:
-        print(f"{name} cannot join yet: {error}")
-        print("start SuperLink and run this again; the archive and its key stay the same")
-
-
-def revoke_site(certs: Path, name: str, control: str | None = None) -> None:
-    """Revoke the key of the site `name` for good, move it away, and print where it is.
-
-    Raises:
-        CertificateError: there is no such site.
-        ControlError: SuperLink refuses or cannot be reached; the key stays where it is.
-        OSError: the key cannot be moved.
-    """
-    os.environ.update(bypass_loopback(os.environ))
-    # First SuperLink: a key that was moved away but not revoked could still connect.
-    print(f"SuperLink: {revoke_key(certs, name, control)}")
-    print(
-        f"its key is in {retire_site(certs, name)}; take {name} out of configs/certs.toml if it stands there"
-    )
-
-
-def _require_valid_for(certs: Path, host: str) -> None:
+def _require_valid_for(certs: Path, superlink: str) -> None:
+    host, _ = parse_address(superlink)
     verify_server_certificate(certs)
     certificate = certs / "superlink" / "server.crt"
     names = server_names(certificate)
@@ -169,51 +151,3 @@ def _require_valid_for(certs: Path, host: str) -> None:
             f"{certificate} is not valid for {host} but for {', '.join(names)}; "
             "add it to hosts in configs/certs.toml and run make certs ROTATE=1"
         )
-
-
-def _host(superlink: str) -> str:
-    host, _, port = superlink.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise CertificateError(f"SUPERLINK={superlink}: must be host:port, e.g. fed.example.org:443")
-    return canonical_host(host.removeprefix("[").removesuffix("]"))
-
-
-def _public_key(certs: Path, name: str) -> str:
-    check_site_name(name)
-    file = certs / "sites" / name / "node.key.pub"
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        known = ", ".join(sorted(folder.name for folder in (certs / "sites").glob("*"))) or "none"
-        raise CertificateError(f"{file} is missing: no site {name}; there are {known}") from None
-
-
-def _bundle(certs: Path, name: str) -> Path:
-    return certs / "bundles" / f"{name}.tar.gz"
-
-
-def _version() -> str:
-    """Return the version of the images, as docker-compose.yml builds them from this checkout."""
-    return str(tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
-
-
-def _render(template: str, settings: dict[str, str]) -> bytes:
-    return Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(settings).encode()
-
-
-def _archive(folder: str, files: Sequence[tuple[str, bytes, int]]) -> bytes:
-    """Return a tar.gz with nothing in it that depends on when, where or by whom it is made."""
-    buffer = io.BytesIO()
-    with (
-        gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for name, mode in _FOLDERS.items():
-            entry = tarfile.TarInfo(folder + name)
-            entry.type, entry.mode = tarfile.DIRTYPE, mode
-            archive.addfile(entry)
-        for name, content, mode in files:
-            entry = tarfile.TarInfo(f"{folder}/{name}")
-            entry.size, entry.mode = len(content), mode
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from federation.config import RunConfig, flatten, load_run_config
-from federation.errors import ConfigError, FederationError
+from federation.errors import CertificateError, ConfigError, FederationError
+from federation.site_key import read_key_line
 from server.deploy.supervise import supervise_run
 from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
 from server.run.records import new_run_name
@@ -36,17 +37,19 @@ def submit(
     outputs: Path,
     config: Path | None = None,
     *,
+    invited: Path | None = None,
     resume: str | None = None,
     new: bool = False,
     detach: bool = False,
     wait_seconds: float = 180.0,
 ) -> None:
-    """Register the keys of `sites`, wait for these, submit a run and follow it until it has finished.
+    """Register keys, wait for `sites`, submit a run and follow it until it has finished.
 
     Args:
         sites: name -> file of its public key.
         outputs: where the ServerApp records runs; only read here.
         config: of the run; None: that of the demo, or with `resume` the run's own.
+        invited: folder of the keys that `so100-server invite` recorded; nobody waits for their sites.
         resume: the run to go on with.
         new: begin another run, whatever became of those before.
         detach: return once it is submitted.
@@ -60,6 +63,8 @@ def submit(
             raise ControlError(f"{file} is missing; run make certs")
     for name, key in sites.items():
         register_supernode(superlink, key.read_text(encoding="utf-8"), name)
+    if invited:
+        _register_invited(superlink, invited)
     if resume:
         chosen: RunConfig | None = config_to_resume(outputs / resume, config)
     else:
@@ -91,6 +96,16 @@ def parse_sites(texts: Sequence[str]) -> dict[str, Path]:
 def is_passing(error: FederationError) -> bool:
     """Return whether to try again may help: SuperLink did not answer, or not yet."""
     return isinstance(error, ControlError) and not isinstance(error, RefusedError)
+
+
+def _register_invited(superlink: SuperLink, folder: Path) -> None:
+    """Register each recorded key; one that SuperLink refuses keeps out its site and no other."""
+    for file in sorted(folder.glob("*/node.key.pub")):
+        name = file.parent.name
+        try:
+            register_supernode(superlink, read_key_line(file.read_text(encoding="utf-8")).line, name)
+        except (OSError, UnicodeDecodeError, CertificateError, RefusedError) as error:
+            _say(f"{name} cannot join: {error}")
 
 
 def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunConfig | None:

@@ -106,6 +106,9 @@ def register_supernode(superlink: SuperLink, public_key: str, name: str) -> None
     except RefusedError as error:
         if error.flower_code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
             raise
+        if not _nodes_with(superlink, request.public_key):
+            reason = f"the key of {name} was revoked, and is taken no second time; so100-site key --new"
+            raise RefusedError(f"{reason} makes another", error.flower_code) from None
 
 
 def unregister_supernode(superlink: SuperLink, public_key: str) -> bool:
@@ -116,16 +119,20 @@ def unregister_supernode(superlink: SuperLink, public_key: str) -> bool:
     Raises:
         ControlError: it is no key, SuperLink refuses or cannot be reached.
     """
-    key = _pem(public_key)
+    known = _nodes_with(superlink, _pem(public_key))
 
     def unregister(client: ControlHttpClient) -> bool:
-        nodes = client.ListNodes(ListNodesRequest()).nodes_info
-        known = [n.node_id for n in nodes if n.public_key == key and n.status != NodeStatus.UNREGISTERED]
         for node_id in known:
             client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
         return bool(known)
 
     return _ask(superlink, "revoke a key", unregister)
+
+
+def _nodes_with(superlink: SuperLink, key: bytes) -> list[int]:
+    """Return the ids of the nodes that may connect with the public `key`."""
+    nodes = _ask(superlink, "list nodes", lambda client: client.ListNodes(ListNodesRequest())).nodes_info
+    return [n.node_id for n in nodes if n.public_key == key and n.status != NodeStatus.UNREGISTERED]
 
 
 def count_online(superlink: SuperLink) -> int:
@@ -219,7 +226,7 @@ def _pem(public_key: str) -> bytes:
         reason = f"public key {one_line(public_key)!r} cannot be read ({one_line(error)})"
         raise ControlError(reason) from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ControlError(f"public key {one_line(public_key)!r}: must be one that make site makes (ECDSA)")
+        raise ControlError(f"public key {one_line(public_key)!r}: must be that of so100-site key (ECDSA)")
     return public_key_to_bytes(key)
 
 

@@ -1,5 +1,6 @@
-"""A site elsewhere: the operator makes its archive, its owner starts it, the operator shuts it out."""
+"""A site elsewhere: its owner makes a key, is invited and starts it; the operator shuts it out."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.container.cluster import REPOSITORY, Cluster, docker
 
@@ -41,11 +43,16 @@ def _operate(cluster: Cluster, *arguments: str) -> str:
 
 @pytest.fixture
 def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
-    """What the owner of lab-b has after unpacking the archive and filling in the dataset."""
-    assert "lab-b" in _operate(cluster, "invite", "lab-b", "gateway:8443")
-    with tarfile.open(cluster.certs / "bundles" / "lab-b.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    folder = tmp_path / "so100-lab-b"
+    """What the owner of lab-b has with a dataset, a key and the invitation."""
+    folder = tmp_path / "so100"
+    folder.mkdir()
+    image = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["supernode-a"][
+        "image"
+    ]
+    command = ["docker", "run", "--rm", image, "tar", "-c", "-C", "/app/docker/site", "."]
+    packed = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
     settings = (folder / ".env").read_text().replace("DATASET=\n", f"DATASET={data / 'site-a'}\n")
     user = cluster.certs.joinpath("superlink").stat().st_uid or 10001
     settings = settings.replace("SITE_UID=1000", f"SITE_UID={user}").replace("MEMORY=16g", "MEMORY=4g")
@@ -55,8 +62,16 @@ def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
     # The test's gateway is on a network of this machine, not on the internet.
     override = _OVERRIDE.format(network=f"{cluster.project}_sites")
     (folder / "docker-compose.override.yml").write_text(override)
+    line = _compose(folder, "run", "--rm", "-T", "supernode", "key", "lab-b")
+    said = _operate(cluster, "invite", "lab-b", "--key", line, "--superlink", "gateway:8443")
+    assert "SuperLink: lab-b may join" in said
+    sent = cluster.certs / "invited" / "lab-b" / "lab-b.invitation.json"
+    shutil.copy(sent, folder / "site" / "invitation.json")
+    shutil.chown(folder / "site" / "invitation.json", user)
     yield folder
     _compose(folder, "down", "--volumes")
+    if (cluster.certs / "invited" / "lab-b").exists():
+        _operate(cluster, "revoke", "lab-b")
 
 
 def _compose(folder: Path, *arguments: str) -> str:
@@ -80,7 +95,8 @@ def test_a_site_elsewhere_checks_joins_and_is_shut_out(
     _compose(site, "up", "--detach")
     _logs_with(site, "SuperNode ID", 60)
     _operate(cluster, "revoke", "lab-b")
-    assert not (cluster.certs / "sites" / "lab-b").exists()
+    assert not (cluster.certs / "invited" / "lab-b").exists()
+    assert (site / "site" / "node.key").stat().st_mode & 0o777 == 0o600
     _compose(site, "restart")
     _logs_with(site, "code: 2004", 60)
 

@@ -1,8 +1,13 @@
 """docker-compose.yml as a file; tests/container starts it."""
 
+import re
+from typing import Any
+
 import pytest
 import yaml
+from typer.main import get_command
 
+from client.cli import app
 from tests import REPOSITORY
 
 SERVICES = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
@@ -38,10 +43,60 @@ def _command(file: str, service: str) -> str:
     [
         ("docker-compose.yml", "supernode-a", "SITE_A_"),
         ("docker-compose.yml", "supernode-b", "SITE_B_"),
-        ("docker/site/docker-compose.yml", "supernode", ""),
     ],
 )
 def test_a_sites_rules_of_privacy_reach_its_supernode(file: str, service: str, prefix: str) -> None:
     command = _command(file, service)
     assert f'min-noise="${{{prefix}MIN_NOISE:-}}"' in command
     assert f'max-epsilon="${{{prefix}MAX_EPSILON:-}}"' in command
+
+
+SITE = REPOSITORY / "docker" / "site"
+
+
+def _site_service(name: str = "docker-compose.yml") -> dict[str, Any]:
+    (service,) = yaml.safe_load((SITE / name).read_text(encoding="utf-8"))["services"].values()
+    return service
+
+
+def test_the_settings_of_a_site_elsewhere_reach_its_join() -> None:
+    service = _site_service()
+    lines = (SITE / "env").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    used = set(re.findall(r"\$\{(\w+)", (SITE / "docker-compose.yml").read_text()))
+    assert used - settings.keys() == {"PULL_POLICY"}
+    assert settings.keys() <= used
+    assert settings["DATASET"] == settings["FEDERATION_ALLOW_APP"] == ""
+    assert settings["IMAGE"] == SERVICES["supernode-a"]["image"]
+    (join,) = (command for name, command in get_command(app).commands.items() if name == "join")
+    read = {option.envvar for option in join.params if option.envvar}
+    assert read <= service["environment"].keys()
+    assert service["environment"]["FEDERATION_MIN_NOISE"] == "${MIN_NOISE:-}"
+    assert service["environment"]["FEDERATION_MAX_EPSILON"] == "${MAX_EPSILON:-}"
+
+
+def test_the_container_of_a_site_is_locked_down_and_opens_no_port() -> None:
+    service = _site_service()
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "always"
+    assert service["pull_policy"] == "${PULL_POLICY:-never}"
+    assert "ports" not in service
+    assert "privileged" not in service
+    writable = [volume["target"] for volume in service["volumes"] if not volume.get("read_only")]
+    assert writable == [service["environment"]["FEDERATION_SITE"]]
+
+
+def test_the_gpu_is_a_second_file_for_the_same_service() -> None:
+    devices = _site_service("docker-compose.gpu.yml")["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def test_the_readme_of_a_site_is_short_and_says_what_leaves_and_how_to_leave() -> None:
+    text = (SITE / "README.md").read_text()
+    assert len([line for line in text.splitlines() if line]) <= 20
+    for words in ("supernode key", "doctor", "docker compose up -d", "logs -f", "What leaves", "site-revoke"):
+        assert words in text
+    names = {file.name for file in SITE.iterdir()}
+    assert names == {"README.md", "env", "docker-compose.yml", "docker-compose.gpu.yml"}

@@ -41,8 +41,6 @@ def _make(
         ("serve", "RUN or POLICY"),
         ("compare B=x", "A"),
         ("compare A=x", "B"),
-        ("site SUPERLINK=x:1", "NAME"),
-        ("site NAME=x", "SUPERLINK"),
         ("site-revoke", "NAME"),
     ],
 )
@@ -125,7 +123,6 @@ OWN = "my data/arm 1"
         (["serve", f"POLICY={OWN}"], ["serve", "--policy", OWN]),
         (["serve", "RUN=a b"], ["serve", "a b"]),
         (["doctor", f"DATA={OWN}"], ["doctor", "--dataset", OWN]),
-        (["site", "NAME=lab-b", "SUPERLINK=fed.example.org:443"], ["invite", "lab-b", "fed.example.org:443"]),
         (["site-revoke", "NAME=lab-b"], ["revoke", "lab-b"]),
         (["certs"], ["keys"]),
     ],

@@ -25,6 +25,7 @@ ROOMS = (
     "client.supernode",
     "client.doctor",
     "client.repair",
+    "client.membership",
     "client.cli",
     "certs",
     "server.superlink",

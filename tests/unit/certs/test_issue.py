@@ -20,11 +20,11 @@ from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from hypothesis import given
 from hypothesis import strategies as st
 
-import certs.files
 import certs.issue
 from certs.authority import CertificateError, canonical_host, load_certificate, server_names
 from certs.check import check, days_left, verify_server_certificate
 from certs.issue import add_site, issue_all, rotate
+from federation import key_files
 from server.cli import main
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_a_private_file_is_closed_to_others_from_its_first_byte(tmp_path: Path, 
         path = Path(f"/proc/self/fd/{descriptor}").resolve()
         seen[path.name] = stat.S_IMODE(path.stat().st_mode)
 
-    monkeypatch.setattr(certs.files.os, "fchmod", lambda descriptor, mode: note(descriptor))
+    monkeypatch.setattr(key_files.os, "fchmod", lambda descriptor, mode: note(descriptor))
     before = os.umask(0)
     try:
         issue_all(tmp_path / "generated", [], ["site-a"])
@@ -180,7 +180,7 @@ def _cut_power_before(monkeypatch, module, function: str, name: str) -> None:
 def test_an_interrupted_run_is_completed_by_the_next(tmp_path: Path, monkeypatch, name: str) -> None:
     out = tmp_path / "generated"
     with monkeypatch.context() as patch:
-        _cut_power_before(patch, certs.files, "move", name)
+        _cut_power_before(patch, key_files, "move", name)
         _cut_power_before(patch, certs.issue, "move", name)
         with pytest.raises(_PowerCutError):
             issue_all(out, [], ["site-a"])
@@ -194,7 +194,7 @@ def test_an_interrupted_run_is_completed_by_the_next(tmp_path: Path, monkeypatch
 def test_a_rotation_cut_off_before_the_key_leaves_the_old_pair_in_use(out: Path, monkeypatch) -> None:
     before = _content(out)
     with monkeypatch.context() as patch:
-        _cut_power_before(patch, certs.files, "move", "server.key")
+        _cut_power_before(patch, key_files, "move", "server.key")
         with pytest.raises(_PowerCutError):
             rotate(out, HOSTS)
     verify_server_certificate(out)
@@ -223,7 +223,7 @@ def test_an_existing_key_is_never_overwritten(out: Path) -> None:
     assert key.read_bytes() == before
     verify_server_certificate(out)
     with pytest.raises(FileExistsError):
-        certs.files.write_new(key, b"other")
+        key_files.write_new(key, b"other")
     assert key.read_bytes() == before
 
 
@@ -546,7 +546,7 @@ def test_where_modes_do_not_hold_no_key_is_written(
         found = stat_file(descriptor)
         return os.stat_result((found.st_mode | 0o777, *found[1:]))
 
-    monkeypatch.setattr(certs.files.os, "fstat", open_to_all)
+    monkeypatch.setattr(key_files.os, "fstat", open_to_all)
     (tmp_path / "certs.toml").write_text("hosts = []\n")
     assert main(["keys", "--out", str(tmp_path / "out"), "--config", str(tmp_path / "certs.toml")]) == 2
     error = capsys.readouterr().err

@@ -76,7 +76,10 @@ OWN = (Path("a.toml"), Path("d"), Path("o"), Path("c"), 9000)
         ("compare a b", (Path("a"), Path("b"), 50, BOTH)),
         ("serve run-1", (POLICY, 8080)),
         ("serve --policy p --port 9", (Path("p"), 9)),
-        ("invite lab-b fed.org:443", (KEYS, "lab-b", "fed.org:443", None)),
+        (
+            "invite lab-b --key AAAA --superlink fed.org:443",
+            (KEYS, "lab-b", "AAAA", "fed.org:443", DEMO, None),
+        ),
         ("revoke lab-b --control s:1", (KEYS, "lab-b", "s:1")),
         ("exporter", (RUNS, "127.0.0.1", 9400, None, None, ())),
     ],
@@ -134,7 +137,7 @@ def test_one_policy_has_to_be_named(
     assert capsys.readouterr().err.startswith("error: name one policy: a run such as demo-")
 
 
-@pytest.mark.parametrize("line", ["demo", "resume run-1", "invite lab-b fed.org:443", "revoke lab-b"])
+@pytest.mark.parametrize("line", ["demo", "resume run-1", "invite x --key k --superlink s:1", "revoke lab-b"])
 def test_outside_of_its_clone_one_line_says_where_to_go(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +174,7 @@ def test_help_imports_neither_torch_nor_flower(module: str) -> None:
         "heavy = {'torch', 'flwr', 'lerobot', 'numpy', 'cryptography', 'pydantic'} & sys.modules.keys()\n"
         "sys.exit(', '.join(heavy) or None)"
     )
-    names = NAMES if module == "server.cli" else ["doctor", "repair", "exporter"]
+    names = NAMES if module == "server.cli" else ["key", "join", "doctor", "repair", "exporter"]
     command = [sys.executable, "-c", code, *names]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

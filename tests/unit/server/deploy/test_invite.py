@@ -1,29 +1,29 @@
+"""Inviting and revoking sites elsewhere: no secret comes here, and none leaves."""
+
 import re
 import shutil
-import socket
 import stat
 import subprocess
-import tarfile
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
-from certs.authority import CertificateError
+from certs.invited import retire_site
 from certs.issue import issue_all
-from client.doctor.connection import check_superlink
+from federation.errors import CertificateError
+from federation.invitation import read_invitation, spell_authority
+from federation.site_key import new_key, public_key
 from server.cli import main
-from server.deploy import invite, register
-from server.deploy.invite import make_bundle, retire_site, revoke_key
-from server.deploy.local_cluster import LocalCluster
+from server.deploy import register
+from server.deploy.invite import revoke_key, write_invitation
 from server.superlink.control import ControlError
 from tests import REPOSITORY
 
 SUPERLINK = "fed.example.org:443"
+KEY = public_key(new_key())
+CONFIG = Path("configs/demo.toml")
 
 
 @pytest.fixture(scope="module")
@@ -38,158 +38,144 @@ def certs(issued: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(issued, tmp_path / "generated"))
 
 
-@pytest.fixture
-def unpacked(certs: Path, tmp_path: Path) -> Path:
-    """The folder a site's owner gets."""
-    with tarfile.open(make_bundle(certs, "lab-b", SUPERLINK)) as archive:
-        archive.extractall(tmp_path / "site", filter="data")
-    return tmp_path / "site" / "so100-lab-b"
+def _invite(certs: Path, name: str = "lab-b", superlink: str = SUPERLINK, key: str = KEY.spell()) -> int:
+    """`so100-server invite`, where SuperLink does not run."""
+    line = ["invite", name, "--key", key, "--superlink", superlink]
+    return main([*line, "--certs", str(certs), "--control", "127.0.0.1:9"])
 
 
-def _settings(unpacked: Path) -> dict[str, str]:
-    lines = (unpacked / ".env").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+def _invitation(certs: Path, name: str = "lab-b") -> Path:
+    return certs / "invited" / name / f"{name}.invitation.json"
 
 
-def test_the_archive_has_what_a_site_needs_and_no_more(certs: Path, unpacked: Path) -> None:
-    assert sorted(path.name for path in unpacked.iterdir()) == [
-        *(
-            ".env",
-            "README.md",
-            "ca.crt",
-            "docker-compose.gpu.yml",
-            "docker-compose.yml",
-            "node.key",
-            "scratch",
-        )
-    ]
-    assert (unpacked / "ca.crt").read_bytes() == (certs / "superlink" / "ca.crt").read_bytes()
-    assert (unpacked / "node.key").read_bytes() == (certs / "sites" / "lab-b" / "node.key").read_bytes()
-    assert not any(
-        (certs / "ca" / "ca.key").read_bytes() in file.read_bytes() for file in unpacked.glob("*.*")
-    )
+def test_the_invitation_has_what_a_site_needs_and_no_secret(
+    certs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _invite(certs) == 0
+    printed = capsys.readouterr().out
+    found = read_invitation(_invitation(certs))
+    assert (found.site, found.superlink, found.key) == ("lab-b", SUPERLINK, KEY.fingerprint)
+    assert found.authority == (certs / "superlink" / "ca.crt").read_text()
+    assert f"made {_invitation(certs)}; it holds no secret" in printed
+    assert spell_authority(found.authority) in printed
+    assert found.expects.spell() in printed
+    content = _invitation(certs).read_text()
+    for secret in (*certs.rglob("*.key"), *certs.rglob("*.secret")):
+        assert not any(line in content for line in secret.read_text().splitlines() if len(line) > 30)
+    assert "PRIVATE" not in content + printed
 
 
-def test_the_archive_and_the_key_in_it_are_for_their_owner_alone(certs: Path, unpacked: Path) -> None:
-    bundle = certs / "bundles" / "lab-b.tar.gz"
-    for path, mode in ((bundle, 0o600), (bundle.parent, 0o700), (unpacked / "node.key", 0o600)):
+def test_the_bytes_of_a_round_are_those_of_the_demos_policy(certs: Path) -> None:
+    invitation, _ = write_invitation(certs, "lab-b", KEY.spell(), SUPERLINK, CONFIG)
+    assert invitation.expects.model_dump() == {
+        "cameras": "top,wrist",
+        "empty_cameras": 0,
+        "joint_units": "degrees",
+        "fps": 30,
+        "policy": "tiny",
+        "trained_values": 103_648,
+        "download_bytes": 207_296,
+        "upload_bytes": 107_712,
+    }
+
+
+def test_a_policy_that_cannot_be_had_leaves_the_bytes_out(certs: Path) -> None:
+    config = Path("configs/smolvla.toml")  # the tests' Hub is offline
+    invitation, _ = write_invitation(certs, "lab-b", KEY.spell(), SUPERLINK, config)
+    assert invitation.expects.policy == "lerobot/smolvla_base"
+    assert invitation.expects.upload_bytes is None
+
+
+def test_where_superlink_does_not_run_the_key_is_recorded_for_the_run_service(
+    certs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _invite(certs) == 0
+    assert "lab-b cannot join yet: SuperLink was not told" in capsys.readouterr().out
+    folder = certs / "invited" / "lab-b"
+    assert (folder / "node.key.pub").read_text() == KEY.spell("lab-b") + "\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["lab-b.invitation.json", "node.key.pub"]
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["run"]
+    (volume,) = (volume for volume in compose["volumes"] if isinstance(volume, dict))
+    assert (volume["source"], volume["read_only"]) == ("./certs/generated/invited", True)
+    assert f"--invited={volume['target']}" in compose["entrypoint"]
+
+
+def test_the_same_key_gives_the_same_invitation_and_nothing_is_open_to_others(certs: Path) -> None:
+    assert _invite(certs) == 0
+    first = _invitation(certs).read_bytes()
+    assert _invite(certs, key="> " + KEY.line + "\n>  Ann's\n") == 0
+    assert _invitation(certs).read_bytes() == first
+    for path, mode in ((_invitation(certs), 0o600), (_invitation(certs).parent, 0o700)):
         assert stat.S_IMODE(path.stat().st_mode) == mode
-    with tarfile.open(bundle) as archive:
-        assert archive.getmember("so100-lab-b/scratch").mode == 0o700
-
-
-def test_the_same_site_gives_the_same_archive_again_with_the_same_key(certs: Path) -> None:
-    first = make_bundle(certs, "lab-b", SUPERLINK).read_bytes()
-    assert make_bundle(certs, "lab-b", SUPERLINK).read_bytes() == first
-    assert make_bundle(certs, "lab-c", SUPERLINK).read_bytes() != first
-
-
-def test_only_the_data_set_is_left_to_fill_in(unpacked: Path) -> None:
-    settings = _settings(unpacked)
-    assert settings["DATASET"] == ""
-    assert settings["SITE"] == "lab-b"
-    assert settings["SUPERLINK"] == SUPERLINK
-    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
-    assert settings["IMAGE"] == compose["services"]["supernode-a"]["image"]
-    assert settings["FEDERATION_ALLOW_APP"] == ""
-    used = set(re.findall(r"\$\{(\w+)", (unpacked / "docker-compose.yml").read_text()))
-    assert used - settings.keys() == {"PULL_POLICY"}
-
-
-def test_the_readme_is_short_and_says_what_leaves_and_how_to_leave(unpacked: Path) -> None:
-    text = (unpacked / "README.md").read_text()
-    assert len([line for line in text.splitlines() if line]) <= 16
-    for words in (
-        "lab-b",
-        SUPERLINK,
-        "doctor",
-        "docker compose up -d",
-        "logs -f",
-        "What leaves",
-        "site-revoke",
-    ):
-        assert words in text
-    assert "$" not in text
-
-
-def test_the_container_is_locked_down_and_opens_no_port(unpacked: Path) -> None:
-    (service,) = yaml.safe_load((unpacked / "docker-compose.yml").read_text())["services"].values()
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["restart"] == "always"
-    assert service["pull_policy"] == "${PULL_POLICY:-never}"
-    assert "ports" not in service
-    assert "privileged" not in service
-    writable = [volume["target"] for volume in service["volumes"] if not volume.get("read_only")]
-    assert writable == ["/scratch"]
-
-
-def test_the_gpu_is_a_second_file_for_the_same_service(unpacked: Path) -> None:
-    cpu, gpu = (
-        yaml.safe_load((unpacked / name).read_text())["services"]
-        for name in ("docker-compose.yml", "docker-compose.gpu.yml")
-    )
-    assert cpu.keys() == gpu.keys()
-    devices = gpu["supernode"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert main(["keys", "--check", "--out", str(certs)]) == 0
 
 
 @pytest.mark.parametrize(
     ("name", "superlink", "message"),
     [
         ("lab-b", "other.example.org:443", "is not valid for other.example.org but for .*add it to hosts in"),
-        ("lab-b", "fed.example.org", "must be host:port"),
+        ("lab-b", "fed.example.org", "must be HOST:PORT"),
         ("lab-b", "https://fed.example.org:443", "must be a DNS name or an IP address"),
-        ("lab-b", ":443", "must be host:port"),
-        ("lab-b", "fed.example.org:99999", "must be host:port"),
+        ("lab-b", ":443", "must be HOST:PORT"),
+        ("lab-b", "fed.example.org:99999", "must be HOST:PORT"),
         ("Lab B", SUPERLINK, "site name 'Lab B'"),
         ("../x", SUPERLINK, "site name"),
         ("", SUPERLINK, "site name ''"),
+        ("site-a", SUPERLINK, "site-a has the key SHA256:.*revoke site-a first"),
     ],
 )
-def test_bad_input_is_one_line_and_makes_no_key(
+def test_bad_input_is_one_line_and_records_nothing(
     name: str, superlink: str, message: str, certs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["invite", name, superlink, "--certs", str(certs)]) == 2
+    assert _invite(certs, name, superlink) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: .*{message}", line)
-    assert [folder.name for folder in (certs / "sites").iterdir()] == ["site-a"]
+    assert list((certs / "invited").iterdir()) == []
+
+
+def test_a_key_is_that_of_one_site_and_a_site_has_one_key(
+    certs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _invite(certs) == 0
+    assert _invite(certs, "lab-c") == 2
+    assert "this key is the one of lab-b" in capsys.readouterr().err
+    assert _invite(certs, key=public_key(new_key()).spell()) == 2
+    assert "so100-server revoke lab-b first" in capsys.readouterr().err
+    assert _invite(certs, "lab-c", key="no key") == 2
+    assert "so100-site key" in capsys.readouterr().err
+
+
+def test_a_revoked_key_is_kept_apart_and_never_invited_again(
+    certs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _invite(certs) == 0
+    target = retire_site(certs, "lab-b", datetime(2026, 11, 23, 9, 5, tzinfo=UTC))
+    assert target == certs / "revoked" / "lab-b-20261123-090500"
+    assert (target / "node.key.pub").read_text() == KEY.spell("lab-b") + "\n"
+    assert not (certs / "invited" / "lab-b").exists()
+    for name in ("lab-b", "lab-c"):
+        assert _invite(certs, name) == 2
+        assert "this key was revoked (lab-b-20261123-090500)" in capsys.readouterr().err
+    assert _invite(certs, key=public_key(new_key()).spell()) == 0
+
+
+def test_a_site_of_this_machine_is_retired_with_its_key(certs: Path) -> None:
+    key = (certs / "sites" / "site-a" / "node.key").read_bytes()
+    target = retire_site(certs, "site-a")
+    assert (target / "node.key").read_bytes() == key
+    assert not (certs / "sites" / "site-a").exists()
 
 
 def test_a_host_counts_in_any_spelling(certs: Path) -> None:
-    make_bundle(certs, "lab-b", "FED.example.org:443")
-    make_bundle(certs, "lab-b", "[2001:DB8:0::7]:443")
+    for superlink in ("FED.example.org:443", "[2001:DB8:0::7]:443"):
+        write_invitation(certs, "lab-b", KEY.spell(), superlink, CONFIG)
 
 
 def test_an_expired_certificate_is_told_before_a_site_gets_it(tmp_path: Path) -> None:
     past = datetime.now(UTC) - timedelta(days=400)
     issue_all(tmp_path / "old", hosts=["fed.example.org"], sites=[], now=past)
     with pytest.raises(CertificateError, match="expired"):
-        make_bundle(tmp_path / "old", "lab-b", SUPERLINK)
-
-
-def test_without_superlink_the_archive_is_made_and_the_operator_told(
-    certs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["invite", "lab-b", SUPERLINK, "--certs", str(certs), "--control", "127.0.0.1:9"]) == 0
-    printed = capsys.readouterr().out
-    assert f"made {certs / 'bundles' / 'lab-b.tar.gz'}" in printed
-    assert "hand it over privately" in printed
-    assert "lab-b cannot join yet: SuperLink was not told" in printed
-    assert "PRIVATE" not in printed
-
-
-def test_a_retired_sites_key_is_kept_apart_and_its_archive_removed(certs: Path) -> None:
-    bundle = make_bundle(certs, "lab-b", SUPERLINK)
-    key = (certs / "sites" / "lab-b" / "node.key").read_bytes()
-    target = retire_site(certs, "lab-b", datetime(2026, 11, 23, 9, 5, tzinfo=UTC))
-    assert target == certs / "revoked" / "lab-b-20261123-090500"
-    assert (target / "node.key").read_bytes() == key
-    assert not bundle.exists()
-    assert not (certs / "sites" / "lab-b").exists()
-    make_bundle(certs, "lab-b", SUPERLINK)  # a new key, for the same people or others
-    assert (certs / "sites" / "lab-b" / "node.key").read_bytes() != key
+        write_invitation(tmp_path / "old", "lab-b", KEY.spell(), SUPERLINK, CONFIG)
 
 
 def test_a_site_stays_where_it_is_if_superlink_could_not_be_told(
@@ -232,7 +218,7 @@ def test_a_machine_without_docker_is_told_the_other_way(
     certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ControlError, match=r"docker cannot be started here .* CONTROL=host:port"):
+    with pytest.raises(ControlError, match=r"docker cannot be started here .* --control host:port"):
         revoke_key(certs, "site-a", None)
 
 
@@ -268,49 +254,3 @@ def test_admission_without_a_certificate_is_one_line(
     arguments = ["--superlink", "s:1", "--ca", str(tmp_path / "ca.crt"), "--name", "n", "--key", "k"]
     assert main(["register", *arguments]) == 2
     assert "ca.crt is missing; run make certs" in capsys.readouterr().err
-
-
-def test_every_template_of_the_bundle_is_used() -> None:
-    names = {file.name for file in (REPOSITORY / "docker" / "site").iterdir()}
-    assert names == {"README.md", "env", "docker-compose.yml", "docker-compose.gpu.yml"}
-    assert invite._version()
-
-
-@pytest.mark.integration
-def test_a_site_joins_after_make_site_and_never_again_after_make_site_revoke(
-    certs: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = min(int(probe.getsockname()[1]), 60000)
-    operator = ["--certs", str(certs), "--control", f"127.0.0.1:{port}"]
-    sites = {"site-a": data / "site-a"}
-    with LocalCluster(sites, data / "holdout", tmp_path, certs, port, tmp_path / "scratch") as cluster:
-        log = cluster.logs / "lab-b.log"
-        assert main(["invite", "lab-b", f"localhost:{port}", *operator]) == 0
-        assert "SuperLink: lab-b may join" in capsys.readouterr().out
-
-        checks = check_superlink("localhost", port, certs / "sites" / "lab-b" / "ca.crt")
-        assert [(check.level, check.what) for check in checks] == [
-            *(("ok", what) for what in ("connection", "TLS", "health", "clock"))
-        ]
-        cluster.start_supernode("lab-b", data / "site-b")
-        _wait_for(lambda: "SuperNode ID" in log.read_text())
-
-        assert main(["revoke", "lab-b", *operator]) == 0
-        assert "SuperLink: lab-b is revoked" in capsys.readouterr().out
-        node = psutil.Process(cluster.process_id("lab-b"))
-        _wait_for(lambda: node.status() == psutil.STATUS_ZOMBIE)  # SuperLink sent it away
-
-        (revoked,) = (certs / "revoked").iterdir()
-        shutil.copytree(revoked, certs / "sites" / "lab-b")
-        cluster.start_supernode("lab-b", data / "site-b")
-        _wait_for(lambda: "Failed to activate SuperNode" in log.read_text())
-        assert "SuperNode ID" not in log.read_text()
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.2)

@@ -75,12 +75,16 @@ def test_a_superlink_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_registered_already_is_no_error_and_any_other_refusal_is(
-    tmp_path: Path, answers
+    tmp_path: Path, answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     issue_all(tmp_path, hosts=[], sites=["site-a"])
     key = (tmp_path / "sites" / "site-a" / "node.key.pub").read_text()
     answers(412, json.dumps({"code": int(ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE), "detail": "in use"}))
+    monkeypatch.setattr(control, "_nodes_with", lambda *_: [7])
     register_supernode(SUPERLINK, key, "site-a")
+    monkeypatch.setattr(control, "_nodes_with", lambda *_: [])
+    with pytest.raises(RefusedError, match="the key of site-a was revoked, and is taken no second time"):
+        register_supernode(SUPERLINK, key, "site-a")
     answers(412, json.dumps({"code": int(ApiErrorCode.PUBLIC_KEY_NOT_VALID), "detail": "not valid"}))
     with pytest.raises(RefusedError, match="refuses to register a key: not valid"):
         register_supernode(SUPERLINK, key, "site-a")

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from certs.authority import CertificateError
+from federation.errors import CertificateError
 
-__all__ = ["locked", "move", "replace", "write_new"]
+__all__ = ["locked", "make_folder", "move", "replace", "write_new"]
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Let one process at a time issue into `out`, which is made if it is missing. Raises `OSError`."""
-    _make_folder(out)
+    """Let one process at a time write keys into `out`, which is made if missing. Raises `OSError`."""
+    make_folder(out)
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -38,7 +38,7 @@ def write_new(path: Path, content: bytes, *, private: bool = False) -> Path:
 
 def replace(path: Path, content: bytes, *, private: bool = False) -> Path:
     """Write a file whole or not at all: 0600 if private, else 0644. Call it inside `locked`."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     staging = path.with_name(f".new.{path.name}")
     staging.unlink(missing_ok=True)  # a killed run left it
     mode = 0o600 if private else 0o644
@@ -74,11 +74,12 @@ def _require_closed(path: Path, descriptor: int) -> None:
     if mode & 0o077:
         raise CertificateError(
             f"{path}: this file system keeps no permissions (mode {mode:o} after chmod 600), so others could "
-            "read the key; move the project to one that does, under WSL from /mnt/c into your Linux home"
+            "read the key; move the folder to one that does, under WSL from /mnt/c into your Linux home"
         )
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make what is missing of `folder`, closed to others."""
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
         _give_to_owner_of(missing.parent, missing)

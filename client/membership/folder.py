@@ -1,0 +1,47 @@
+"""A site's own folder: what makes this machine a member of a federation, and what a run leaves on it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["FOLDER_VARIABLE", "SiteFolder", "default_folder"]
+
+FOLDER_VARIABLE = "FEDERATION_SITE"
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """The files of one site. The folder is its owner's alone (0700), and so is the key in it (0600)."""
+
+    path: Path
+
+    @property
+    def key(self) -> Path:
+        """The private key, which is in no message, archive or log."""
+        return self.path / "node.key"
+
+    @property
+    def invitation(self) -> Path:
+        """What the operator sent."""
+        return self.path / "invitation.json"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate of the invitation, by which this site knows SuperLink."""
+        return self.path / "ca.crt"
+
+    @property
+    def settings(self) -> Path:
+        """What the owner chose: the node configuration of the SuperNode."""
+        return self.path / "node.toml"
+
+    @property
+    def scratch(self) -> Path:
+        """Decoded frames, residuals and the count of privacy: treat it as the dataset."""
+        return self.path / "scratch"
+
+
+def default_folder() -> Path:
+    """Return the folder of the one site that a machine has as a rule."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "so100-federation"

@@ -1,0 +1,81 @@
+"""A site elsewhere, over TLS: its key is made there, registered from one line, and seen nowhere else."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from certs.issue import issue_all
+from client.doctor.connection import check_superlink
+from client.membership.folder import SiteFolder
+from client.membership.key import read_own_key
+from federation.invitation import read_invitation, spell_authority
+from server.cli import main
+from server.deploy.local_cluster import LocalCluster
+from server.superlink.control import RefusedError, count_online, register_supernode
+from tests.integration.conftest import free_port
+from tests.integration.membership import Owner, find_secret, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def _invite(certs: Path, line: str, port: int, capsys: pytest.CaptureFixture[str]) -> str:
+    arguments = ["--key", line, "--superlink", f"localhost:{port}"]
+    operator = ["--certs", str(certs), "--control", f"127.0.0.1:{port}"]
+    assert main(["invite", "lab-b", *arguments, *operator]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_site_joins_with_its_own_key_and_never_again_once_that_is_revoked(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certs, port, log = tmp_path / "certs", free_port(), tmp_path / "lab-b.log"
+    issue_all(certs, hosts=[], sites=["site-a"])
+    owner = Owner(tmp_path / "home" / "lab-b", data / "site-b")
+    site = SiteFolder(owner.folder)
+    sites = {"site-a": data / "site-a"}
+    with LocalCluster(sites, data / "holdout", tmp_path / "outputs", certs, port, tmp_path / "s") as cluster:
+        mail = owner.run("key", "lab-b")
+        mangled = "> " + mail.replace(" ", "\n> ") + "-- \nAnn"
+        said = _invite(certs, mangled, port, capsys)
+        assert "SuperLink: lab-b may join" in said
+        sent = certs / "invited" / "lab-b" / "lab-b.invitation.json"
+        digits = spell_authority(read_invitation(sent).authority)
+        assert digits in said
+        invitation = Path(shutil.copy(sent, tmp_path))
+
+        node = owner.start(log, "join", str(invitation), "--data", str(owner.dataset))
+        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        assert digits in log.read_text()
+        assert "this site is ready" in log.read_text()
+        checks = check_superlink("localhost", port, site.authority)
+        assert [(check.level, check.what) for check in checks] == [
+            *(("ok", what) for what in ("connection", "TLS", "health", "clock"))
+        ]
+
+        places = [certs, cluster.logs.parent, tmp_path / "outputs", log, invitation, owner.said, said]
+        assert find_secret(site.key, [owner.folder]) == [str(site.key)]
+        assert find_secret(site.key, places) == []
+
+        assert main(["revoke", "lab-b", "--certs", str(certs), "--control", f"127.0.0.1:{port}"]) == 0
+        assert "SuperLink: lab-b is revoked" in capsys.readouterr().out
+        wait_for(lambda: count_online(cluster.superlink) == 1, log)
+        (revoked,) = (certs / "revoked").iterdir()
+        assert sorted(file.name for file in revoked.iterdir()) == ["lab-b.invitation.json", "node.key.pub"]
+        with pytest.raises(RefusedError, match="was revoked, and is taken no second time"):
+            register_supernode(cluster.superlink, read_own_key(site).line, "lab-b")
+        if node.poll() is None:
+            node.send_signal(signal.SIGTERM)
+        node.wait(60)
+
+        said = _invite(certs, owner.run("key", "lab-b", "--new"), port, capsys)
+        assert "SuperLink: lab-b may join" in said
+        again = owner.start(log, "join", str(shutil.copy(sent, tmp_path)), "--unchecked")
+        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        processes = [psutil.Process(again.pid), *psutil.Process(again.pid).children(recursive=True)]
+        again.send_signal(signal.SIGTERM)
+        again.wait(60)
+        _, left = psutil.wait_procs(processes, timeout=30)
+        assert left == []
