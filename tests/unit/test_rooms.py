@@ -129,3 +129,22 @@ def test_no_module_is_over_300_lines_and_no_function_over_50() -> None:
     assert {
         f"{module}.{node.name}" for module, node in functions if (node.end_lineno or 0) - node.lineno >= 50
     } == set()
+
+
+def test_files_are_put_in_place_by_one_writer_and_keys_by_their_own() -> None:
+    movers = {
+        module
+        for module, file in _modules().items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _moves_a_file(node)
+    }
+    moves_what_is_written = {"server.run.checkpoints", "certs.invited"}
+    assert movers == {"federation.files", "federation.key_files"} | moves_what_is_written
+
+
+def _moves_a_file(call: ast.Call) -> bool:
+    """Whether `call` may be that of `Path.rename`, `Path.replace` or their like; text has two arguments."""
+    assert isinstance(call.func, ast.Attribute)
+    is_replace = call.func.attr == "replace" and len(call.args) == 1 and not call.keywords
+    of_os = ast.unparse(call.func) in ("os.replace", "os.rename", "shutil.move")
+    return is_replace or of_os or call.func.attr == "rename"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from federation.data.description import describe_dataset
+from federation.privacy_budget import NOT_COVERED
 from server import app
 from server.run.recorded import read_metrics
 from server.run.round_record import RoundRecord
@@ -70,3 +71,35 @@ def test_a_run_resumed_with_another_way_to_evaluate_measures_its_best_round_anew
     assert "evaluation" in second["rounds"][-1]
     events = [json.loads(line) for line in (tmp_path / "run-1" / "events.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "evaluations_dropped" for event in events) == 1
+
+
+def test_a_run_whose_rounds_are_all_reverted_ends_and_no_round_learns_from_them(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind: list[RoundRecord | None] = []
+
+    def diverge_from_round_2(
+        grid: object, model: Any, nodes: object, round_: int, *others: Any
+    ) -> RoundRecord:
+        behind.append(others[2])
+        if round_ > 1:
+            for tensor in model.weights.values():
+                tensor.add_(100.0)
+        return _round(grid, model, nodes, round_)
+
+    monkeypatch.setattr("server.rounds.run_round", diverge_from_round_2)
+    changes = {"run.num_rounds": 9, "evaluation.rollback_ratio": 1.5, "evaluation.eval_frequency": 1}
+    with pytest.raises(app.RevertedError):
+        start(17, **changes)
+    run = read_metrics(tmp_path / "run-1")
+    assert run["status"] == "failed"
+    assert [entry.get("rolled_back_to") for entry in run["rounds"]] == [None, 0, 0, 0]
+    assert [entry and entry.round for entry in behind] == [None, 1, None, None]
+
+
+def test_the_log_of_a_private_run_names_what_its_noise_does_not_cover(
+    start: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    privacy = {"mode": "central", "clip_norm": 1.0, "noise_multiplier": 0.1}
+    start(17, **{"run.num_rounds": 1} | {f"privacy.{key}": value for key, value in privacy.items()})
+    assert NOT_COVERED in capsys.readouterr().err

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from federation.config import RunConfig
 from federation.errors import FederationError
 from federation.messages import HEADER, METRICS, UPDATE
 from federation.settings import FederationConfig, PrivacyConfig, TrainingConfig, WireConfig
-from federation.wire.payload import Header
+from federation.wire.payload import Header, Payload
 from server import update_collector
 from server.aggregation.verification import verify_reply
 from server.grid.exchange import Reply
@@ -333,6 +334,36 @@ def test_an_update_unlike_the_recent_ones_is_held_until_all_are_in(record, stati
     assert collector.finalize() == 3
     assert list(collector.rejected) == ["b"]
     assert collector.typical_norm == pytest.approx(1.5 * NORM_OF_1)
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_updates_that_are_held_beyond_a_bound_wait_on_disk(
+    record, statistics, tmp_path, monkeypatch, caplog, is_writable: bool
+) -> None:
+    """In a first round all are held. The sum is the same, and where scratch fails they stay in memory."""
+    scratch = tmp_path / "scratch"
+    if is_writable:
+        scratch.mkdir()
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(scratch))
+    on_disk: list[Payload] = []
+    to_disk = Payload.on_disk
+
+    def counted(payload: Payload, folder: Path) -> Payload:
+        on_disk.append(to_disk(payload, folder))
+        return on_disk[-1]
+
+    monkeypatch.setattr(Payload, "on_disk", counted)
+    sums = []
+    for bound in (500 * 10**6, 10):  # an update is 8 bytes
+        monkeypatch.setattr(update_collector, "_MAX_HELD_BYTES", bound)
+        collector = _collector(record, statistics, "a", "b", "c")
+        for name, value in zip("abc", (1.0, 1.5, 2.0), strict=True):
+            assert collector.add(name, _replied(make_reply(value)))
+        assert collector.finalize() == 3
+        sums.append(dict(collector.aggregator.aggregate())["w"])
+    assert torch.equal(*sums)
+    assert len(on_disk) == (2 if is_writable else 0)
+    assert ("scratch cannot be written" in caplog.text) != is_writable
 
 
 def test_a_node_is_believed_no_time_that_the_reply_did_not_take(record, statistics) -> None:
