@@ -121,16 +121,20 @@ class FaultyCluster(LocalCluster):
         raise AssertionError(f"{parent} runs no {kind}")
 
     def fork_server(self, site: str) -> psutil.Process:
-        """What the ClientApps of a site are forks of."""
-        (starter,) = (
-            child
-            for child in psutil.Process(self.process_id(site)).children()
-            if "flower-superexec" in " ".join(child.cmdline())
-        )
-        (server,) = (
-            child for child in starter.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())
-        )
+        """What the ClientApps of a site are forks of; one that was killed is a zombie until the next fork."""
+        (starter,) = _children(psutil.Process(self.process_id(site)), "flower-superexec")
+        (server,) = _children(starter, "multiprocessing.forkserver")
         return server
+
+
+def _children(parent: psutil.Process, part: str) -> list[psutil.Process]:
+    """Return the living children of `parent` with `part` in their command lines."""
+    found = []
+    for child in parent.children():
+        with contextlib.suppress(psutil.Error):
+            if part in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @dataclass(frozen=True)
