@@ -79,6 +79,9 @@ def join(
         typer.Option(metavar="E", envvar="FEDERATION_MAX_EPSILON", help="most epsilon of all runs"),
     ] = "",
     unchecked: Annotated[bool, typer.Option("--unchecked", help="join without the doctor's look")] = False,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="write a unit of systemd --user that joins")
+    ] = False,
     folder: Folder = None,
 ) -> int:
     """Check this site and take part in the federation that invited it.
@@ -88,7 +91,48 @@ def join(
     from client.membership.join import join_federation
 
     options = {"cameras": camera_names, "min-noise": min_noise, "max-epsilon": max_epsilon}
-    return join_federation(_site_folder(folder), invitation, data, options, unchecked=unchecked)
+    where = _site_folder(folder)
+    return join_federation(where, invitation, data, options, unchecked=unchecked, systemd=systemd)
+
+
+@app.command()
+def pause(folder: Folder = None) -> None:
+    """Take no part until `resume`, also after a reboot.
+
+    A round that is under way goes on without this site.
+
+    Example: so100-site pause
+    """
+    from client.membership.folder import SiteFolder
+    from client.membership.leave import pause_site
+
+    pause_site(SiteFolder(_site_folder(folder)))
+
+
+@app.command()
+def resume(folder: Folder = None) -> None:
+    """Take part again after `pause`.
+
+    Example: so100-site resume
+    """
+    from client.membership.folder import SiteFolder
+    from client.membership.leave import resume_site
+
+    resume_site(SiteFolder(_site_folder(folder)))
+
+
+@app.command()
+def leave(folder: Folder = None) -> None:
+    """End this site and remove its key, invitation and scratch.
+
+    Recordings are not touched, and the count of privacy stays.
+
+    Example: so100-site leave
+    """
+    from client.membership.folder import SiteFolder
+    from client.membership.leave import leave_federation
+
+    leave_federation(SiteFolder(_site_folder(folder)))
 
 
 @app.command()

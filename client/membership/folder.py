@@ -40,6 +40,26 @@ class SiteFolder:
         """Decoded frames, residuals and the count of privacy: treat it as the dataset."""
         return self.path / "scratch"
 
+    @property
+    def wish(self) -> Path:
+        """What the owner wants: to pause or to leave; missing: to take part."""
+        return self.path / "wish"
+
+    @property
+    def state(self) -> Path:
+        """What `so100-site join` is at, for `so100-site status`."""
+        return self.path / "state.json"
+
+    @property
+    def refusal(self) -> Path:
+        """Why SuperLink refused the SuperNode the last time; missing: it did not."""
+        return self.path / "refusal"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one `so100-site join` of this folder."""
+        return self.path / "lock"
+
 
 def default_folder() -> Path:
     """Return the folder of the one site that a machine has as a rule."""

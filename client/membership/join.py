@@ -13,7 +13,9 @@ from pathlib import Path
 from client.doctor.main import examine_site
 from client.membership.folder import SiteFolder
 from client.membership.key import read_own_key
-from client.membership.supernode import PROGRAMS, supernode_command, supernode_environment
+from client.membership.runner import keep_running
+from client.membership.supernode import PROGRAMS
+from client.membership.unit import write_unit
 from client.privacy_rules import parse_privacy_rules
 from federation.data.cameras import parse_camera_names
 from federation.errors import CertificateError, ConfigError
@@ -30,6 +32,7 @@ def join_federation(
     options: Mapping[str, str],
     *,
     unchecked: bool = False,
+    systemd: bool = False,
 ) -> int:
     """Accept `invitation`, keep what the owner chose, check this site and take part; return an exit code.
 
@@ -39,6 +42,7 @@ def join_federation(
         dataset: None: with `options`, those of the last time.
         options: `cameras`, `min-noise` and `max-epsilon` as the node configuration has them.
         unchecked: do not let the doctor look before.
+        systemd: write a unit that joins, instead of joining.
 
     Raises:
         FederationError: the key, the invitation or an option is at fault.
@@ -49,13 +53,14 @@ def join_federation(
     print(f"{invited.site} is invited to {invited.superlink}")
     print(f"its authority: {spell_authority(invited.authority)} (compare it with the operator's, by voice)")
     print(f"it expects: {invited.expects.spell()}", flush=True)
-    if unchecked:
-        environment = supernode_environment(site, os.environ)
-        command = supernode_command(site, invited.superlink, environment)
-        os.execve(command[0], command, environment)
-    if not examine_member(folder, dataset):
+    if not unchecked and not examine_member(folder, dataset):
         print("not joined", file=sys.stderr)
         return 1
+    if systemd:
+        write_unit(site, invited.site)
+        return 0
+    if unchecked:
+        return keep_running(site, invited.superlink)
     again = ["join", "--folder", str(site.path), "--unchecked"]
     os.execv(sys.executable, [sys.executable, str(PROGRAMS / "so100-site"), *again])
 

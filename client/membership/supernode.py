@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.membership.folder import SiteFolder
+from client.supernode.wrapper import REFUSAL_VARIABLE
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
 
@@ -21,6 +22,7 @@ def supernode_environment(site: SiteFolder, given: Mapping[str, str]) -> dict[st
     """Return the environment of the SuperNode and all that it starts, out of that of this process."""
     path = [str(PROGRAMS), str(Path(sys.executable).parent), given.get("PATH", "")]
     usual = {
+        REFUSAL_VARIABLE: str(site.refusal),
         "FLWR_HOME": str(site.path / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

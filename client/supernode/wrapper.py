@@ -21,8 +21,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import httpx
 
@@ -31,8 +33,9 @@ from federation import logs
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback, check_proxies
 
-__all__ = ["collect", "gives_up_on", "main"]
+__all__ = ["REFUSAL_VARIABLE", "collect", "gives_up_on", "main"]
 
+REFUSAL_VARIABLE = "FEDERATION_REFUSAL_FILE"  # where the owner can read why SuperLink refuses this site
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 _AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
 _log = logs.get_logger("client.supernode.wrapper")
@@ -82,7 +85,11 @@ def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Excep
             if error.response.status_code >= 500:
                 return False
             if error.response.status_code == 401:
-                _log.error("SuperLink refuses this site's signature: %s", _why_refused(error.response))
+                reason = f"SuperLink refuses this site's signature: {_why_refused(error.response)}"
+                _log.error("%s", reason)
+                if file := os.environ.get(REFUSAL_VARIABLE):
+                    with suppress(OSError):
+                        Path(file).write_text(reason, encoding="utf-8")
         broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
         return not broken_off and given_up is not None and given_up(error)
 

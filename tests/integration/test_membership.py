@@ -55,27 +55,35 @@ def test_a_site_joins_with_its_own_key_and_never_again_once_that_is_revoked(
             *(("ok", what) for what in ("connection", "TLS", "health", "clock"))
         ]
 
+        (flower,) = psutil.Process(node.pid).children()
+        flower.kill()
+        wait_for(lambda: log.read_text().count("Starting Flower SuperNode") >= 2, log)
+        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        assert "paused" in owner.run("pause")
+        wait_for(lambda: count_online(cluster.superlink) == 1, log)
+        owner.run("resume")
+        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+
         places = [certs, cluster.logs.parent, tmp_path / "outputs", log, invitation, owner.said, said]
         assert find_secret(site.key, [owner.folder]) == [str(site.key)]
         assert find_secret(site.key, places) == []
 
         assert main(["revoke", "lab-b", "--certs", str(certs), "--control", f"127.0.0.1:{port}"]) == 0
         assert "SuperLink: lab-b is revoked" in capsys.readouterr().out
-        wait_for(lambda: count_online(cluster.superlink) == 1, log)
+        wait_for(lambda: "was revoked" in site.state.read_text(), log)
         (revoked,) = (certs / "revoked").iterdir()
         assert sorted(file.name for file in revoked.iterdir()) == ["lab-b.invitation.json", "node.key.pub"]
         with pytest.raises(RefusedError, match="was revoked, and is taken no second time"):
             register_supernode(cluster.superlink, read_own_key(site).line, "lab-b")
-        if node.poll() is None:
-            node.send_signal(signal.SIGTERM)
-        node.wait(60)
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(60) == 0
 
         said = _invite(certs, owner.run("key", "lab-b", "--new"), port, capsys)
         assert "SuperLink: lab-b may join" in said
         again = owner.start(log, "join", str(shutil.copy(sent, tmp_path)), "--unchecked")
         wait_for(lambda: count_online(cluster.superlink) == 2, log)
         processes = [psutil.Process(again.pid), *psutil.Process(again.pid).children(recursive=True)]
-        again.send_signal(signal.SIGTERM)
-        again.wait(60)
+        owner.run("leave")
+        assert again.wait(60) == 0
         _, left = psutil.wait_procs(processes, timeout=30)
         assert left == []

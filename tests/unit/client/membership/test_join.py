@@ -33,8 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         raise _StartedError
 
-    for name in ("execv", "execve"):
-        monkeypatch.setattr(join.os, name, become)
+    monkeypatch.setattr(join.os, "execv", become)
     return calls
 
 
@@ -180,12 +179,14 @@ def test_the_doctor_looks_with_what_the_invitation_says(
 
 
 def test_the_supernode_gets_the_sites_files_and_programs(
-    site: SiteFolder, file: Path, dataset: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
+    site: SiteFolder, file: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FLWR_HOME", "/tmp/flwr")
-    with pytest.raises(_StartedError):
-        _join(site, file, "--data", dataset, "--unchecked")
-    ((_, command, environment),) = started
+    kept: list[Any] = []
+    monkeypatch.setattr(join, "keep_running", lambda *arguments: kept.append(arguments) or 0)
+    assert _join(site, file, "--data", dataset, "--unchecked") == 0
+    assert kept == [(site, "localhost:9")]
+    environment = supernode_environment(site, {"FLWR_HOME": "/tmp/flwr", "PATH": "/bin"})
+    command = supernode_command(site, "localhost:9", environment)
     assert Path(command[1]).name == "flower-supernode"
     assert Path(command[1]).parent == Path(environment["PATH"].split(os.pathsep)[0])
     options = dict(zip(command[2::2], command[3::2], strict=True))

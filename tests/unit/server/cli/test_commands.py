@@ -174,7 +174,11 @@ def test_help_imports_neither_torch_nor_flower(module: str) -> None:
         "heavy = {'torch', 'flwr', 'lerobot', 'numpy', 'cryptography', 'pydantic'} & sys.modules.keys()\n"
         "sys.exit(', '.join(heavy) or None)"
     )
-    names = NAMES if module == "server.cli" else ["key", "join", "doctor", "repair", "exporter"]
+    names = (
+        NAMES
+        if module == "server.cli"
+        else ["key", "join", "pause", "resume", "leave", "doctor", "repair", "exporter"]
+    )
     command = [sys.executable, "-c", code, *names]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

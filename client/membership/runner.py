@@ -1,0 +1,143 @@
+"""Keeps the SuperNode of a site's folder running until its owner pauses it or leaves.
+
+`so100-site join` ends here. A SuperNode that ends is started again, after a wait that grows while it keeps
+ending: SuperLink may be away for a night. What the owner wants is a file in the folder, so that `pause`,
+`resume` and `leave` work from another terminal and last through a reboot.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.membership.folder import SiteFolder
+from client.membership.supernode import supernode_command, supernode_environment
+from federation.errors import FederationError
+from federation.files import write_json
+from federation.logs import configure, get_logger
+
+__all__ = ["LEFT", "PAUSED", "is_running", "keep_running", "wish_of"]
+
+PAUSED, LEFT = "paused", "left"
+_POLL_SECONDS = 0.5
+_FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 5.0, 120.0
+_STABLE_SECONDS = 300.0  # a SuperNode that ran so long is started again at once
+_STOP_SECONDS = 25.0
+_LOCK_ATTEMPTS, _LOCK_RETRY_SECONDS = 3, 0.1
+_log = get_logger("client.membership.runner")
+
+
+def keep_running(site: SiteFolder, superlink: str) -> int:
+    """Run the SuperNode until SIGTERM, Ctrl-C or the owner's `leave`; return the exit code.
+
+    Raises:
+        FederationError: the site of this folder runs already.
+    """
+    configure()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    environment, wait, restarts = supernode_environment(site, os.environ), _FIRST_WAIT_SECONDS, 0
+    with _only_one(site):
+        while not stop.is_set() and (wish := wish_of(site)) != LEFT:
+            if wish == PAUSED:
+                _log.info("paused; so100-site resume takes part again")
+                _note(site, PAUSED, restarts)
+                _sleep(site, stop, float("inf"), PAUSED)
+                continue
+            site.refusal.unlink(missing_ok=True)
+            started = time.monotonic()
+            command = supernode_command(site, superlink, environment)
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            _note(site, "running", restarts)
+            code = _watch(process, site, stop)
+            if code is None:
+                continue
+            restarts += 1
+            wait = _FIRST_WAIT_SECONDS if time.monotonic() - started > _STABLE_SECONDS else wait
+            _log.warning("the SuperNode ended with code %d; it is started again in %.0f s", code, wait)
+            _note(site, "restarting", restarts, f"the SuperNode ended with code {code}")
+            _sleep(site, stop, wait, "")
+            wait = min(2 * wait, _MAX_WAIT_SECONDS)
+        _note(site, "off", restarts)
+    return 0
+
+
+def wish_of(site: SiteFolder) -> str:
+    """Return what the owner wants: `PAUSED`, `LEFT`, or "" to take part."""
+    try:
+        return site.wish.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def is_running(site: SiteFolder) -> bool:
+    """Return whether `keep_running` is at work on this folder."""
+    try:
+        with _only_one(site):
+            return False
+    except FederationError:
+        return True
+
+
+@contextlib.contextmanager
+def _only_one(site: SiteFolder) -> Iterator[None]:
+    with site.lock.open("a") as file:
+        for _ in range(_LOCK_ATTEMPTS):  # `is_running` holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(_LOCK_RETRY_SECONDS)
+        else:
+            raise FederationError(f"the site in {site.path} runs already; so100-site pause or leave ends it")
+        yield
+
+
+def _watch(process: "subprocess.Popen[bytes]", site: SiteFolder, stop: threading.Event) -> int | None:
+    """Wait for the SuperNode and return its exit code; None if it was to end."""
+    while process.poll() is None and not stop.is_set() and not wish_of(site):
+        stop.wait(_POLL_SECONDS)
+    code = process.poll()
+    if code is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):  # what it started, and itself if it did not end
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return code
+
+
+def _sleep(site: SiteFolder, stop: threading.Event, seconds: float, wish: str) -> None:
+    """Wait so long, but no longer than the owner's wish stays as it is."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and wish_of(site) == wish and not stop.is_set():
+        stop.wait(_POLL_SECONDS)
+
+
+def _note(site: SiteFolder, state: str, restarts: int, why: str = "") -> None:
+    """Write down for `so100-site status` what this process is at."""
+    content: dict[str, Any] = {
+        "state": state,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "restarts": restarts,
+        "why": _refusal(site.refusal) or why,
+    }
+    with contextlib.suppress(OSError):  # a full disk ends nothing
+        write_json(site.state, content, durable=False)
+
+
+def _refusal(file: Path) -> str:
+    """Return why SuperLink refused the SuperNode; "" if it did not (client/supernode/wrapper.py)."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

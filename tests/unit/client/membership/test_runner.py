@@ -1,0 +1,128 @@
+"""The SuperNode is started again when it ends, and ends when its owner wants that."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.cli import main
+from client.membership.folder import SiteFolder
+from client.membership.join import accept
+from client.membership.runner import is_running
+from federation.release_ledger import LEDGER_FILE
+from tests import REPOSITORY
+
+# Its SuperNode starts a child of its own, says so, and stays.
+_PROGRAM = """
+import sys
+from pathlib import Path
+from client.membership import runner
+from client.membership.folder import SiteFolder
+
+node = (
+    "import os, subprocess, sys, time; from pathlib import Path;"
+    "child = subprocess.Popen(['sleep', '60']);"
+    "print(os.getpid(), child.pid, file=open(sys.argv[1], 'a'), flush=True); time.sleep(60)"
+)
+started = sys.argv[2]
+runner.supernode_command = lambda *_: [sys.executable, "-c", node, started]
+runner._FIRST_WAIT_SECONDS = 0.1
+sys.exit(runner.keep_running(SiteFolder(Path(sys.argv[1])), "s:1"))
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Path:
+    """A line for each SuperNode that was started: its process and that of its child."""
+    return tmp_path / "started"
+
+
+@pytest.fixture
+def runner(site: SiteFolder, file: Path, started: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    accept(site, file)
+    command = [sys.executable, "-c", _PROGRAM, str(site.path), str(started)]
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    try:
+        _wait_for(lambda: len(_lines(started)) == 1)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        for line in _lines(started):
+            for pid in map(int, line.split()):
+                assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+
+
+def _state(site: SiteFolder) -> dict[str, object]:
+    return json.loads(site.state.read_text())
+
+
+def test_a_supernode_that_dies_is_started_again_and_leaves_no_child(
+    runner: "subprocess.Popen[bytes]", site: SiteFolder, started: Path
+) -> None:
+    node, child = map(int, _lines(started)[0].split())
+    site.refusal.write_text("SuperLink refuses this site's signature: its key was revoked")
+    os.kill(node, signal.SIGKILL)
+    _wait_for(lambda: len(_lines(started)) == 2)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not site.refusal.exists()
+    _wait_for(lambda: _state(site)["state"] == "running")
+    assert _state(site)["restarts"] == 1
+
+
+def test_a_pause_lasts_until_it_is_lifted(
+    runner: "subprocess.Popen[bytes]", site: SiteFolder, started: Path
+) -> None:
+    folder = ["--folder", str(site.path)]
+    assert main(["pause", *folder]) == 0
+    assert _state(site)["state"] == "paused"
+    assert is_running(site)
+    assert main(["resume", *folder]) == 0
+    _wait_for(lambda: len(_lines(started)) == 2)
+
+
+def test_leaving_ends_it_and_keeps_nothing_but_the_count_of_privacy(
+    runner: "subprocess.Popen[bytes]", site: SiteFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.scratch / "samples").mkdir()
+    (site.scratch / LEDGER_FILE).touch()
+    assert main(["leave", "--folder", str(site.path)]) == 0
+    assert runner.wait(60) == 0
+    assert "so100-server revoke lab-b" in capsys.readouterr().out
+    left = {str(path.relative_to(site.path)) for path in site.path.rglob("*") if path.is_file()}
+    assert left == {"lock", f"scratch/{LEDGER_FILE}"}
+
+
+def test_a_folder_has_one_runner(
+    runner: "subprocess.Popen[bytes]", site: SiteFolder, started: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", _PROGRAM, str(site.path), str(started)]
+    second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "runs already" in second.stderr
+    assert len(_lines(started)) == 1
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "leave"])
+def test_where_there_is_no_site_it_is_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--folder", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} holds no site; so100-site key begins one\n"
