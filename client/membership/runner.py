@@ -29,6 +29,7 @@ PAUSED, LEFT = "paused", "left"
 _POLL_SECONDS = 0.5
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 5.0, 120.0
 _STABLE_SECONDS = 300.0  # a SuperNode that ran so long is started again at once
+_FAILED_START_SECONDS = 20.0
 _STOP_SECONDS = 25.0
 _LOCK_ATTEMPTS, _LOCK_RETRY_SECONDS = 3, 0.1
 _log = get_logger("client.membership.runner")
@@ -61,9 +62,13 @@ def keep_running(site: SiteFolder, superlink: str) -> int:
             if code is None:
                 continue
             restarts += 1
-            wait = _FIRST_WAIT_SECONDS if time.monotonic() - started > _STABLE_SECONDS else wait
+            lasted = time.monotonic() - started
+            wait = _FIRST_WAIT_SECONDS if lasted > _STABLE_SECONDS else wait
             _log.warning("the SuperNode ended with code %d; it is started again in %.0f s", code, wait)
-            _note(site, "restarting", restarts, f"the SuperNode ended with code {code}")
+            why = f"the SuperNode ended with code {code}"
+            if lasted < _FAILED_START_SECONDS:  # Flower says only that it failed to activate
+                why += " at once: its key is not registered, was revoked, or still counts as connected"
+            _note(site, "restarting", restarts, why)
             _sleep(site, stop, wait, "")
             wait = min(2 * wait, _MAX_WAIT_SECONDS)
         _note(site, "off", restarts)
