@@ -22,6 +22,7 @@ from federation.data.cameras import spell_cameras
 from federation.errors import FederationError, RejectionCode
 from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
+from federation.policy.identity import describe_adapter
 from federation.versions import versions
 from federation.wire.payload import statistics_to_record
 
@@ -72,6 +73,8 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         "versions": [f"{package} {version}" for package, version in versions().items()],
         "device": describe_device(),
     }
+    if adapter := describe_adapter(config.policy, site.scratch):
+        facts["adapter"] = [f"{name} {value}" for name, value in adapter.items()]
     return RecordDict(
         {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
     )

@@ -1,12 +1,15 @@
 """The rules of a run configuration beyond types and limits: names, and settings that do not go together."""
 
 import math
+import re
+from dataclasses import fields
 
 from federation.settings import AggregationConfig, PolicyConfig, RunConfig
 
 __all__ = ["find_broken_rule"]
 
 _MAX_ADAM_RATE = 0.1
+_DEFAULTS = PolicyConfig()
 
 
 def find_broken_rule(config: RunConfig) -> str | None:
@@ -15,6 +18,7 @@ def find_broken_rule(config: RunConfig) -> str | None:
         _names(config),
         _participants(config),
         _normalisation(config.policy),
+        _adapter(config.policy),
         _privacy(config),
         _learning_rate(config),
         _server_optimizer(config.aggregation),
@@ -57,6 +61,31 @@ def _normalisation(policy: PolicyConfig) -> str | None:
         f"policy.normalisation = 'pretrained': policy.size = {policy.size!r} has no statistics; choose "
         "'federated', or policy.size = 'pretrained'"
     )
+
+
+def _adapter(policy: PolicyConfig) -> str | None:
+    if policy.adapter == "none":
+        for key in (field for field in fields(policy) if field.name.startswith("lora_")):
+            if (value := getattr(policy, key.name)) != getattr(_DEFAULTS, key.name):
+                return (
+                    f"policy.{key.name} = {value!r}: policy.adapter = 'none' trains no adapter; set it to "
+                    "'lora', or leave this out"
+                )
+        return None
+    if policy.size != "pretrained":
+        return (
+            f"policy.adapter = {policy.adapter!r}: policy.size = {policy.size!r} has random weights, and an "
+            "adapter changes little of them; set policy.size = 'pretrained' and name a policy in "
+            "policy.pretrained: a Hub id, a folder, or an earlier run's pretrained_model"
+        )
+    try:
+        re.compile(policy.lora_targets)
+    except (re.error, RecursionError, OverflowError) as error:
+        return (
+            f"policy.lora_targets = {policy.lora_targets!r}: is no regular expression ({error}); write e.g. "
+            r"'.*lm_expert.*\.(q|v)_proj', or leave it empty for LeRobot's choice"
+        )
+    return None
 
 
 def _privacy(config: RunConfig) -> str | None:

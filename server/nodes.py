@@ -11,10 +11,12 @@ from federation.data.simulated import check_one_kind
 from federation.errors import FederationError, RejectionCode, one_line
 from federation.logs import get_logger
 from federation.messages import JOIN_SECONDS, QUERY_JOIN, QUERY_SHUT_OUT, REASON
+from federation.policy.identity import check_adapter, describe_adapter
 from server.grid.calls import online_nodes
 from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.grid.late_replies import LateReplies
 from server.join_answer import Node, node_facts, read_answer
+from server.run.environment import folder_of
 from server.run.records import RunRecord
 from server.run.round_record import Rejection
 from server.waiting import WaitReport
@@ -169,6 +171,7 @@ class NodeTable:
                 raise FederationError(reply.error)
             node = read_answer(reply.node_id, reply.content)
             self._check_name(node, online)
+            self._check_adapter(node)
             check_one_kind({node.name: node.simulated}, self._held_out)
         except FederationError as error:
             self._known.pop(reply.node_id, None)
@@ -197,6 +200,11 @@ class NodeTable:
         content = RecordDict({REASON: ConfigRecord({"text": reason})})
         policy = WaitPolicy(JOIN_SECONDS)
         Exchange(self._grid, lambda: content, QUERY_SHUT_OUT, "join", policy).send([node_id])
+
+    def _check_adapter(self, node: Node) -> None:
+        if self._config.policy.adapter != "none":
+            ours = describe_adapter(self._config.policy, folder_of("FEDERATION_SCRATCH"))
+            check_adapter(node.adapter, ours)
 
     def _check_name(self, node: Node, online: Mapping[int, str]) -> None:
         registered = self._registered.get(node.node_id)

@@ -29,7 +29,8 @@ from federation.data.description import ARM_DIM
 from federation.data.statistics import Statistics
 from federation.errors import PolicyError, one_line
 from federation.files import expand_home
-from federation.policy.vlm_folder import vlm_folder
+from federation.policy.adapter import add_adapter, describe_scaling
+from federation.policy.vlm_folder import BUNDLED_VLM, vlm_folder
 from federation.settings import PolicyConfig
 
 __all__ = [
@@ -72,11 +73,12 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
     """Build the policy `config` names, in fp32 on `device`, in evaluation mode.
 
     Args:
-        seed: draws the weights of the sizes that have no pretrained ones.
+        seed: draws the weights of the sizes that have no pretrained ones, and an adapter's.
         cache: folder for the stand-in VLM folder of those sizes.
 
     Raises:
-        PolicyError: the pretrained policy cannot be found, or its weights do not fit its configuration.
+        PolicyError: the pretrained policy cannot be found, its weights do not fit its configuration, or the
+            adapter does not fit it.
     """
     smolvla = build_policy_config(config, cache)
     if config.size == "pretrained":
@@ -86,6 +88,8 @@ def build_policy(config: PolicyConfig, *, seed: int, device: torch.device, cache
             torch.manual_seed(seed)
             policy = SmolVLAPolicy(smolvla)
     policy.float()
+    if config.adapter == "lora":
+        add_adapter(policy, config, seed)
     policy.config.device = str(device)
     return policy.to(device).eval()
 
@@ -128,7 +132,10 @@ def build_processors(policy: SmolVLAPolicy, statistics: Statistics) -> Processor
 
 
 def trainable_parameters(policy: SmolVLAPolicy) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that are trained and travel: the action expert and the projections, by name."""
+    """Return the parameters that are trained and travel: the action expert and the projections, by name.
+
+    Of a policy with an adapter, the adapter's.
+    """
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 
@@ -158,7 +165,7 @@ def frozen_fingerprint(policy: SmolVLAPolicy) -> str:
 
     Two policies with the same fingerprint differ at most in their trainable values.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(describe_scaling(policy).encode())
     trainable = trainable_parameters(policy)
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -182,6 +189,8 @@ def _pretrained_config(config: PolicyConfig) -> SmolVLAConfig:
     smolvla.load_vlm_weights = False  # they are in the policy's own safetensors
     if config.vlm:
         smolvla.vlm_model_name = expand_home(config.vlm)
+    elif smolvla.vlm_model_name == BUNDLED_VLM and Path(where).is_dir():  # an earlier run's policy
+        smolvla.vlm_model_name = str(Path(where) / "vlm")
     return smolvla
 
 

@@ -18,33 +18,54 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.errors import PolicyError, one_line
 from federation.files import write_folder
+from federation.policy.adapter import has_adapter, merged_weights, save_adapter
 from federation.policy.build import Processors, select_device
+from federation.policy.vlm_folder import BUNDLED_VLM
 
-__all__ = ["BUNDLED_VLM", "load_policy_folder", "name_vlm", "save_policy_folder"]
+__all__ = ["load_policy_folder", "name_vlm", "save_adapter_folder", "save_policy_folder"]
 
-BUNDLED_VLM = "./vlm"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.onnx", ".git*")
 
 
 def save_policy_folder(folder: Path, policy: SmolVLAPolicy, processors: Processors, card: str) -> None:
     """Write configuration, all weights, both processors, the VLM if it is a local one, and the model card.
 
-    The folder appears whole or not at all; one that is there is replaced.
+    An adapter is merged into the weights: whoever loads them needs no PEFT. The folder appears whole or not
+    at all; one that is there is replaced.
     """
 
     def fill(staging: Path) -> None:
-        policy.save_pretrained(staging)
-        for processor in processors:
-            processor.save_pretrained(staging)
-        vlm = Path(policy.config.vlm_model_name)
-        if vlm.is_dir():
-            shutil.copytree(vlm, staging / "vlm", ignore=shutil.ignore_patterns(*_WEIGHTS))
-            name_vlm(staging, BUNDLED_VLM)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        for path in staging.rglob("*.safetensors"):
-            path.chmod(0o644)  # else another user's LeRobot, or a web server, cannot read them
+        policy.save_pretrained(staging, state_dict=merged_weights(policy) if has_adapter(policy) else None)
+        _complete(staging, policy, processors, card)
 
     write_folder(folder, fill)
+
+
+def save_adapter_folder(folder: Path, policy: SmolVLAPolicy, processors: Processors, card: str) -> None:
+    """Write what `save_policy_folder` does with the adapter alone in the place of all weights.
+
+    LeRobot's tools load it over the base that it names.
+    """
+
+    def fill(staging: Path) -> None:
+        policy.config.save_pretrained(staging)
+        save_adapter(staging, policy)
+        _complete(staging, policy, processors, card)
+
+    write_folder(folder, fill)
+
+
+def _complete(staging: Path, policy: SmolVLAPolicy, processors: Processors, card: str) -> None:
+    """Add to configuration and weights what else a policy folder holds."""
+    for processor in processors:
+        processor.save_pretrained(staging)
+    vlm = Path(policy.config.vlm_model_name)
+    if vlm.is_dir():
+        shutil.copytree(vlm, staging / "vlm", ignore=shutil.ignore_patterns(*_WEIGHTS))
+        name_vlm(staging, BUNDLED_VLM)
+    (staging / "README.md").write_text(card, encoding="utf-8")
+    for path in staging.rglob("*.safetensors"):
+        path.chmod(0o644)  # else another user's LeRobot, or a web server, cannot read them
 
 
 def name_vlm(folder: Path, name: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from federation.files import write_folder
 
-__all__ = ["vlm_folder"]
+__all__ = ["BUNDLED_VLM", "vlm_folder"]
+
+BUNDLED_VLM = "./vlm"  # what a policy folder calls the VLM that it holds
 
 _VERSION = 1  # part of the folder's name: raise it when anything below changes
 _SPECIAL_TOKENS = (

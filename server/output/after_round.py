@@ -16,7 +16,7 @@ from federation.errors import one_line
 from federation.logs import get_logger
 from server.evaluation.worker import Simulations, check_simulator
 from server.model import GlobalModel
-from server.output.export import export_best, export_policy, write_card
+from server.output.export import export_best, export_last, export_policy, write_cards
 from server.output.hub import Hub
 from server.run.checkpoint_file import CheckpointError
 from server.run.checkpoints import Checkpoints
@@ -82,29 +82,21 @@ class AfterRound:
         """
         folder, last = self._record.folder, self._config.run.num_rounds
         try:
-            best = export_best(
-                folder / "pretrained_model_best", self._policy, checkpoints, read_metrics(folder)
-            )
+            best = export_best(folder, self._policy, checkpoints, read_metrics(folder))
             _log.info("pretrained_model is round %d, pretrained_model_best round %d", last, best)
         except CheckpointError as error:
             _log.error("no pretrained_model_best: %s", error)
             best = None
-        self._export(folder / "pretrained_model", model, last)
+        export_last(folder, self._policy, model, read_metrics(folder), last)
         if self._simulations.due(last, last=True) and not self._record.is_simulated(last):
             self._simulations.start(last, lambda folder: self._export(folder, model, last))
         self._simulations.wait()
-        self._write_cards(last, best)
+        # What was exported before the last evaluations quotes these too.
+        write_cards(folder, read_metrics(folder), last, best)
         if self._hub is not None:
             self._hub.push(folder / "pretrained_model", last)
             self._hub.close()
         self._collect()
-
-    def _write_cards(self, last: int, best: int | None) -> None:
-        """Let the cards of what was exported before the last evaluations quote these too."""
-        metrics = read_metrics(self._record.folder)
-        write_card(self._record.folder / "pretrained_model", metrics, last)
-        if best is not None:
-            write_card(self._record.folder / "pretrained_model_best", metrics, best)
 
     def _export(self, folder: Path, model: GlobalModel, round_: int) -> None:
         export_policy(folder, self._policy, model, read_metrics(self._record.folder), round_)

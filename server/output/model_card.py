@@ -38,8 +38,11 @@ library_name: lerobot
 pipeline_tag: robotics
 {% if is_hub_id %}
 base_model: {{ config["policy.pretrained"] }}
+{% if alone %}
+base_model_relation: adapter
 {% endif %}
-tags: [lerobot, robotics, smolvla, so100, so101, federated-learning, flower]
+{% endif %}
+tags: [lerobot, robotics, smolvla, so100, so101, federated-learning, flower{{ ", lora, peft" if adapter }}]
 ---
 
 # SmolVLA, trained by {{ metrics.nodes | length }} sites together
@@ -48,6 +51,16 @@ A SmolVLA policy for SO-100/SO-101 arms, trained from
 {{- " the pretrained policy" if config["policy.size"] == "pretrained" else " random weights" }} by federated \
 learning: demonstrations stayed at the sites, only model updates left them. Run `{{ metrics.run }}`, weights \
 after round {{ round }} of {{ config["run.num_rounds"] }}.
+{% if adapter %}
+
+Trained was {{ adapter }}.
+{% if alone %}
+This folder holds it alone, and LeRobot loads it over its base: `base_model_name_or_path` in \
+`adapter_config.json` names that. If it is a folder, give its path on your machine there.
+{% else %}
+It is merged into these weights: whoever loads them needs nothing of it.
+{% endif %}
+{% endif %}
 
 - in: `observation.state` (6), {% for name in cameras %}`observation.images.{{ name }}`, {% endfor %}a task \
 in words
@@ -61,11 +74,16 @@ the gripper; {{ fps }} a second, as recorded
 With the policy and the arm at one computer:
 
 ```
-pip install "lerobot[smolvla,async,feetech]"
+pip install "lerobot[smolvla,{{ "peft" if alone else "async" }},feetech]"
 cd this-folder
 lerobot-rollout --policy.path=. --duration=60 \\
 {{ arm }}
 ```
+{% if alone %}
+
+LeRobot's server for a policy on another computer loads whole policies only: give it `pretrained_model`, \
+which stands beside this folder.
+{% else %}
 
 With the policy on another computer, reached over `ssh -L 8080:localhost:8080` (LeRobot's server asks nobody
 for a password):
@@ -77,6 +95,7 @@ python -m lerobot.async_inference.robot_client --server_address=127.0.0.1:8080 \
   --actions_per_chunk={{ config["policy.chunk_size"] }} \\
 {{ arm }}
 ```
+{% endif %}
 
 Cameras bear the names they had in training, their numbers are yours (`lerobot-find-cameras`); the arm is
 calibrated as for the demonstrations (`lerobot-calibrate`). If `config.json` names the VLM `./vlm`, start
@@ -123,7 +142,7 @@ Strategy: {{ strategy }}, aggregated by {{ config["aggregation.method"] }}.
   "training.schedule", "training.proximal_mu", "training.keep_optimizer", "aggregation.strategy",
   "aggregation.method", "federation.fraction_fit", "wire.download", "wire.upload", "policy.size",
   "policy.chunk_size", "run.seed",
-] if key in config %}
+] + lora_settings if key in config %}
 | `{{ key }}` | {{ config[key] }} |
 {% endfor %}
 {% if epsilon %}
@@ -138,21 +157,26 @@ the power switch while it drives a real arm.
 """)
 
 
-def model_card(metrics: Mapping[str, Any], round_: int) -> str:
+def model_card(metrics: Mapping[str, Any], round_: int, *, alone: bool = False) -> str:
     """Return the card as Markdown with the Hub's front matter.
 
     Args:
         metrics: the run's record, as in `federated_metrics.json`.
         round_: after which the weights were taken.
+        alone: the folder holds the adapter and not what it is merged into.
     """
     config = metrics["config"]
     base = config["policy.pretrained"]
     # The newest evaluation that tells of the weights, and that before training.
     found = evaluations_behind(metrics, round_)
+    adapter = _describe_adapter(config)
     return _TEMPLATE.render(
         metrics=metrics,
         config=config,
         round=round_,
+        alone=alone,
+        adapter=adapter,
+        lora_settings=[key for key in config if key.startswith("policy.lora_")] if adapter else [],
         is_hub_id=config["policy.size"] == "pretrained" and base.count("/") == 1 and base[0] not in "./~",
         cameras=[name.strip() for name in config["policy.cameras"].split(",")],
         in_degrees=config.get("policy.joint_units", DEGREES) == DEGREES,
@@ -165,6 +189,16 @@ def model_card(metrics: Mapping[str, Any], round_: int) -> str:
         epsilon=format_max_epsilon(metrics["privacy"]) if "privacy" in metrics else "",
         not_covered=NOT_COVERED,
     )
+
+
+def _describe_adapter(config: Mapping[str, Any]) -> str:
+    """Return what was trained in the place of the policy's own weights; nothing if these were."""
+    if config.get("policy.adapter", "none") == "none":
+        return ""
+    rank = config["policy.lora_rank"]
+    alpha = config["policy.lora_alpha"] or rank
+    frozen = ", of whose two factors one stayed as it was drawn" if config["policy.lora_train"] == "b" else ""
+    return f"a LoRA adapter of rank {rank} and alpha {alpha}{frozen}"
 
 
 def _sites(nodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, int]]:

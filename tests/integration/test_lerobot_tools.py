@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from federation.policy.build import build_processors
-from federation.policy.folder import save_policy_folder
+from federation.data.statistics import Statistics
+from federation.policy.build import build_policy, build_processors, trainable_parameters
+from federation.policy.folder import save_adapter_folder, save_policy_folder
+from federation.settings import PolicyConfig
 from server.output.model_card import model_card
 from tests import REPOSITORY
 from tests.unit.server.output.test_model_card import METRICS
@@ -30,15 +33,24 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-@pytest.fixture
-def exported(policy, statistics, tmp_path: Path) -> Path:
-    folder = tmp_path / "elsewhere" / "pretrained_model"
-    folder.parent.mkdir()
-    save_policy_folder(folder, policy, build_processors(policy, statistics), "card")
+@pytest.fixture(scope="module")
+def folders(cache: Path, statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs export: `whole` of the tiny policy, and over that base `merged` and `adapter`."""
+    folder, cpu = tmp_path_factory.mktemp("elsewhere"), torch.device("cpu")
+    tiny = build_policy(PolicyConfig(size="tiny"), seed=0, device=cpu, cache=cache)
+    save_policy_folder(folder / "whole", tiny, build_processors(tiny, statistics), "card")
+    lora = PolicyConfig(pretrained=str(folder / "whole"), adapter="lora", lora_rank=2)
+    adapted = build_policy(lora, seed=0, device=cpu, cache=cache)
+    with torch.no_grad():
+        for parameter in trainable_parameters(adapted).values():
+            parameter.fill_(0.05)
+    save_policy_folder(folder / "merged", adapted, build_processors(adapted, statistics), "card")
+    save_adapter_folder(folder / "adapter", adapted, build_processors(adapted, statistics), "card")
     return folder
 
 
-def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["whole", "merged", "adapter"])
+def test_lerobot_eval_drives_the_simulated_arm_with_it(folders: Path, kind: str, tmp_path: Path) -> None:
     """The arm is a plugin here: `federation` and `server.simulation`, without Flower and the rest."""
     plugin = tmp_path / "plugin"
     for package in ("federation", "server/simulation"):
@@ -49,7 +61,7 @@ def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path:
     command += ["--env.image_size_px=32", "--eval.n_episodes=1", "--eval.batch_size=1"]
     ended = subprocess.run(
         [*command, f"--output_dir={tmp_path / 'eval'}"],
-        cwd=exported,
+        cwd=folders / kind,
         env=os.environ | {"PYTHONPATH": str(plugin), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -61,15 +73,24 @@ def test_lerobot_eval_drives_the_simulated_arm_with_it(exported: Path, tmp_path:
     assert list((tmp_path / "eval").rglob("*.mp4"))
 
 
-@pytest.mark.parametrize("tool", ["lerobot-rollout", "python -m lerobot.async_inference.robot_client"])
-def test_the_commands_of_the_model_card_get_as_far_as_the_arm(exported: Path, tool: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tool"),
+    [
+        ("merged", "lerobot-rollout"),
+        ("adapter", "lerobot-rollout"),
+        ("merged", "python -m lerobot.async_inference.robot_client"),
+    ],
+)
+def test_the_commands_of_the_model_card_get_as_far_as_the_arm(folders: Path, kind: str, tool: str) -> None:
     """There is none, nor its driver: an option that LeRobot does not know would end them before."""
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", model_card(METRICS, 2), re.DOTALL))
+    blocks = "\n".join(
+        re.findall(r"```\n(.*?)```", model_card(METRICS, 2, alone=kind == "adapter"), re.DOTALL)
+    )
     (command,) = [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith(tool)]
     scripts = Path(sys.executable).parent
     ended = subprocess.run(
         shlex.split(command),
-        cwd=exported,
+        cwd=folders / kind,
         env=os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

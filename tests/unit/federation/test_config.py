@@ -58,6 +58,22 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"policy.cameras": ""}, "policy.cameras = ''"),
         ({"policy.normalisation": "none"}, "must be one of federated, pretrained, site"),
         ({"policy.size": "tiny", "policy.normalisation": "pretrained"}, "'tiny' has no statistics"),
+        ({"policy.adaptr": "lora"}, "unknown key 'policy.adaptr': did you mean policy.adapter?"),
+        ({"policy.adapter": "dora"}, "policy.adapter = 'dora': must be one of none, lora"),
+        (
+            {"policy.adapter": "lora", "policy.size": "tiny"},
+            "policy.adapter = 'lora': policy.size = 'tiny' has random weights",
+        ),
+        (
+            {"policy.lora_rank": 8},
+            "policy.lora_rank = 8: policy.adapter = 'none' trains no adapter; set it to",
+        ),
+        ({"policy.adapter": "lora", "policy.lora_rank": 0}, "policy.lora_rank = 0: must be at least 1"),
+        ({"policy.adapter": "lora", "policy.lora_train": "a"}, "must be one of both, b"),
+        (
+            {"policy.adapter": "lora", "policy.lora_targets": "(q|v"},
+            "policy.lora_targets = '(q|v': is no regular expression (missing )",
+        ),
         ({"run.name": "../evil"}, "run.name = '../evil'"),
         ({"run.name": ".."}, "run.name = '..'"),
         (

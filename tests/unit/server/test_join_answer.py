@@ -10,7 +10,7 @@ from federation.messages import ANSWER, STATISTICS
 from server import join_answer
 from tests.unit.server.replies import make_answer
 
-KEYS = ["name", "fps", "episodes", "frames", "left_out", "cameras", "versions", "device"]
+KEYS = ["name", "fps", "episodes", "frames", "left_out", "cameras", "versions", "device", "adapter"]
 SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
 SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3) | st.lists(st.integers(0, 9))
 ARRAYS = hnp.arrays(
@@ -43,3 +43,4 @@ def test_whatever_a_node_says_of_itself_makes_a_node_or_one_line(reported, chang
         assert 1 <= node.fps <= 1000
         assert 1 <= node.episodes <= node.frames <= 10**9
         assert len(node.cameras) <= 16
+        assert len(node.adapter) <= 8

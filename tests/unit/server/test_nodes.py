@@ -8,7 +8,8 @@ from flwr.app import Error, RecordDict
 
 from federation.config import RunConfig
 from federation.messages import QUERY_SHUT_OUT, REASON
-from federation.settings import FederationConfig
+from federation.policy.identity import describe_adapter
+from federation.settings import FederationConfig, PolicyConfig
 from server import nodes, waiting
 from server.grid import exchange
 from server.grid.exchange import Exchange, WaitPolicy
@@ -350,3 +351,30 @@ def test_too_few_nodes_are_waited_for_and_reported_ever_more_seldom(
     clock = iter(range(0, 3600, 10))
     assert len(table.wait_for_nodes()) == 2
     assert len(events("waiting_for_nodes")) == len(reports)  # nobody had to wait long
+
+
+def test_a_node_with_another_adapter_is_denied_by_name(
+    record, reported, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"base")
+    policy = PolicyConfig(pretrained=str(tmp_path), adapter="lora", lora_rank=8)
+    ours = [f"{name} {value}" for name, value in describe_adapter(policy, tmp_path).items()]
+    grid = FakeGrid(
+        {
+            10: make_answer("a", reported, adapter=ours),
+            11: make_answer("b", reported, adapter=["rank 4", *ours[1:]]),
+            12: make_answer("c", reported, adapter=[*ours[:-1], "base 0000000000000000"]),
+            13: make_answer("d", reported),
+        }
+    )
+    settings = FederationConfig(min_nodes=1, join_timeout_seconds=0.2)
+    table = NodeTable(grid, RunConfig(federation=settings, policy=policy), record)  # type: ignore[arg-type]
+    assert [node.name for node in table.wait_for_nodes().values()] == ["a"]
+    events = map(json.loads, (record.folder / "events.jsonl").read_text().splitlines())
+    reasons = sorted(event["reason"] for event in events if event["event"] == "join_denied")
+    assert [reason.split(":")[0] for reason in reasons] == [
+        f"its adapter has base 0000000000000000, the server's {ours[-1].split()[1]}",
+        "its adapter has rank 4, the server's 8",
+        "its adapter has rank none, the server's 8",
+    ]

@@ -10,11 +10,20 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+from federation.config import RunConfig, flatten
 from federation.errors import PolicyError
-from federation.policy.build import build_processors, frozen_fingerprint
-from federation.policy.folder import load_policy_folder
+from federation.policy.build import (
+    build_policy,
+    build_processors,
+    frozen_fingerprint,
+    load_trainable,
+    trainable_parameters,
+)
+from federation.policy.folder import load_policy_folder, save_policy_folder
+from federation.settings import PolicyConfig
 from server.model import GlobalModel
-from server.output.export import export_policy
+from server.output.export import export_best, export_last, export_policy, write_cards
+from server.run.checkpoints import Checkpoints
 from tests.unit.server.output.test_model_card import METRICS
 
 
@@ -114,3 +123,36 @@ def test_the_card_says_who_trained_how_and_how_well(exported: Path) -> None:
 def test_only_a_local_vlm_is_bundled(exported: Path) -> None:
     assert json.loads((exported / "config.json").read_text())["vlm_model_name"] == "./vlm"
     assert (exported / "vlm" / "tokenizer.json").is_file()
+
+
+def test_of_a_run_with_an_adapter_come_both_kinds_of_folders_with_cards_of_their_own(
+    policy, statistics, cache: Path, tmp_path: Path
+) -> None:
+    save_policy_folder(tmp_path / "base", policy, build_processors(policy, statistics), "card")
+    settings = PolicyConfig(pretrained=str(tmp_path / "base"), adapter="lora", lora_rank=2)
+    adapted = build_policy(settings, seed=0, device=torch.device("cpu"), cache=cache)
+    weights = {name: torch.full_like(p, 0.1) for name, p in trainable_parameters(adapted).items()}
+    model = GlobalModel(weights, statistics, frozen_fingerprint(adapted))
+    config = RunConfig(policy=settings)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config.checkpoint, flatten(config), "m")
+    checkpoints.save(1, model, 1.0, entry=None)
+    metrics = METRICS | {"config": flatten(config)}
+    run = tmp_path / "run"
+    run.mkdir()
+    export_last(run, adapted, model, metrics, 2)
+    assert export_best(run, adapted, checkpoints, metrics) == 1
+    names = {"pretrained_model", "pretrained_model_best", "adapter", "adapter_best"}
+    assert {path.name for path in run.iterdir()} == names
+    for name in names:
+        (run / name / "README.md").write_text("old")
+    write_cards(run, metrics, 2, 1)
+    for name in names:
+        card = (run / name / "README.md").read_text()
+        assert ("This folder holds it alone" in card) == name.startswith("adapter")
+        assert f"weights after round {1 if name.endswith('best') else 2} of" in card
+        assert (run / name / "policy_preprocessor.json").is_file()
+        assert (run / name / "vlm" / "tokenizer.json").is_file()
+    merged, processors = load_policy_folder(run / "pretrained_model", torch.device("cpu"))
+    load_trainable(adapted, weights)
+    expected = _chunk(adapted, build_processors(adapted, statistics))
+    assert torch.allclose(_chunk(merged, processors), expected, atol=1e-3)  # in degrees, of hundreds

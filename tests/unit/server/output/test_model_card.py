@@ -67,3 +67,32 @@ def test_of_many_sites_the_card_has_their_sum_and_range() -> None:
 def test_html_in_a_value_is_text_in_the_card() -> None:
     nodes = {"<img src=x>": {"episodes": 1, "frames": 100}}
     assert "| &lt;img src=x&gt; | 1 | 100 |" in model_card({**METRICS, "nodes": nodes}, round_=1)
+
+
+LORA = {**METRICS, "config": METRICS["config"] | {"policy.adapter": "lora", "policy.lora_rank": 16}}
+
+
+def test_without_an_adapter_none_is_named() -> None:
+    assert "dapter" not in model_card(METRICS, round_=1)
+    assert "lora" not in model_card(METRICS, round_=1)
+
+
+def test_the_card_names_the_adapter_that_is_merged_into_the_weights() -> None:
+    card = model_card(LORA, round_=1)
+    assert "Trained was a LoRA adapter of rank 16 and alpha 16.\nIt is merged into these weights" in card
+    assert "| `policy.lora_rank` | 16 |" in card
+    assert "flower, lora, peft]" in card
+    assert "base_model_relation" not in card
+    assert "policy_server" in card
+
+
+def test_the_card_of_the_adapter_alone_says_what_it_is_loaded_over() -> None:
+    config = LORA["config"] | {"policy.lora_train": "b", "policy.lora_alpha": 32}
+    card = model_card({**LORA, "config": config}, round_=1, alone=True)
+    assert (
+        "rank 16 and alpha 32, of whose two factors one stayed as it was drawn.\nThis folder holds it" in card
+    )
+    assert "base_model: lerobot/smolvla_base\nbase_model_relation: adapter\n" in card
+    assert 'pip install "lerobot[smolvla,peft,feetech]"' in card
+    assert "lerobot-rollout --policy.path=." in card
+    assert "policy_server" not in card
