@@ -19,9 +19,9 @@ __all__ = ["flower_defaults", "markdown"]
 _HEAD = """# Configuration
 
 A run is configured by one TOML file: [`configs/demo.toml`](../configs/demo.toml),
-[`smolvla.toml`](../configs/smolvla.toml), [`arm.toml`](../configs/arm.toml). A key that the file does not set
-has its default; an unknown key is refused, with the nearest known one. What belongs to one machine (paths,
-devices) is not here.
+[`smolvla.toml`](../configs/smolvla.toml), [`smolvla-lora.toml`](../configs/smolvla-lora.toml),
+[`arm.toml`](../configs/arm.toml). A key that the file does not set has its default; an unknown key is
+refused, with the nearest known one. What belongs to one machine (paths, devices) is not here.
 
 Made by `python -m federation.config_document` from [`federation/settings.py`](../federation/settings.py); a
 test keeps it current. Settings that do not go together are refused too:

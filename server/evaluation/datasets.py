@@ -31,6 +31,7 @@ def check_samples(
     from federation.judgement.sample_check import judge_samples_of
 
     scratch = folder_of("FEDERATION_SCRATCH")
+    scratch.mkdir(parents=True, exist_ok=True)  # of a pretrained policy nothing has been kept there yet
     for name, root in datasets.items():
         with TemporaryDirectory(dir=scratch) as folder:
             use = DatasetUse(root, config.policy, scratch)
