@@ -5,13 +5,14 @@ codec (fp32 here) and the order of frames.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from client.training import TrainingComponents, run_training_loop, setup_training_components
+from client.training import TrainingComponents, TrainingResult, run_training_loop, setup_training_components
 from federation.config import RunConfig
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
@@ -21,7 +22,23 @@ from federation.policy.folder import save_policy_folder
 from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
 from tests.benchmarks.in_process import Pooled, as_received
 
-__all__ = ["train"]
+__all__ = ["Aggregate", "as_in_a_run", "train"]
+
+Aggregate = Callable[[dict[str, Tensor], Sequence[TrainingResult]], None]
+"""Takes the step of a round on the global weights in place, from what the learners made of them."""
+
+
+def as_in_a_run(config: RunConfig, optimizer: torch.optim.Optimizer | None) -> Aggregate:
+    """The aggregation that `config` names."""
+
+    def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        aggregator = make_aggregator(config.aggregation, config.privacy, shapes)
+        for result in results:
+            aggregator.add(as_received(result.update), result.num_examples)
+        apply_update(aggregator, weights, optimizer)
+
+    return aggregate
 
 
 def train(
@@ -31,6 +48,7 @@ def train(
     data: Path,
     scratch: Path,
     folder: Path,
+    aggregate: Aggregate | None = None,
 ) -> list[float]:
     """Train and save the policy to `folder`; returns the training loss of each round.
 
@@ -40,6 +58,7 @@ def train(
         rounds: the learning rate's schedule is over them; 0 saves the policy as it is drawn.
         data: folder with a dataset for each site.
         scratch: folder for decoded samples and the stand-in VLM.
+        aggregate: takes the step of a round; None: as a run does.
     """
     if len(learners) == 1:
         # Plain training, of pooled data on as many frames as the federation's sites together.
@@ -59,14 +78,12 @@ def train(
         for name, learner in zip(pooled, learners, strict=True)
     }
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    optimizer = make_server_optimizer(config.aggregation, weights)
+    aggregate = aggregate or as_in_a_run(config, make_server_optimizer(config.aggregation, weights))
     kept: dict[str, dict[str, Any]] = {}  # optimizers' states, as with `training.keep_optimizer`
     going_on: TrainingComponents | None = None
     losses = []
     for round_ in range(1, rounds + 1):
-        aggregator = make_aggregator(config.aggregation, config.privacy, shapes)
-        round_losses = []
+        results: list[TrainingResult] = []
         for number, name in enumerate(pooled):
             if going_on is None:
                 seed = 1000 * config.run.seed + 10 * round_ + number
@@ -80,12 +97,11 @@ def train(
                 components.received = [weights[key].clone() for key in components.parameters]
             result = run_training_loop(components, round_, rounds, lambda *_: None)
             kept[name] = components.optimizer.state_dict()
-            aggregator.add(as_received(result.update), result.num_examples)
-            round_losses.append(result.policy_loss)
+            results.append(result)
             if len(learners) == 1:
                 going_on = components
-        apply_update(aggregator, weights, optimizer)
-        losses.append(sum(round_losses) / len(round_losses))
+        aggregate(weights, results)
+        losses.append(sum(result.policy_loss for result in results) / len(results))
         print(f"{' | '.join(pooled)}: round {round_}, training loss {losses[-1]:.4f}", flush=True)
     load_trainable(policy, weights)
     save_policy_folder(folder, policy, build_processors(policy, statistics), "Benchmark of closed loop.\n")

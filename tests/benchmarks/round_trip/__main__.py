@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.round_trip [--out tests/benchmarks/round_trip.json]
 
-Two SuperNodes; the 99.9 M trainable parameters of SmolVLA go down and come back, nothing is trained (see
-`app.py`). Both ways run on a cluster of their own, each `--repeats` times in turn, and the median counts.
-Prints and writes seconds, bytes and the peak resident memory of each process. Needs 10 GB of memory.
+Two SuperNodes; the 99.9 M trainable parameters of SmolVLA go down and come back, Flower's way and ours, and
+those of an adapter over it our way; nothing is trained (see `app.py`). Each way runs on a cluster of its own,
+`--repeats` times in turn, and the median counts. Prints and writes seconds, bytes and peak memory of each
+process. Needs 10 GB of memory; `--size tiny` is for looking whether it runs.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
 
 from certs.issue import issue_all
 from federation.config import RunConfig
+from federation.policy.adapter import add_adapter
 from federation.policy.build import build_policy, trainable_parameters
 from federation.settings import PolicyConfig
 from federation.wire.codec import encoded_bytes
@@ -30,6 +32,7 @@ from tests.benchmarks.full_size_round import MemoryWatch
 from tests.integration.conftest import free_port
 
 SITES = ("site-a", "site-b")
+WAYS = ("flower", "ours", "adapter")
 _PATIENCE_SECONDS = 900.0
 
 
@@ -85,39 +88,53 @@ def run_once(ours: bool, certs: Path, shapes_file: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both ways in turn, print the ratios, write the JSON."""
+    """Run all ways in turn, print the ratios, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/round_trip.json"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--rank", type=int, default=PolicyConfig().lora_rank, help="of the adapter (%(default)s)"
+    )
+    parser.add_argument("--size", choices=("smolvla", "tiny"), default="smolvla")
     arguments = parser.parse_args()
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        policy = build_policy(
-            PolicyConfig(size="smolvla"), seed=0, device=torch.device("cpu"), cache=folder / "cache"
-        )
-        shapes = {name: tensor.shape for name, tensor in trainable_parameters(policy).items()}
-        del policy
-        shapes_file = folder / "shapes.json"
-        shapes_file.write_text(json.dumps({name: list(shape) for name, shape in shapes.items()}))
+        shapes = _shapes(arguments.size, arguments.rank, folder / "cache")
+        for way in WAYS:
+            sides = {key: list(shape) for key, shape in shapes[way].items()}
+            (folder / f"{way}.json").write_text(json.dumps(sides), encoding="utf-8")
         issue_all(folder / "certs", hosts=[], sites=list(SITES))
-        runs: dict[str, list[dict[str, Any]]] = {"flower": [], "ours": []}
         for _ in range(arguments.repeats):
-            for way in runs:
-                runs[way].append(run_once(way == "ours", folder / "certs", shapes_file))
+            for way in WAYS:
+                runs[way].append(run_once(way != "flower", folder / "certs", folder / f"{way}.json"))
                 print(way, f"{runs[way][-1]['seconds']:.1f} s", flush=True)
-    result = {"parameters": sum(shape.numel() for shape in shapes.values()), **_result(runs, shapes)}
+    result = {"size": arguments.size, "rank": arguments.rank, **_result(runs, shapes)}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result["ours_of_flower"], indent=2))
+    for ratios in ("ours_of_flower", "adapter_of_flower", "adapter_of_ours"):
+        print(ratios, json.dumps(result[ratios], indent=2))
 
 
-def _result(runs: dict[str, list[dict[str, Any]]], shapes: dict[str, torch.Size]) -> dict[str, Any]:
+def _shapes(size: Literal["smolvla", "tiny"], rank: int, cache: Path) -> dict[str, dict[str, torch.Size]]:
+    """Return the shapes of what travels, by way."""
+    policy = build_policy(PolicyConfig(size=size), seed=0, device=torch.device("cpu"), cache=cache)
+    whole = {name: tensor.shape for name, tensor in trainable_parameters(policy).items()}
+    add_adapter(policy, PolicyConfig(pretrained="none", adapter="lora", lora_rank=rank), seed=0)
+    adapter = {name: tensor.shape for name, tensor in trainable_parameters(policy).items()}
+    return {"flower": whole, "ours": whole, "adapter": adapter}
+
+
+def _result(
+    runs: dict[str, list[dict[str, Any]]], shapes: dict[str, dict[str, torch.Size]]
+) -> dict[str, Any]:
     wire = RunConfig().wire
-    codecs = {"flower": ("fp32", "fp32"), "ours": (wire.download, wire.upload)}
     result: dict[str, Any] = {}
     for way, figures in runs.items():
-        down, up = (sum(encoded_bytes(s, codec) for s in shapes.values()) for codec in codecs[way])
+        codecs = ("fp32", "fp32") if way == "flower" else (wire.download, wire.upload)
+        down, up = (sum(encoded_bytes(s, codec) for s in shapes[way].values()) for codec in codecs)
         processes = sorted({name for run in figures for name in run["peak_bytes"]})
         result[way] = {
+            "parameters": sum(shape.numel() for shape in shapes[way].values()),
             "seconds": statistics.median(run["seconds"] for run in figures),
             "all_seconds": [run["seconds"] for run in figures],
             "node_bytes_down": down,
@@ -129,22 +146,21 @@ def _result(runs: dict[str, list[dict[str, Any]]], shapes: dict[str, torch.Size]
             },
         }
     result["node_bytes_by_codec"] = {
-        codec: sum(encoded_bytes(shape, codec) for shape in shapes.values())
+        codec: sum(encoded_bytes(shape, codec) for shape in shapes["ours"].values())
         for codec in ("fp32", "bf16", "int8", "int4")
     }
-    flower, ours = result["flower"], result["ours"]
-    result["ours_of_flower"] = {
-        **{
-            name: ours[name] / flower[name]
-            for name in ("seconds", "node_bytes_down", "node_bytes_up", "loopback_bytes")
-        },
-        "peak_bytes": {
-            name: ours["peak_bytes"][name] / flower["peak_bytes"][name]
-            for name in ours["peak_bytes"]
-            if flower["peak_bytes"].get(name)
-        },
-    }
+    for way, other in (("ours", "flower"), ("adapter", "flower"), ("adapter", "ours")):
+        result[f"{way}_of_{other}"] = _ratios(result[way], result[other])
     return result
+
+
+def _ratios(figures: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    names = ("seconds", "node_bytes_down", "node_bytes_up", "loopback_bytes")
+    peaks, their_peaks = figures["peak_bytes"], others["peak_bytes"]
+    return {
+        **{name: figures[name] / others[name] for name in names},
+        "peak_bytes": {name: peaks[name] / their_peaks[name] for name in peaks if their_peaks.get(name)},
+    }
 
 
 if __name__ == "__main__":
