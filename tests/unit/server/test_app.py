@@ -65,7 +65,7 @@ def test_held_out_data_that_cannot_be_evaluated_ends_the_run_before_its_first_ro
     root = Path(shutil.copytree(data / "holdout", tmp_path / "holdout"))
     split_video(root, "top", (96, 64))
     monkeypatch.setenv("FEDERATION_EVALUATION", str(root))
-    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path))
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "none yet"))
     config = parse_run_config(TINY, "tests")
     with pytest.raises(DatasetError, match="holdout: the pictures of the camera top differ in size"):
         check_samples(config, *find_evaluation_datasets(config))
