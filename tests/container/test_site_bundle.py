@@ -53,7 +53,12 @@ def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
     packed = subprocess.run(command, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
-    settings = (folder / ".env").read_text().replace("DATASET=\n", f"DATASET={data / 'site-a'}\n")
+    settings = (
+        (folder / "env")
+        .rename(folder / ".env")
+        .read_text()
+        .replace("DATASET=\n", f"DATASET={data / 'site-a'}\n")
+    )
     user = cluster.certs.joinpath("superlink").stat().st_uid or 10001
     settings = settings.replace("SITE_UID=1000", f"SITE_UID={user}").replace("MEMORY=16g", "MEMORY=4g")
     (folder / ".env").write_text(settings)
