@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.rollout import context as rollout
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 
@@ -165,6 +167,21 @@ def test_merged_weights_and_the_adapter_over_its_base_give_the_same_actions(
     # The run goes on with the policy after an export.
     assert torch.equal(_actions(policy, statistics), expected)
     load_trainable(policy, _weights(policy))
+
+
+def test_lerobots_rollout_loads_the_adapter_over_its_base(
+    build: Build, statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _trained(build())
+    save_adapter_folder(tmp_path / "adapter", policy, build_processors(policy, statistics), "card")
+    monkeypatch.chdir(tmp_path / "adapter")
+    config = PreTrainedConfig.from_pretrained(".")
+    config.pretrained_path = Path()
+    loaded = rollout._load_pretrained_policy(config)
+    assert isinstance(loaded, PeftModel)
+    assert torch.allclose(
+        _actions(loaded.get_base_model(), statistics), _actions(policy, statistics), atol=1e-5
+    )
 
 
 def test_the_adapters_file_names_its_base(build: Build, base: Path, statistics, tmp_path: Path) -> None:
