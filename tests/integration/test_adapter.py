@@ -77,12 +77,3 @@ def test_an_adapter_is_trained_resumed_and_exported(cluster: tuple[LocalCluster,
     for name in ("adapter", "adapter_best"):
         assert load_file(folder / name / "adapter_model.safetensors")
     assert "Trained was a LoRA adapter of rank 4" in (folder / "adapter" / "README.md").read_text()
-
-
-def test_with_a_frozen_a_half_as_much_travels(cluster: tuple[LocalCluster, Path], base: Path) -> None:
-    changes = {"policy.pretrained": str(base), "policy.lora_rank": 4, "policy.lora_train": "b"}
-    metrics = _run(cluster, "half", 1, **changes)
-    end = load_file(cluster[1] / "half" / "checkpoints" / "round_0001.safetensors")
-    assert len(end) == 9
-    assert all(".lora_B." in name for name in end)
-    assert metrics["rounds"][0]["aggregated"]
