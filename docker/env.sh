@@ -11,8 +11,9 @@
 value_in_file() {
 	[[ -f .env ]] || return 0
 	local end=$'\r' mark=$'\xef\xbb\xbf'
-	LC_ALL=C sed -nE -e "1s/^$mark//" -e "s/$end\$//" \
-		-e "s/^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*[=:][[:space:]]*//p" .env | tail -n 1 |
+	# With a newline behind an empty value that ends the file: tail would not see its line.
+	{ cat .env && echo; } | LC_ALL=C sed -nE -e "1s/^$mark//" -e "s/$end\$//" \
+		-e "s/^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*[=:][[:space:]]*//p" | tail -n 1 |
 		sed -E -e "s/^'([^']*)'.*/\1/" -e t -e 's/^"([^"]*)".*/\1/' -e t -e 's/ #.*$//' -e 's/[[:space:]]+$//'
 }
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.container.cluster import REPOSITORY
@@ -46,6 +46,7 @@ def _read(folder: Path, path: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@example(lines=["A=x", "A="], end="\n", last=False)
 @given(lines=st.lists(_LINE, min_size=1, max_size=3), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_env_is_read_as_compose_reads_it(folder: Path, lines: list[str], end: str, last: bool) -> None:

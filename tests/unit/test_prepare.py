@@ -261,6 +261,7 @@ def _value_of(folder: Path, name: str, **variables: str) -> subprocess.Completed
         ("A=~/x y\n", "~/x y"),
         ("A=x\nA=y\n", "y"),
         ("A=x\nA=\n", ""),
+        ("A=x\nA=", ""),
         ("export A=x\nAB=y\n#A=z\n", "x"),
         (" A : x\n", "x"),
         ("\ufeffA=x\n", "x"),
