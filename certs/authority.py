@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from federation.addresses import canonical_host
 from federation.errors import CertificateError
+from federation.key_files import read
+from federation.site_key import load_elliptic_key
 
 __all__ = [
     "CertificateError",
@@ -93,20 +94,14 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def load_certificate(path: Path, fix: str = "remove it and run make certs") -> x509.Certificate:
     """Read a PEM certificate; a `CertificateError` names the file if it is missing or damaged."""
     try:
-        return x509.load_pem_x509_certificate(_read(path))
+        return x509.load_pem_x509_certificate(read(path, "run make certs"))
     except ValueError:
         raise CertificateError(f"{path} cannot be read as a certificate; {fix}") from None
 
 
 def load_key(path: Path, fix: str) -> ec.EllipticCurvePrivateKey:
     """Read an unencrypted PEM key on an elliptic curve; errors as `load_certificate`."""
-    try:
-        key = serialization.load_pem_private_key(_read(path, fix), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise CertificateError(f"{path} cannot be read as a private key; {fix}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
-    return key
+    return load_elliptic_key(path, fix, serialization.load_pem_private_key, "a private key")
 
 
 def server_names(certificate: Path) -> list[str]:
@@ -116,17 +111,6 @@ def server_names(certificate: Path) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     return [str(name.value) for name in names.value]
-
-
-def _read(path: Path, fix: str = "run make certs") -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CertificateError(f"{path} is missing; {fix}") from None
-    except OSError as error:
-        raise CertificateError(
-            f"{path} cannot be read ({error.strerror}); check its owner and mode"
-        ) from None
 
 
 def _builder(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from federation.errors import CertificateError
 
-__all__ = ["locked", "make_folder", "move", "replace", "write_new"]
+__all__ = ["locked", "make_folder", "move", "read", "replace", "write_new"]
 
 
 @contextmanager
@@ -27,6 +27,22 @@ def locked(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read(path: Path, fix: str) -> bytes:
+    """Return the content of a key or certificate.
+
+    Raises:
+        CertificateError: it cannot be read; names the file and, if it is missing, `fix`.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CertificateError(f"{path} is missing; {fix}") from None
+    except OSError as error:
+        raise CertificateError(
+            f"{path} cannot be read ({error.strerror}); check its owner and mode"
+        ) from None
 
 
 def write_new(path: Path, content: bytes, *, private: bool = False) -> Path:

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import re
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.errors import CertificateError
+from federation.key_files import read
 
 __all__ = [
     "PublicKey",
     "check_site_name",
+    "load_elliptic_key",
     "load_site_key",
     "new_key",
     "public_key",
@@ -79,21 +82,26 @@ def public_key(key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) -> P
 
 
 def load_site_key(path: Path, fix: str) -> ec.EllipticCurvePrivateKey:
-    """Read an unencrypted OpenSSH key on an elliptic curve.
+    """Read an unencrypted OpenSSH key on an elliptic curve; errors as `load_elliptic_key`."""
+    return load_elliptic_key(path, fix, serialization.load_ssh_private_key, "an OpenSSH key")
+
+
+def load_elliptic_key(
+    path: Path, fix: str, parse: Callable[[bytes, None], object], form: str
+) -> ec.EllipticCurvePrivateKey:
+    """Read an unencrypted key on an elliptic curve.
+
+    Args:
+        parse: reads it from bytes, without a password.
+        form: what `parse` expects, for errors.
 
     Raises:
         CertificateError: names the file and `fix`.
     """
     try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except FileNotFoundError:
-        raise CertificateError(f"{path} is missing; {fix}") from None
-    except OSError as error:
-        raise CertificateError(
-            f"{path} cannot be read ({error.strerror}); check its owner and mode"
-        ) from None
+        key = parse(read(path, fix), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise CertificateError(f"{path} cannot be read as an OpenSSH key; {fix}") from None
+        raise CertificateError(f"{path} cannot be read as {form}; {fix}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError(f"{path} is not a key on an elliptic curve; {fix}")
     return key

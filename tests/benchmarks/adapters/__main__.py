@@ -19,6 +19,7 @@ import torch
 from federation.config import RunConfig, load_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
+from federation.files import write_json
 from federation.policy.build import build_policy, trainable_parameters
 from federation.policy.folder import load_policy_folder
 from federation.wire.codec import encoded_bytes
@@ -98,9 +99,7 @@ def _result(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             **drive(policy_controller(folder, _ACTIONS), open_scenes(SCENES), options.episodes, FIRST_SEED),
             "seconds": time.monotonic() - started,
         }
-        staging = file.with_suffix(".part")
-        staging.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        staging.replace(file)
+        write_json(file, result)
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     print(f"{name}: loss {found['policy_loss']:.4f}, success {found['success_rate']:.0%}", flush=True)
     return found
