@@ -45,6 +45,7 @@ def trained_shapes(policy: PolicyConfig) -> Sequence[Sequence[int]]:
     import torch
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
+    from federation.policy.adapter import add_adapter
     from federation.policy.build import build_policy_config, trainable_parameters
 
     with tempfile.TemporaryDirectory() as cache:
@@ -56,4 +57,6 @@ def trained_shapes(policy: PolicyConfig) -> Sequence[Sequence[int]]:
             raise PolicyError(
                 f"the VLM {settings.vlm_model_name!r} cannot be had ({type(error).__name__})"
             ) from error
+    if policy.adapter == "lora":
+        add_adapter(model, policy, seed=0)
     return [tuple(parameter.shape) for parameter in trainable_parameters(model).values()]
