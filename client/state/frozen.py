@@ -10,6 +10,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.config import RunConfig
 from federation.files import expand_home, fingerprint, write_json
+from federation.kept import load_kept
 from federation.logs import get_logger
 from federation.policy.build import frozen_fingerprint
 from federation.versions import versions
@@ -32,12 +33,9 @@ def kept_fingerprint(policy: SmolVLAPolicy, config: RunConfig, scratch: Path) ->
     """
     source = _describe_source(config)
     file = scratch / _FILE
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if source is not None and kept["source"] == source:
-            return str(kept["fingerprint"])
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # none is kept, or the file is damaged: the next one replaces it
+    kept = load_kept(file, lambda was: str(was["fingerprint"]) if was["source"] == source else None)
+    if source is not None and kept is not None:
+        return kept
     found = frozen_fingerprint(policy)
     if source is not None:
         try:

@@ -13,9 +13,9 @@ from pathlib import Path
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, check_fits, describe_dataset
 from federation.files import fingerprint
-from federation.judgement.kept import keep, kept_file, load_kept
 from federation.judgement.kept_description import kept_description
 from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples, read_verdict
+from federation.kept import keep, kept_file, load_kept
 from federation.settings import PolicyConfig
 from federation.versions import versions
 

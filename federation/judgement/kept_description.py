@@ -15,7 +15,7 @@ from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, describe_dataset
 from federation.data.joint_units import JointUnits
 from federation.files import fingerprint
-from federation.judgement.kept import keep, kept_file, load_kept
+from federation.kept import keep, kept_file, load_kept
 from federation.versions import versions
 
 __all__ = ["kept_description"]

@@ -6,12 +6,12 @@ imports no torch. A base that is not on this machine yet is not described.
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from federation.errors import FederationError
 from federation.files import expand_home, write_json
+from federation.kept import load_kept
 from federation.settings import PolicyConfig
 
 __all__ = ["check_adapter", "describe_adapter"]
@@ -73,9 +73,9 @@ def _digest(base: str, scratch: Path) -> str:
         file = Path(base) / _WEIGHTS
         facts = file.stat()
         source = [str(file), facts.st_size, facts.st_mtime_ns]
-        kept = _read(scratch / _FILE)
-        if kept.get("source") == source:
-            return str(kept["sha256"])
+        kept = load_kept(scratch / _FILE, lambda was: str(was["sha256"]) if was["source"] == source else None)
+        if kept is not None:
+            return kept
         with file.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()[:_DIGITS]
     except OSError:
@@ -83,11 +83,3 @@ def _digest(base: str, scratch: Path) -> str:
     with contextlib.suppress(OSError):  # it is taken again the next time
         write_json(scratch / _FILE, {"source": source, "sha256": found})
     return found
-
-
-def _read(file: Path) -> dict[str, object]:
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        return kept if isinstance(kept, dict) and "sha256" in kept else {}
-    except (OSError, ValueError):
-        return {}

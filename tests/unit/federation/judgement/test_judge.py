@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from federation import kept
 from federation.errors import DatasetError
-from federation.judgement import judge, kept
+from federation.judgement import judge
 from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
 from federation.judgement.sample_process import Verdict
 from federation.settings import PolicyConfig

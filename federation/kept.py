@@ -1,4 +1,4 @@
-"""What is found out about a dataset once and kept on scratch: a file for each state of all it depends on."""
+"""What is found out once and kept on scratch, for as long as all that it depends on stays as it is."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from federation.logs import get_logger
 __all__ = ["keep", "kept_file", "load_kept"]
 
 _MAX_KEPT = 20  # files in a folder
-_log = get_logger("federation.judgement.kept")
+_log = get_logger("federation.kept")
 
 
 def kept_file(folder: Path, *facts: Any) -> Path:
