@@ -53,8 +53,10 @@ def find_secret(private: Path, where: Sequence[Path | str]) -> list[str]:
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     number = key.private_numbers().private_value
     lines = private.read_bytes().splitlines()
-    # The last lines hold the private number in the file's base64; as bytes, it is in any other form.
-    marks = [number.to_bytes(48), f"{number:096x}".encode(), str(number).encode(), *lines[4:-1]]
+    # The whole lines before the end hold the private number in the file's base64; the short last one is the
+    # same padding in every such key.
+    whole = [line for line in lines[4:-1] if len(line) == len(lines[1])]
+    marks = [number.to_bytes(48), f"{number:096x}".encode(), str(number).encode(), *whole]
     found = []
     for place in where:
         texts = {"text": place.encode()} if isinstance(place, str) else _contents(place)
