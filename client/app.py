@@ -16,12 +16,22 @@ from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
 from client.round import answer_train_request
 from client.site import Site, read_site
+from client.state.contact import note_contact
 from federation import logs
 from federation.config import RunConfig, parse_run_config
 from federation.data.cameras import spell_cameras
-from federation.errors import FederationError, RejectionCode
+from federation.errors import FederationError, RejectionCode, one_line
 from federation.judgement.judge import DatasetUse, judge_dataset
-from federation.messages import ANSWER, QUERY_JOIN, QUERY_SHUT_OUT, REASON, STATISTICS
+from federation.messages import (
+    ANSWER,
+    CONFIG,
+    QUERY_JOIN,
+    QUERY_SHUT_OUT,
+    REASON,
+    STATISTICS,
+    UPDATE,
+    WEIGHTS,
+)
 from federation.policy.identity import describe_adapter
 from federation.versions import versions
 from federation.wire.payload import statistics_to_record
@@ -45,7 +55,7 @@ def shut_out(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train `local_steps` steps from the received weights and reply with the update."""
-    return _answer(message, context, answer_train_request)
+    return _answer(message, context, _train)
 
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
@@ -75,14 +85,27 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     }
     if adapter := describe_adapter(config.policy, site.scratch):
         facts["adapter"] = [f"{name} {value}" for name, value in adapter.items()]
+    note_contact(site.scratch, config.run.name, "asked this site to join")
     return RecordDict(
         {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
     )
 
 
+def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    reply = answer_train_request(message, config, site)
+    run = str(message.content.config_records[CONFIG]["run"])
+    down, up = (
+        sum(len(array.data) for array in arrays.values())
+        for arrays in (message.content.array_records[WEIGHTS], reply.array_records[UPDATE])
+    )
+    note_contact(site.scratch, run, "accepted: it asks for updates", down, up)
+    return reply
+
+
 def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
     reason = str(message.content.config_records[REASON]["text"])
     _log.error("the server takes nothing from this site %s", reason)
+    note_contact(site.scratch, config.run.name, f"takes nothing from this site {one_line(reason)}")
     return RecordDict({})
 
 
@@ -102,6 +125,8 @@ def _answer(
     except FederationError as error:
         _log.error("%s", error)
         code, reason = error.code, hide_paths(str(error), folders)
+        if "scratch" in folders:
+            note_contact(folders["scratch"], "", f"not served: {one_line(str(error))}")
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
         code = RejectionCode.NODE_FAILED

@@ -96,6 +96,18 @@ def join(
 
 
 @app.command()
+def status(folder: Folder = None) -> None:
+    """Say what goes on at this site, and what the server thinks of it.
+
+    Example: so100-site status
+    """
+    from client.membership.folder import SiteFolder
+    from client.membership.status import print_status
+
+    print_status(SiteFolder(_site_folder(folder)))
+
+
+@app.command()
 def pause(folder: Folder = None) -> None:
     """Take no part until `resume`, also after a reboot.
 

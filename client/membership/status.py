@@ -1,0 +1,82 @@
+"""`so100-site status`: what goes on at this site, from what its own processes wrote down."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.membership.folder import SiteFolder
+from client.membership.runner import is_running, wish_of
+from client.state.contact import read_contact
+from client.state.progress import PROGRESS_FILE
+from federation.errors import ConfigError, FederationError
+from federation.invitation import read_invitation
+
+__all__ = ["print_status"]
+
+
+def print_status(site: SiteFolder) -> None:
+    """Print one line each: site, SuperNode, last contact, round, bytes of today.
+
+    Raises:
+        ConfigError: the folder holds no site.
+    """
+    if not site.key.exists():
+        raise ConfigError(f"{site.path} holds no site; so100-site key begins one")
+    contact = read_contact(site.scratch)
+    lines = {
+        "site": _site(site),
+        "SuperNode": _supernode(site),
+        "server": _server(contact),
+        "round": _round(site.scratch / PROGRESS_FILE, contact),
+        "today": _today(contact),
+    }
+    for what, text in lines.items():
+        print(f"{what:<10} {text}")
+
+
+def _site(site: SiteFolder) -> str:
+    try:
+        invitation = read_invitation(site.invitation)
+    except FederationError:
+        return "has a key and no invitation yet; send the operator the line of so100-site key"
+    return f"{invitation.site} at {invitation.superlink}"
+
+
+def _supernode(site: SiteFolder) -> str:
+    wish = wish_of(site)
+    if not is_running(site):
+        return f"off{', paused' if wish else ''}; so100-site join starts it"
+    state = _read(site.state)
+    why = f" ({state['why']})" if state.get("why") else ""
+    return f"{state.get('state', 'starting')} since {state.get('since', '?')}{why}"
+
+
+def _server(contact: dict[str, Any]) -> str:
+    if not contact:
+        return "no run has asked this site for anything yet"
+    return f"{contact.get('verdict')}; last heard {contact.get('at')}, run {contact.get('run') or '-'}"
+
+
+def _round(file: Path, contact: dict[str, Any]) -> str:
+    progress = _read(file)
+    if not progress:
+        return "none trained yet"
+    age = time.time() - file.stat().st_mtime
+    steps = f"step {progress.get('step')} of {progress.get('local_steps')}"
+    return f"{progress.get('round')}, {steps}, policy loss {progress.get('policy_loss')}, {age:.0f} s ago"
+
+
+def _today(contact: dict[str, Any]) -> str:
+    is_today = contact.get("day") == f"{datetime.now(UTC):%Y-%m-%d}"
+    down, up = (contact.get(key, 0) if is_today else 0 for key in ("down_bytes", "up_bytes"))
+    return f"{down / 1e6:.1f} MB received, {up / 1e6:.1f} MB sent (UTC)"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
