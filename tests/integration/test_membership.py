@@ -11,10 +11,12 @@ from certs.issue import issue_all
 from client.doctor.connection import check_superlink
 from client.membership.folder import SiteFolder
 from client.membership.key import read_own_key
+from federation.config import parse_run_config
 from federation.invitation import read_invitation, spell_authority
 from server.cli import main
 from server.deploy.local_cluster import LocalCluster
-from server.superlink.control import RefusedError, count_online, register_supernode
+from server.superlink.control import RefusedError, count_online, register_supernode, run_status, submit_run
+from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.membership import Owner, find_secret, wait_for
 
@@ -87,3 +89,27 @@ def test_a_site_joins_with_its_own_key_and_never_again_once_that_is_revoked(
         assert again.wait(60) == 0
         _, left = psutil.wait_procs(processes, timeout=30)
         assert left == []
+
+
+def test_a_site_that_joined_trains_and_its_owner_sees_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certs, port, log = tmp_path / "certs", free_port(), tmp_path / "lab-b.log"
+    issue_all(certs, hosts=[], sites=["site-a"])
+    owner = Owner(tmp_path / "home", data / "site-b")
+    sites, outputs = {"site-a": data / "site-a"}, tmp_path / "outputs"
+    settings = TINY | {"run.num_rounds": 1, "run.name": "one", "federation.min_nodes": 2}
+    with LocalCluster(sites, data / "holdout", outputs, certs, port, tmp_path / "s") as cluster:
+        _invite(certs, owner.run("key"), port, capsys)
+        sent = certs / "invited" / "lab-b" / "lab-b.invitation.json"
+        node = owner.start(log, "join", str(sent), "--data", str(owner.dataset), "--unchecked")
+        run = submit_run(cluster.superlink, parse_run_config(settings, "test"))
+        wait_for(lambda: run_status(cluster.superlink, run).startswith("finished"), log, 400)
+        assert run_status(cluster.superlink, run) == "finished:completed"
+        status = owner.run("status")
+        assert "SuperNode  running since" in status
+        assert "accepted: it asks for updates; last heard" in status
+        assert "round      1, step 3 of 3" in status
+        assert "0.2 MB received, 0.1 MB sent" in status
+        owner.run("leave")
+        assert node.wait(60) == 0
