@@ -19,6 +19,7 @@ class Owner:
 
     def __init__(self, folder: Path, dataset: Path) -> None:
         self.folder, self.dataset, self.said = folder, dataset, ""
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def run(self, *arguments: str) -> str:
         """Run one command of so100-site; return what it printed."""
@@ -28,11 +29,17 @@ class Owner:
         return result.stdout
 
     def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command that stays."""
+        """Start a command that stays until `stop`."""
         with log.open("ab") as file:
-            return subprocess.Popen(
-                self._command(arguments), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            command = self._command(arguments)
+            self.started.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+        return self.started[-1]
+
+    def stop(self) -> None:
+        """End what was started, also in a test that failed."""
+        for process in self.started:
+            process.terminate()
+            process.wait(60)
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         program = REPOSITORY / "client" / "supernode" / "bin" / "so100-site"

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -38,7 +39,9 @@ def test_a_site_joins_with_its_own_key_and_never_again_once_that_is_revoked(
     owner = Owner(tmp_path / "home" / "lab-b", data / "site-b")
     site = SiteFolder(owner.folder)
     sites = {"site-a": data / "site-a"}
-    with LocalCluster(sites, data / "holdout", tmp_path / "outputs", certs, port, tmp_path / "s") as cluster:
+    arguments = (data / "holdout", tmp_path / "outputs", certs, port, tmp_path / "s")
+    with LocalCluster(sites, *arguments) as cluster, ExitStack() as stack:
+        stack.callback(owner.stop)
         mail = owner.run("key", "lab-b")
         mangled = "> " + mail.replace(" ", "\n> ") + "-- \nAnn"
         said = _invite(certs, mangled, port, capsys)
@@ -99,12 +102,14 @@ def test_a_site_that_joined_trains_and_its_owner_sees_it(
     owner = Owner(tmp_path / "home", data / "site-b")
     sites, outputs = {"site-a": data / "site-a"}, tmp_path / "outputs"
     settings = TINY | {"run.num_rounds": 1, "run.name": "one", "federation.min_nodes": 2}
-    with LocalCluster(sites, data / "holdout", outputs, certs, port, tmp_path / "s") as cluster:
+    arguments = (data / "holdout", outputs, certs, port, tmp_path / "s")
+    with LocalCluster(sites, *arguments) as cluster, ExitStack() as stack:
+        stack.callback(owner.stop)
         _invite(certs, owner.run("key"), port, capsys)
         sent = certs / "invited" / "lab-b" / "lab-b.invitation.json"
         node = owner.start(log, "join", str(sent), "--data", str(owner.dataset), "--unchecked")
         run = submit_run(cluster.superlink, parse_run_config(settings, "test"))
-        wait_for(lambda: run_status(cluster.superlink, run).startswith("finished"), log, 400)
+        wait_for(lambda: run_status(cluster.superlink, run).startswith("finished"), log, 900)
         assert run_status(cluster.superlink, run) == "finished:completed"
         status = owner.run("status")
         assert "SuperNode  running since" in status
