@@ -163,3 +163,22 @@ def test_too_many_lost_episodes_are_refused_with_the_first_named(
 def test_what_is_damaged_inside_a_packet_is_left_to_training(video: Path) -> None:
     blank_frames(video, range(40, 100))
     assert describe_dataset(_root(video)).left_out == {}
+
+
+def test_frames_at_times_of_another_rate_are_told_from_frames_that_are_lost(
+    recorded: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(recorded, tmp_path / "site"))
+    (video,) = (root / "videos").rglob("*.mp4")
+    with av.open(str(video)) as source, av.open(str(tmp_path / "late.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                half = round(1 / (2 * FPS) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + half, packet.dts + half, stream
+                target.mux(packet)
+    (tmp_path / "late.mp4").replace(video)
+    with pytest.raises(
+        DatasetError, match=r"has \d+ of its 20 frames between the times of a video with 30 frames/s"
+    ):
+        describe_dataset(root)

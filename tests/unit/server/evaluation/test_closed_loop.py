@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from federation.errors import ConfigError, PolicyError
 from federation.settings import EvaluationConfig
+from federation.versions import INSTALL_SIMULATOR
 from server.evaluation import closed_loop, worker
 from server.evaluation.intervals import sign_test, wilson_interval
 from server.evaluation.worker import Simulations
@@ -229,7 +231,7 @@ def test_a_missing_simulator_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(closed_loop, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="mujoco is not installed"):
+    with pytest.raises(ConfigError, match=f"mujoco is not installed; run {re.escape(INSTALL_SIMULATOR)}"):
         closed_loop.check_simulator("site-a")
 
 
