@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
-program. It runs Flower's own with seven weaknesses of Flower 1.42 fixed:
+program. It runs Flower's own with eight weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -9,6 +9,8 @@ program. It runs Flower's own with seven weaknesses of Flower 1.42 fixed:
 - a SuperLink that failed for a moment (HTTP 500), as while an upload of another site locks its database,
   ended every SuperNode that asked it something just then;
 - one whose signature is refused, as with a wrong clock, ended without a word;
+- it waited for ever for a ClientApp that was told to end, or died at the wrong moment
+  (`client/supernode/lost_apps.py`);
 - where the environment names a proxy, the programs at the site spoke to each other through it;
 - it slept for seconds between two messages of a round (`client/supernode/polling.py`);
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
@@ -47,6 +49,9 @@ def main() -> None:
     from flwr.supercore.retry import RetryInvoker
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+    from client.supernode.lost_apps import answer_for_lost_apps
 
     logs.configure()
     os.environ.update(bypass_loopback(os.environ))
@@ -64,6 +69,7 @@ def main() -> None:
 
     fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker  # type: ignore[attr-defined]
     shorten_waits(start_client_internal)
+    answer_for_lost_apps(InMemoryNodeState)
     gc.collect()
     gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s
     ended = threading.Event()

@@ -136,13 +136,18 @@ def _slow_network(cluster: FaultyCluster, folder: Path) -> None:
 
 def _cut_network_in_training(cluster: FaultyCluster, folder: Path) -> None:
     """Cut both sites off for longer than SuperLink waits for their heartbeats, while they train."""
+    for site in ("site-a", "site-b"):
+        _wait_for_training(cluster, folder, site)
+    _cut_network(cluster, folder, 95)
+
+
+def _wait_for_training(cluster: FaultyCluster, folder: Path, site: str) -> None:
+    """Return when the site has trained its first step of this round."""
     round_ = events(folder)[-1]["round"]
     give_up_at = time.monotonic() + 240
-    for site in ("site-a", "site-b"):
-        while not _works_on(cluster, site, round_):
-            assert time.monotonic() < give_up_at, site
-            time.sleep(0.02)
-    _cut_network(cluster, folder, 95)
+    while not _works_on(cluster, site, round_):
+        assert time.monotonic() < give_up_at, site
+        time.sleep(0.02)
 
 
 def _works_on(cluster: FaultyCluster, site: str, round_: int) -> bool:
@@ -253,7 +258,14 @@ SITES = (
         partial(_supernode, after=_wait_for_upload),
         "site-a",
     ),
-    Fault("ClientApp: kill -9, as out of memory does", "in training", _round_sent, _client_app, "site-a"),
+    Fault(
+        "ClientApp: kill -9, as out of memory does",
+        "in training",
+        _round_sent,
+        partial(_client_app, after=partial(_wait_for_training, site="site-a")),
+        "site-a",
+    ),
+    Fault("ClientApp: kill -9", "as it starts", _round_sent, partial(_client_app, parent="site-b"), "site-b"),
     Fault(
         "Fork server: kill -9",
         "while it is asked for a fork",
@@ -266,7 +278,7 @@ SITES = (
         "ClientApp: SIGTERM",
         "in training",
         _round_sent,
-        partial(_client_app, parent="site-b", number=_TERM),
+        partial(_client_app, parent="site-b", number=_TERM, after=partial(_wait_for_training, site="site-b")),
         "site-b",
     ),
     Fault("ClientApp: kill -9", "in upload", _round_sent, _kill_in_upload, "site-a"),
