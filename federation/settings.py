@@ -232,6 +232,12 @@ class EvaluationConfig:
         "else above 1",
         ge=0,
     )
+    patience: Whole = setting(
+        0, "end the run after so many evaluations in a row without gain; 0: never", ge=0
+    )
+    min_gain: Real = setting(
+        0.01, "what counts as gain: this part of the best policy loss so far", ge=0, le=0.5
+    )
     sim_frequency: Whole = setting(
         0, "every how many rounds the policy drives the simulated arm, beside the run; 0: never", ge=0
     )

@@ -20,6 +20,7 @@ from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
+from server.evaluation.plateau import describe_plateau
 from server.nodes import NodeTable
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
 from server.run.accountant import format_max_epsilon, privacy_spent
@@ -58,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         tracking = Tracking(record.folder, config)
         with ExitStack() as endings:
-            _run(grid, config, record, tracking, endings)
+            ended_early = _run(grid, config, record, tracking, endings)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -69,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         if tracking is not None:
             tracking.close()
-    _end(record, "finished")
+    _end(record, "finished", ended_early)
 
 
 def _end(record: RunRecord, status: str, reason: str = "") -> None:
@@ -98,8 +99,8 @@ def _end(record: RunRecord, status: str, reason: str = "") -> None:
         _log.error("the last event cannot be written: %s", error)
 
 
-def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> None:
-    """Prepare the run, while the nodes join, then do its rounds."""
+def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, endings: ExitStack) -> str:
+    """Prepare the run, while the nodes join, then do its rounds; return why it ended early, "" if not."""
     if config.privacy.mode != "none":
         _log.info("differential privacy by %s noise. %s", config.privacy.mode, NOT_COVERED)
     datasets, descriptions = find_evaluation_datasets(config)
@@ -126,24 +127,41 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         evaluate_best_anew(policy, evaluator, checkpoints, record)
     _stop_after_reverts(record)
     if checkpoint is None:
-        evaluation = evaluator.evaluate(model.evaluated)
-        record.evaluated(0, evaluation)
-        tracking.log(0, evaluation_scalars(evaluation))
-        _log.info("policy loss %.4f before training", evaluation["policy_loss"])
-        checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
+        _evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
-    for round_ in range(checkpoint.round + 1 if checkpoint else 1, config.run.num_rounds + 1):
+    last, ended_early = config.run.num_rounds, ""
+    for round_ in range(checkpoint.round + 1 if checkpoint else 1, last + 1):
         entry = _train_round(grid, nodes, model, round_, config, record)
-        _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
+        ended_early = _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
         record.round_finished(entry)
         tracking.log(round_, round_scalars(entry))
         _log.info("%s", _summary(entry))
         _stop_after_reverts(record)
+        if ended_early:
+            _log.info("the run ends early: %s", ended_early)
+            last = round_
+            break
         after_round.start(round_, model)
-    after_round.finish(model, checkpoints)
+    after_round.finish(model, checkpoints, last)
+    return ended_early
+
+
+def _evaluate_before_training(
+    evaluator: "Evaluator",
+    model: "GlobalModel",
+    checkpoints: "Checkpoints",
+    record: RunRecord,
+    tracking: Tracking,
+) -> None:
+    """Record what the weights are worth as they are; theirs is checkpoint 0."""
+    evaluation = evaluator.evaluate(model.evaluated)
+    record.evaluated(0, evaluation)
+    tracking.log(0, evaluation_scalars(evaluation))
+    _log.info("policy loss %.4f before training", evaluation["policy_loss"])
+    checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
 
 
 def _train_round(
@@ -172,16 +190,24 @@ def _evaluate_and_save(
     checkpoints: "Checkpoints",
     config: RunConfig,
     record: RunRecord,
-) -> None:
-    """Evaluate the round of `entry` and write its checkpoint, where either is due."""
-    last = entry.round == config.run.num_rounds
+) -> str:
+    """Evaluate the round of `entry` and write its checkpoint, where either is due.
+
+    Returns:
+        Why the run ends with it before its last round; "" if it does not.
+    """
+    last, plateau = entry.round == config.run.num_rounds, ""
     policy_loss = None
     if last or entry.round % config.evaluation.eval_frequency == 0:
         policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
-    if checkpoints.due(entry.round, policy_loss, last=last):
+        evaluated = entry.evaluation["policy_loss"] if entry.evaluation else math.inf
+        if not last:
+            plateau = describe_plateau([*record.held_out_losses, evaluated], config.evaluation)
+    if checkpoints.due(entry.round, policy_loss, last=last or bool(plateau)):
         started = time.monotonic()
         checkpoints.save(entry.round, model, policy_loss, entry)
         entry.seconds["checkpoint"] = time.monotonic() - started
+    return plateau
 
 
 def _evaluate_round(

@@ -176,6 +176,8 @@ def print_summary(folder: Path, console: Console) -> None:
             f"simulated episodes succeed (95 % interval {low:.0%} to {high:.0%})",
             soft_wrap=True,
         )
+    if metrics["status"] == "finished" and metrics["reason"]:
+        console.print(f"the run ended early: {metrics['reason']}", soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

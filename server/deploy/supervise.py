@@ -72,7 +72,8 @@ def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: C
     while True:
         status = _wait_for_end(superlink, folder, run_id, say)
         if is_finished(folder, run_id):
-            say(f"run {config.run.name} has finished")
+            reason = _reason(folder)
+            say(f"run {config.run.name} has finished{f', early, {reason}' if reason else ''}")
             return
         rounds, reason = _complete_rounds(folder), _reason(folder)
         if status == "finished:stopped":

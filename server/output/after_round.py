@@ -74,13 +74,13 @@ class AfterRound:
                 self._hub.push(folder, round_, remove=True)
         self._collect()
 
-    def finish(self, model: GlobalModel, checkpoints: Checkpoints) -> None:
-        """Export the last and the best policy, evaluate the last, push it.
+    def finish(self, model: GlobalModel, checkpoints: Checkpoints, last: int) -> None:
+        """Export the best policy and that of `last`, the last round; evaluate the last, push it.
 
         The export comes first, because an evaluation may take an hour in which the server can die. A run
         that is resumed after its last round comes here too, and evaluates what it has not yet.
         """
-        folder, last = self._record.folder, self._config.run.num_rounds
+        folder = self._record.folder
         try:
             best = export_best(folder, self._policy, checkpoints, read_metrics(folder))
             _log.info("pretrained_model is round %d, pretrained_model_best round %d", last, best)

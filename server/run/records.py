@@ -211,6 +211,12 @@ class RunRecord:
         return entry
 
     @property
+    def held_out_losses(self) -> list[float]:
+        """Return the policy losses of all evaluations that are comparable with today's, in their order."""
+        evaluations = [self._metrics["baseline"], *(entry.evaluation for entry in self._rounds)]
+        return [evaluation["policy_loss"] for evaluation in evaluations if evaluation]
+
+    @property
     def reverts_in_row(self) -> int:
         """Return how many evaluations in a row took the weights back since the settings last changed."""
         changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
@@ -240,7 +246,7 @@ class RunRecord:
         return [(e.reverted_to, e.round) for e in self._rounds if e.reverted_to is not None]
 
     def close(self, status: str, reason: str = "") -> None:
-        """Save how the run ended: `finished`, or `failed` for `reason`."""
+        """Save how the run ended: `finished`, early for `reason` if there is one, or `failed` for it."""
         self._metrics |= {"status": status, "reason": reason, "finished": _now()}
         self._save()
 

@@ -53,7 +53,7 @@ figure { margin: .8rem 0 0 } figcaption { color: var(--quiet); font-size: .85rem
 <h1>Federated run {{ run }}</h1>
 <p class=quiet><b class="{{ status }}">{{ status }}</b> · {{ period }}</p>
 {% if reason %}
-<p class=bad>{{ reason }}</p>
+<p class="{{ "quiet" if status == "finished" else "bad" }}">{{ reason }}</p>
 {% endif %}
 {% if results %}
 <div class="figures">

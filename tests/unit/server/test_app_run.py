@@ -103,3 +103,20 @@ def test_the_log_of_a_private_run_names_what_its_noise_does_not_cover(
     privacy = {"mode": "central", "clip_norm": 1.0, "noise_multiplier": 0.1}
     start(17, **{"run.num_rounds": 1} | {f"privacy.{key}": value for key, value in privacy.items()})
     assert NOT_COVERED in capsys.readouterr().err
+
+
+def test_a_run_ends_early_on_a_plateau_with_its_last_round_kept_and_exported(
+    start: Any, tmp_path: Path
+) -> None:
+    changes = {"run.num_rounds": 9, "evaluation.patience": 2, "evaluation.min_gain": 0.5}
+    run = start(17, **changes, **{"checkpoint.frequency": 5})
+    assert (run["status"], len(run["rounds"])) == ("finished", 2)
+    assert run["reason"].startswith("a plateau: 2 evaluations in a row gained less than 50.0%")
+    folder = tmp_path / "run-1"
+    assert (folder / "checkpoints" / "round_0002.safetensors").is_file()
+    assert "after round 2 of 9" in (folder / "pretrained_model" / "README.md").read_text()
+    assert '"reason": "a plateau' in (folder / "events.jsonl").read_text().splitlines()[-1]
+    report = (folder / "report.html").read_text()
+    assert '<p class="quiet">a plateau: 2 evaluations' in report
+    more = changes | {"run.resume": True, "evaluation.patience": 3}
+    assert len(start(18, **more)["rounds"]) == 3

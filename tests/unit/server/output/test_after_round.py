@@ -54,7 +54,7 @@ def _deliver(policy, model: GlobalModel, config: RunConfig, outputs: Path) -> Pa
             after_round.start(round_, model)
             for tensor in model.weights.values():
                 tensor.add_(1)
-        after_round.finish(model, checkpoints)
+        after_round.finish(model, checkpoints, 2)
     return record.folder
 
 
@@ -126,7 +126,7 @@ def test_the_last_evaluation_is_done_by_a_continuation_if_the_server_died_in_it(
     record.resume_after(2, None)
     store = Checkpoints(folder / "checkpoints", config.checkpoint, flatten(config), "m")
     with AfterRound(policy, config, record) as after_round:
-        after_round.finish(model, store)
+        after_round.finish(model, store, 2)
     assert [entry["round"] for entry in read_metrics(folder)["simulated"]] == [2]
     assert "| round 2 | 50% |" in (folder / "pretrained_model" / "README.md").read_text()
 

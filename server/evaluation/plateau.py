@@ -1,0 +1,32 @@
+"""Whether a run still learns: early stopping by patience (Prechelt, "Early Stopping - But When?", 1998)."""
+
+import math
+from collections.abc import Iterable
+
+from federation.settings import EvaluationConfig
+
+__all__ = ["describe_plateau"]
+
+
+def describe_plateau(policy_losses: Iterable[float], config: EvaluationConfig) -> str:
+    """Return why a run ends after these evaluations, "" if it goes on.
+
+    An evaluation gains if its loss is below the best one before it by `min_gain` of that; `patience` of them
+    in a row without gain are a plateau.
+
+    Args:
+        policy_losses: of all evaluations in their order, the one before training first. NaN and infinity gain
+            nothing.
+    """
+    best, waited = math.inf, 0
+    for loss in policy_losses:
+        if loss < best * (1 - config.min_gain) or math.isinf(best):
+            best, waited = loss, 0
+        else:
+            waited += 1
+    if not 0 < config.patience <= waited:
+        return ""
+    return (
+        f"a plateau: {waited} evaluations in a row gained less than {config.min_gain:.1%} on the best policy "
+        f"loss, {best:.4f}"
+    )
