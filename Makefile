@@ -125,6 +125,15 @@ test-unit test-integration: test-%: $(VENV)/.installed
 	@set -o pipefail; COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest tests/$* $(PYTEST_ARGS) \
 		2>&1 | sed -u 's/^/$*: /'
 
+.PHONY: unit
+unit: $(VENV)/.installed ## the unit tests that take no seconds, on two cores: what to run while you work
+	@$(MAKE) --no-print-directory --jobs 2 unit-server unit-others
+
+.PHONY: unit-server unit-others
+unit-server unit-others: unit-%: $(VENV)/.installed
+	@set -o pipefail; $(VENV)/bin/python -m pytest -q -m "not slow" $(PYTEST_ARGS) \
+		$(if $(filter server,$*),tests/unit/server,tests/unit --ignore=tests/unit/server) 2>&1 | sed -u 's/^/$*: /'
+
 .PHONY: faults
 faults: $(VENV)/.installed ## take processes away in the middle of runs; writes tests/integration/faults/MATRIX.md
 	FAULT_MATRIX=tests/integration/faults/MATRIX.md $(PY) -m pytest -q \

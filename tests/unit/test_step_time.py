@@ -9,6 +9,8 @@ import torch
 
 from tests.benchmarks import step_time
 
+pytestmark = pytest.mark.slow
+
 
 def _run(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *arguments: str) -> tuple[int, Any]:
     command = [

@@ -15,6 +15,8 @@ from flwr.cli.build import build_fab_from_files
 from server.superlink.control import app_files
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("federation", "client", "server", "certs")
 PROGRAMS = {file.name for file in (REPOSITORY / "client" / "supernode" / "bin").iterdir()}
 

@@ -186,6 +186,7 @@ def test_the_server_names_the_site_that_denied_the_join(
     assert "join of node site-a denied: node configuration: min-noise = 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
     tmp_path: Path, data: Path, policy, weights, statistics, tiny_config: RunConfig
 ) -> None:

@@ -25,6 +25,8 @@ from federation.data.sample_cache import open_samples
 from federation.errors import DatasetError
 from federation.policy.build import trainable_parameters
 
+pytestmark = pytest.mark.slow
+
 
 def _configure(tiny_config: RunConfig, **training: object) -> RunConfig:
     changes = {f"training.{key}": value for key, value in training.items()}

@@ -14,6 +14,8 @@ from server.run.recorded import read_metrics
 from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 
 class _Nodes:
     def __init__(self, statistics: Any) -> None:

@@ -29,6 +29,8 @@ from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 from tests.fake_grid import FakeGrid
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("site-a", "site-b")
 
 

@@ -16,6 +16,8 @@ from federation.data.joint_names import JOINTS
 from federation.errors import DatasetError
 from tests.synthetic import blank_frames, record_dataset
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = ("top", "wrist")
 
 

@@ -21,6 +21,8 @@ from client.doctor.check import Check
 from client.doctor.connection import check_superlink
 from client.doctor.machine import check_ca, check_device, check_key, check_scratch, check_software
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -28,6 +28,8 @@ from federation.errors import DatasetError
 from tests import REPOSITORY
 from tests.synthetic import record_dataset
 
+pytestmark = pytest.mark.slow
+
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"

@@ -15,6 +15,8 @@ from client.supernode import consent, warm_start
 from client.supernode.warm_start import WARM_START, installed_state, why_cold
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(warm_start.__file__).parent / "bin"
 
 

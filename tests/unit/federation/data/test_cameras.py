@@ -13,6 +13,8 @@ from federation.errors import ConfigError, DatasetError
 from federation.policy.build import build_processors
 from tests.synthetic import record_dataset
 
+pytestmark = pytest.mark.slow
+
 WANTED = ("top", "wrist")
 
 

@@ -38,6 +38,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     changes=st.dictionaries(st.sampled_from(sorted(INFO)) | st.text(max_size=8), values, max_size=3),

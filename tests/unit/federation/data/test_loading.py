@@ -13,6 +13,8 @@ from federation.data.loading import open_dataset, policy_inputs
 from federation.errors import DatasetError
 from tests.synthetic import record_dataset, set_info, video_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def root(data: Path, tmp_path: Path) -> Path:

@@ -36,6 +36,7 @@ def _recordings() -> st.SearchStrategy[list[np.ndarray]]:
     return st.lists(arrays(np.float32, sizes, elements=angles), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(_recordings())
 def test_merged_statistics_are_those_of_the_pooled_data(parts: list[np.ndarray]) -> None:

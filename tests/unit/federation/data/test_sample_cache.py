@@ -10,6 +10,8 @@ from lerobot.policies.common.vla_utils import resize_with_pad
 from federation.data.loading import open_dataset, policy_inputs
 from federation.data.sample_cache import SampleCache, open_samples
 
+pytestmark = pytest.mark.slow
+
 GB = 10**9
 
 

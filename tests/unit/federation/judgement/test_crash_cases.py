@@ -15,6 +15,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tests.one_site import join, train_step
 from tests.synthetic import JOINTS, record_dataset, set_episodes, set_info, split_video
 
+pytestmark = pytest.mark.slow
+
 TOP = "observation.images.top"
 SHORT = {"policy_cameras": "top", "policy_chunk_size": 10}
 

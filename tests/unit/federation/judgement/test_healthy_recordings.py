@@ -8,6 +8,8 @@ import pytest
 from tests.one_site import join, train_step
 from tests.synthetic import read_pictures, record_dataset, video_of, write_video
 
+pytestmark = pytest.mark.slow
+
 # Every rate, and every format at a low and a high one. mpeg4 comes from older recorders.
 RECORDINGS = [
     (5, "h264"),

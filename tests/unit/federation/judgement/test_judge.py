@@ -16,6 +16,8 @@ from federation.judgement.sample_process import Verdict
 from federation.settings import PolicyConfig
 from tests.synthetic import blank_frames, video_of
 
+pytestmark = pytest.mark.slow
+
 TINY = PolicyConfig(size="tiny")
 
 

@@ -15,6 +15,8 @@ from federation.judgement import kept_description as module
 from federation.judgement.kept_description import kept_description
 from tests.synthetic import record_dataset
 
+pytestmark = pytest.mark.slow
+
 CHOICE = CameraChoice(["top", "wrist"])
 
 

@@ -13,6 +13,8 @@ from federation.judgement.sample_process import Verdict
 from federation.settings import PolicyConfig
 from tests.synthetic import blank_frames, read_pictures, record_dataset, video_of, write_video
 
+pytestmark = pytest.mark.slow
+
 EPISODES, FRAMES = 4, 20
 
 

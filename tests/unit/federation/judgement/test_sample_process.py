@@ -13,6 +13,8 @@ from federation.judgement import sample_process
 from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples
 from federation.settings import PolicyConfig
 
+pytestmark = pytest.mark.slow
+
 _REPORT = (
     'open(sys.argv[1] + \'/verdicts\', \'a\').write(\'{"error": "", "lasts": true, "warnings": []}\\n\')'
 )

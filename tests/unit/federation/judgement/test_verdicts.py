@@ -20,6 +20,8 @@ from federation.data.tables import read_frames
 from federation.errors import DatasetError
 from tests.synthetic import record_dataset
 
+pytestmark = pytest.mark.slow
+
 EPISODES, FRAMES, CHUNK = 6, 8, 3
 TASKS = ("take the red cube", "open the drawer")
 POLICY = SmolVLAConfig(chunk_size=CHUNK, n_action_steps=CHUNK, device="cpu")

@@ -25,6 +25,8 @@ from federation.policy.build import (
 from federation.policy.folder import load_policy_folder, save_adapter_folder, save_policy_folder
 from federation.settings import PolicyConfig
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 Build = Callable[..., SmolVLAPolicy]
 

@@ -26,6 +26,8 @@ from server.run.records import RunRecord
 from tests.fake_grid import FakeGrid
 from tests.unit.server.replies import METRIC_VALUES
 
+pytestmark = pytest.mark.slow
+
 ROUNDS, FEATURES = 20, 20
 SITES = 5  # the fewest that Krum withstands one cheating site with
 ATTACKS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -22,6 +22,8 @@ from server.simulation.expert import plan_pick
 from server.simulation.gym_so101 import MAX_STEPS, SO101PickConfig, SO101PickEnv
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SEED = 1_000_000_000
 
 

@@ -10,6 +10,8 @@ from federation.settings import EvaluationConfig
 from server.evaluation.held_out import DivergedError, Evaluator, _fixed_draw, measure
 from tests.synthetic import blank_frames
 
+pytestmark = pytest.mark.slow
+
 
 def _evaluator(policy, statistics, data, **settings) -> Evaluator:
     config = EvaluationConfig(**{"frame_stride": 20, "batch_size": 4, **settings})

@@ -24,6 +24,8 @@ from server.run.records import RunRecord
 from tests.conftest import TINY
 from tests.local_hub import TOKEN, LocalHub, local_hub
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:

@@ -26,6 +26,8 @@ from server.output.export import export_best, export_last, export_policy, write_
 from server.run.checkpoints import Checkpoints
 from tests.unit.server.output.test_model_card import METRICS
 
+pytestmark = pytest.mark.slow
+
 
 def _observation() -> dict:
     generator = torch.Generator().manual_seed(0)

@@ -27,6 +27,8 @@ from server.simulation.so101 import (
 )
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(1000, 1020)
 TINY = SampleParameters(episodes=1, eval_episodes=2, seed=3, image_size_px=32)
 

@@ -16,6 +16,8 @@ from server.run.records import RunRecord
 from server.run.round_record import recorded_rounds
 from tests.unit.server.monitoring.test_exporter import CLIENT, FACTS, _entry, _evaluation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
