@@ -47,13 +47,13 @@ def _wait_for_upload(cluster: FaultyCluster, folder: Path) -> None:
 
 def _wait_for_evaluation(cluster: FaultyCluster, folder: Path) -> None:
     """Return when both updates of the round are in."""
-
-    def all_updates_are_in(events: list[dict]) -> bool:
-        last = [event["event"] for event in events if event.get("round") == events[-1].get("round")]
-        return last.count("update_received") == 2
-
-    wait_for(folder, all_updates_are_in)
+    wait_for(folder, _all_updates_are_in)
     time.sleep(0.2)
+
+
+def _all_updates_are_in(events: list[dict]) -> bool:
+    last = [event["event"] for event in events if event.get("round") == events[-1].get("round")]
+    return last.count("update_received") == 2
 
 
 def _let_run_until(process: psutil.Process, condition: Callable[[], bool], slice_seconds: float) -> None:
@@ -158,9 +158,11 @@ def _works_on(cluster: FaultyCluster, site: str, round_: int) -> bool:
 
 def _take_both_sites_away(cluster: FaultyCluster, folder: Path, seconds: float) -> None:
     """Take them away between two rounds, so that the next one finds nobody."""
-    _wait_for_evaluation(cluster, folder)
+    server_app = cluster.app("serverapp", "superexec")
+    _let_run_until(server_app, lambda: _all_updates_are_in(events(folder)), 0.02)
     for site in ("site-a", "site-b"):
         cluster.kill(site, signal.SIGTERM)
+    server_app.resume()
     time.sleep(seconds)
     for site in ("site-a", "site-b"):
         cluster.start_again(site)
