@@ -3,31 +3,35 @@
 Flower's SuperNode works on one message at a time and waits for its reply. In the place of the reply of a
 ClientApp whose heartbeats ended it puts an error, but only if the ClientApp had its message and had not begun
 to hand over the reply; none if the ClientApp was told to stop. In all other cases (Flower 1.42) the SuperNode
-waits for ever, and the site is out of every further round.
+waits for ever, and the site is out of every further round. One that does not come up, as without memory for
+a thread, is started again twice a minute for as long as the server waits.
 
-Here each ClientApp that ended has either a whole reply or an error in its place, and a reply is sent once all
-of it is there.
+Here each ClientApp that ended, or did not come up three times, has either a whole reply or an error in its
+place, and a reply is sent once all of it is there.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from flwr.app import Message
-from flwr.proto.task_pb2 import Task
+from flwr.common.constant import Status
+from flwr.proto.task_pb2 import Task, TaskStatus
 from flwr.supercore.constant import TaskType
+from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR
 
 __all__ = ["answer_for_lost_apps"]
 
+_MAX_STARTS = 3
+
 
 def answer_for_lost_apps(node_state: Any) -> None:
     """Replace what Flower's `InMemoryNodeState` does once a ClientApp has ended."""
-    expire, finish, find = (
-        node_state._on_task_tokens_expired,
-        node_state.finish_task,
-        node_state.get_messages_legacy,
-    )
+    expire, finish = node_state._on_task_tokens_expired, node_state.finish_task
+    find, clean_up = node_state.get_messages_legacy, node_state._cleanup_expired_task_tokens_locked
+    starts = Counter[int]()  # that came to nothing, of each task
 
     def expire_and_answer(state: Any, tasks: list[Task]) -> None:
         _answer(state, tasks)
@@ -51,6 +55,16 @@ def answer_for_lost_apps(node_state: Any) -> None:
                 entry.is_retrieved = True
         return [entry.message for entry in whole]
 
+    def clean_up_and_give_up(state: Any) -> None:
+        for task_id, record in state.task_token_store.items():
+            task = state.task_store.get(task_id)
+            if record.active_until < now() and task and task.status.status == Status.STARTING:
+                starts[task_id] += 1
+                if starts[task_id] == _MAX_STARTS:
+                    task.status.CopyFrom(TaskStatus(status=Status.RUNNING))  # of these the end is final
+        clean_up(state)
+
+    node_state._cleanup_expired_task_tokens_locked = clean_up_and_give_up
     node_state._on_task_tokens_expired = expire_and_answer
     node_state.finish_task = finish_and_answer
     node_state.get_messages_legacy = find_whole

@@ -19,9 +19,9 @@ RUN = 7
 
 
 class _Node:
-    """A SuperNode's state with one request in it, whose ClientApp has been activated."""
+    """A SuperNode's state with one request in it, whose ClientApp has been activated if it `starts`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, starts: bool = True) -> None:
         kind = type("State", (InMemoryNodeState,), {})
         answer_for_lost_apps(kind)
         self.state: Any = kind(InMemoryObjectStore())
@@ -32,8 +32,9 @@ class _Node:
         self.state.object_store.preregister(RUN, get_object_tree(self.request))
         self.state.store_message(self.request)
         self.task = self.state.create_task(TaskType.CLIENT_APP, RUN)
-        assert self.state.claim_task(self.task)
-        assert self.state.activate_task(self.task)
+        if starts:
+            assert self.state.claim_task(self.task)
+            assert self.state.activate_task(self.task)
 
     def take(self) -> None:
         """What a ClientApp does first."""
@@ -85,6 +86,17 @@ def test_whenever_a_clientapp_ends_the_server_hears_of_it(node: _Node, when: str
     assert node.state.object_store.get(tree.object_id)
     assert node.state.get_message_processing_duration(node.request.metadata.message_id) >= 0
     assert node.replies() == []
+
+
+def test_a_clientapp_that_does_not_come_up_is_given_up_after_three_starts() -> None:
+    node = _Node(starts=False)
+    for _ in range(3):
+        assert node.replies() == []
+        assert node.state.claim_task(node.task)
+        node.end("killed")
+    (reply,) = node.replies()
+    assert reply.has_error()
+    assert node.state.claim_task(node.task) is None
 
 
 @pytest.mark.parametrize("how", ["killed", SubStatus.COMPLETED])
