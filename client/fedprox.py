@@ -28,7 +28,7 @@ def add_proximal_gradient(
 
     Args:
         parameters: the trainable parameters `w`.
-        received: `w_t`, the same shapes, dtypes and device.
+        received: `w_t`, the same shapes and device, fp32 or, where that is exact, bf16.
 
     Returns:
         The proximal loss `mu/2 * ||w - w_t||^2`, a 0-dim fp32 tensor on the parameters' device.

@@ -37,7 +37,9 @@ def restore_optimizer_state(
         return False
     for name, parameter in parameters.items():
         moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in _MOMENTS}
-        optimizer.state[parameter] = {_STEP: tensors[f"{_STEP}/{name}"], **moments}
+        # A fused optimizer counts where it computes, another one on the CPU.
+        counted_on = parameter.device if optimizer.defaults["fused"] else "cpu"
+        optimizer.state[parameter] = {_STEP: tensors[f"{_STEP}/{name}"].to(counted_on), **moments}
     return True
 
 

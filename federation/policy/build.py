@@ -4,7 +4,8 @@ Server and SuperNodes each build it from the run configuration. What is frozen n
 equal everywhere: `tiny`, `small` and `smolvla` draw their weights from the run's seed on the CPU,
 `pretrained` reads them from the Hub or a folder, and `frozen_fingerprint` proves the equality at the
 handshake.
-Weights are fp32 everywhere; on CUDA the forward pass runs under bf16 autocast.
+Weights are fp32 everywhere but on CUDA, where the forward pass runs under bf16 autocast and what it would
+round each time is kept rounded (`round_frozen`).
 """
 
 import contextlib
@@ -41,6 +42,7 @@ __all__ = [
     "build_processors",
     "frozen_fingerprint",
     "load_trainable",
+    "round_frozen",
     "select_device",
     "trainable_parameters",
 ]
@@ -158,6 +160,21 @@ def load_trainable(policy: SmolVLAPolicy, weights: Mapping[str, Tensor]) -> None
             )
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
+
+
+@torch.no_grad()
+def round_frozen(policy: SmolVLAPolicy) -> None:
+    """Keep in bf16, in place, the frozen weights that `autocast` rounds to it whenever they are used.
+
+    These are the linear layers' and the convolutions', three quarters of the frozen values at full size. What
+    the policy computes under `autocast` stays the same to the bit, with half their memory and no rounding at
+    each use. The fingerprint is another one: take `frozen_fingerprint` before.
+    """
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
 
 
 def frozen_fingerprint(policy: SmolVLAPolicy) -> str:

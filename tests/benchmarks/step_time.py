@@ -78,21 +78,22 @@ class Bench:
 
 
 def losses(bench: Bench) -> dict[str, Any]:
-    """Loss and gradient of the first batch in fp32 and under the training step's autocast."""
+    """Loss and gradient of the first batch in fp32 and as the training step computes them."""
     components = bench.components()
     batch = components.preprocessor(next(components.batches))
     found: dict[str, float] = {}
     gradients = []
-    for name, precision in {"fp32": contextlib.nullcontext(), "autocast": autocast(bench.device)}.items():
+    for name, policy, precision in (
+        ("fp32", bench.policy(), contextlib.nullcontext()),
+        ("autocast", components.policy, autocast(bench.device)),
+    ):
         torch.manual_seed(0)  # the same noise and time for both
         with precision:
-            loss, _ = components.policy.forward(dict(batch))
+            loss, _ = policy.forward(dict(batch))
         loss.backward()
         found[name] = loss.item()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in components.parameters.values() if p.grad is not None])
-        )
-        components.optimizer.zero_grad()
+        grads = [p.grad for p in trainable_parameters(policy).values()]
+        gradients.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
     if not all(map(math.isfinite, found.values())):
         raise ValueError(f"losses are not finite: {found}")
     cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0).item()

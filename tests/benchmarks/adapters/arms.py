@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ARMS", "Arm", "full_size_rank"]
+from federation.policy.memory import TRAINED, VALUES_OF_A_RANK
 
-FULL_SIZE_TRAINED = 99_880_992
-_VALUES_OF_A_RANK = {"both": 46_416, "b": 23_632}  # of an adapter of LeRobot's layers at full size
+__all__ = ["ARMS", "Arm", "full_size_rank"]
 
 
 @dataclass(frozen=True)
@@ -48,4 +47,4 @@ ARMS = (
 
 def full_size_rank(arm: Arm, share: float) -> int:
     """Return the rank at full size whose adapter is the same `share` of what is trained without one."""
-    return round(share * FULL_SIZE_TRAINED / _VALUES_OF_A_RANK[arm.policy.get("lora_train", "both")])
+    return round(share * TRAINED / VALUES_OF_A_RANK[arm.policy.get("lora_train", "both")])

@@ -16,6 +16,7 @@ from client.frames import MAX_SKIPPED_IN_A_ROW, SKIPPED_FRAMES, FrameStream, loa
 from client.state.optimizer import keep_optimizer_state, restore_optimizer_state
 from client.training import (
     TrainingError,
+    halve_if_exact,
     run_training_loop,
     run_training_step,
     setup_training_components,
@@ -297,6 +298,25 @@ def test_a_kept_optimizer_goes_on_bit_for_bit(
     assert all(
         torch.equal(a, b) for a, b in zip(policies[0].parameters(), policies[2].parameters(), strict=True)
     )
+
+
+def test_a_kept_fused_optimizer_goes_on(tiny_config, policy, weights, statistics, data, tmp_path) -> None:
+    components = _components(tiny_config, policy, weights, statistics, data)
+    run_training_step(components, components.preprocessor(_without_count(next(components.batches))))
+    keep_optimizer_state(tmp_path, "run", 1, components.optimizer, components.parameters)
+    fused = torch.optim.AdamW(components.parameters.values(), fused=True)
+    assert restore_optimizer_state(tmp_path, "run", 2, fused, components.parameters)
+    fused.step()  # refuses a count that is not where the parameter is
+    name, parameter = next(iter(components.parameters.items()))
+    assert fused.state[parameter]["step"].device == parameter.device, name
+
+
+def test_received_weights_are_halved_only_without_loss() -> None:
+    exact = torch.randn(50).bfloat16().float()
+    assert halve_if_exact(exact).dtype == torch.bfloat16
+    assert torch.equal(halve_if_exact(exact).float(), exact)
+    other = torch.tensor([1.0, 1 / 3])
+    assert halve_if_exact(other) is other
 
 
 def test_a_damaged_optimizer_state_is_dropped(

@@ -12,6 +12,7 @@ from federation.policy.build import (
     build_processors,
     frozen_fingerprint,
     load_trainable,
+    round_frozen,
     trainable_parameters,
 )
 from federation.policy.folder import load_policy_folder, save_policy_folder
@@ -194,3 +195,36 @@ def test_a_configuration_is_the_policys_own_and_needs_no_weights(
         policy.config.output_features,
     )
     assert made.resize_imgs_with_padding == policy.config.resize_imgs_with_padding
+
+
+def _loss_and_gradients(policy: SmolVLAPolicy) -> tuple[float, dict[str, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    batch: dict[str, torch.Tensor] = {
+        **{key: torch.rand(2, 3, 64, 64, generator=draw) for key in policy.config.image_features},
+        "observation.state": torch.randn(2, 6, generator=draw),
+        "action": torch.randn(2, policy.config.chunk_size, 6, generator=draw),
+        "action_is_pad": torch.zeros(2, policy.config.chunk_size, dtype=torch.bool),
+        "observation.language.tokens": torch.full((2, 24), 20),
+        "observation.language.attention_mask": torch.ones(2, 24, dtype=torch.bool),
+    }
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = policy.forward(batch)
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in trainable_parameters(policy).items() if p.grad is not None}
+
+
+def test_rounded_frozen_weights_change_nothing_under_autocast(make_policy) -> None:
+    exact, rounded = make_policy(), make_policy()
+    round_frozen(rounded)
+    dtypes = {name: p.dtype for name, p in rounded.named_parameters()}
+    assert {dtypes[name] for name in trainable_parameters(rounded)} == {torch.float32}
+    assert dtypes["model.vlm_with_expert.vlm.model.text_model.embed_tokens.weight"] == torch.float32
+    assert list(dtypes.values()).count(torch.bfloat16) > 20
+    (loss, gradients), (same, others) = _loss_and_gradients(exact), _loss_and_gradients(rounded)
+    assert loss == same
+    # The robot's state is an input of the frozen layers: its gradient comes back through them, in bf16.
+    through = {"model.state_proj.weight", "model.state_proj.bias"}
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients.keys() - through)
+    for name in through:
+        torch.testing.assert_close(others[name], gradients[name], rtol=0.02, atol=1e-5)
