@@ -13,19 +13,44 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_device", "peak_memory_bytes"]
+__all__ = ["ask_nvidia", "describe_device", "peak_memory_bytes", "read_gpu"]
 
 _SECONDS = 10.0
+# What nvidia-smi calls it -> our name, and how many of our units one of its units is.
+_GPU_FIGURES = {
+    "utilization.gpu": ("gpu_utilisation", 0.01),
+    "memory.used": ("gpu_memory_bytes", 2.0**20),
+    "temperature.gpu": ("gpu_celsius", 1.0),
+}
 
 
 def describe_device() -> str:
     """Return the name of the first NVIDIA GPU, or else the processor's kind and its number of cores."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return next(iter(ask_nvidia("name")), f"{platform.machine()}, {os.cpu_count()} cores")
+
+
+def read_gpu() -> dict[str, float]:
+    """Return what the first NVIDIA GPU does now: utilisation (0 to 1), bytes in use by all, degrees Celsius.
+
+    Nothing without one, nor of a value that it does not know.
+    """
+    answer = ask_nvidia(*_GPU_FIGURES)
+    return {
+        name: float(value) * unit
+        for value, (name, unit) in zip(answer, _GPU_FIGURES.values(), strict=False)
+        if value.replace(".", "", 1).isdigit()  # "[N/A]" where the card has no such sensor
+    }
+
+
+def ask_nvidia(*fields: str) -> list[str]:
+    """Return what nvidia-smi answers about the first GPU, a text for each field; nothing without a GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        output = ""
-    return (output.strip().splitlines() or [f"{platform.machine()}, {os.cpu_count()} cores"])[0].strip()
+        return []
+    lines = output.strip().splitlines()
+    return [text.strip() for text in lines[0].split(",")] if lines else []
 
 
 def peak_memory_bytes(device: "torch.device") -> int:

@@ -24,6 +24,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError, RejectionCode
 from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
+from federation.policy.memory import training_gigabytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     if config.training.keep_optimizer:
         restore_optimizer_state(*state)
     setup_seconds = time.monotonic() - started
-    result = _run_steps(request, config, site, components)
+    result, gpu = _run_steps(request, config, site, components)
     _log.info(
         "trained %d steps on %s in %.1f s (setup %.1f s), policy loss %.4f, %d frames skipped",
         components.steps,
@@ -149,6 +150,7 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
             "download_bytes": weights.size_bytes,
             "device_memory_bytes": peak_memory_bytes(components.device),
         }
+        | gpu
     )
     return reply
 
@@ -213,19 +215,32 @@ def _open_weights(
 
 def _run_steps(
     request: TrainRequest, config: RunConfig, site: Site, components: "TrainingComponents"
-) -> "TrainingResult":
-    """Train, write the progress down, and stop once nobody waits any more."""
+) -> tuple["TrainingResult", dict[str, float]]:
+    """Train, write the progress down, and stop once nobody waits any more; return what the GPU did, too."""
+    import torch
+
+    from client.gpu_watch import GpuWatch
     from client.state.progress import ProgressFile
     from client.training import run_training_loop
 
     progress = ProgressFile(site.scratch, request.round, components.steps)
+    with GpuWatch(active=components.device.type == "cuda") as gpu:
 
-    def on_step(step: int, metrics: Any) -> None:
-        progress.update(step, metrics.policy_loss)
-        if step < components.steps:
-            request.check_deadline(step, components.steps)
+        def on_step(step: int, metrics: Any) -> None:
+            progress.update(step, metrics.policy_loss, gpu.newest)
+            if step < components.steps:
+                request.check_deadline(step, components.steps)
 
-    return run_training_loop(components, request.round, config.run.num_rounds, on_step)
+        try:
+            result = run_training_loop(components, request.round, config.run.num_rounds, on_step)
+        except torch.OutOfMemoryError:
+            batch = config.training.batch_size
+            raise FederationError(
+                f"this GPU has not enough memory for training.batch_size = {batch} (an estimate: "
+                f"{training_gigabytes(config.policy, batch):.1f} GB at full size): lower it and raise "
+                "training.gradient_accumulation_steps"
+            ) from None
+    return result, gpu.summary()
 
 
 def _pack(

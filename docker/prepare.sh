@@ -63,6 +63,13 @@ owners=$(owners_of "$certs"/superlink/* "$certs"/sites/*/*)
 (FEDERATION_UID in .env), and the keys in $certs belong to user $owners: they could not be read; run sudo make \
 certs, or sudo chown -R $uid $certs and put FEDERATION_UID=$uid and FEDERATION_GID=$(id -g) into .env"
 
+# Docker's own message, when a container asks for a device that it cannot give, names no fix.
+if [[ -n ${GPU:-} || $(value_of COMPOSE_FILE) == *compose.gpu.yml* ]]; then
+	command -v nvidia-ctk >/dev/null || docker info 2>/dev/null | grep -qi nvidia || fail "GPUs are asked for, and \
+Docker has no NVIDIA runtime: install NVIDIA's container toolkit, run sudo nvidia-ctk runtime configure \
+--runtime=docker and restart Docker, or leave out GPU=1 and docker/compose.gpu.yml"
+fi
+
 # The simulator's data is never mixed with a recording: all three or none.
 names=(SITE_A_DATA SITE_B_DATA EVALUATION_DATA)
 set_ones=() missing=()

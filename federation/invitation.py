@@ -43,6 +43,7 @@ class Expectations(BaseModel):
     trained_values: _Bytes | None = None  # None: the policy could not be had where the invitation was made
     download_bytes: _Bytes | None = None  # of one round
     upload_bytes: _Bytes | None = None
+    gpu_bytes: _Bytes | None = None  # an estimate; None of the small policies
 
     def as_policy(self) -> PolicyConfig:
         """Return the settings by which a dataset is judged."""

@@ -41,6 +41,9 @@ SITE_METRICS = (
     gauge("site_local_steps", "Optimizer steps of that round", "node"),
     gauge("site_policy_loss", "Policy loss of the newest step", "node"),
     gauge("site_progress_timestamp_seconds", "When the newest step was written down", "node"),
+    gauge("site_gpu_utilisation_ratio", "Share of time the GPU computed, by nvidia-smi, newest", "node"),
+    gauge("site_gpu_memory_used_bytes", "Memory of the GPU in use by all programs, newest", "node"),
+    gauge("site_gpu_temperature_celsius", "Temperature of the GPU, newest", "node"),
     gauge("site_scratch_free_bytes", "Free space of the site's scratch folder", "node"),
 )
 

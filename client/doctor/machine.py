@@ -1,4 +1,4 @@
-"""The doctor's look at this machine: scratch, key, the authority's certificate, packages, the device."""
+"""The doctor's look at this machine: scratch, key, the authority's certificate, packages."""
 
 import os
 import shlex
@@ -14,12 +14,11 @@ from packaging.requirements import Requirement
 from client.doctor.check import Check, days_check
 from federation.versions import versions
 
-__all__ = ["check_ca", "check_device", "check_key", "check_scratch", "check_software"]
+__all__ = ["check_ca", "check_key", "check_scratch", "check_software"]
 
 _PROJECT_FILE = Path(__file__).resolve().parents[1] / "project.toml"  # a link; in a wheel, a copy
 
 _WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy of the tables, residuals
-_WARN_GPU_GB = 4.0  # SmolVLA's weights, gradients and Adam's state are 3 GB before the first activation
 
 
 def check_scratch(folder: Path) -> list[Check]:
@@ -117,26 +116,3 @@ def check_software() -> list[Check]:
             ]
     text = ", ".join(f"{package} {found[package]}" for package in pinned)
     return [Check("ok", "software", text)]
-
-
-def check_device() -> list[Check]:
-    """Look what training will run on."""
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return [
-            Check("error", "device", f"torch cannot be imported ({error}); install the site's image again")
-        ]
-    if not torch.cuda.is_available():
-        if torch.backends.mps.is_available():
-            return [Check("ok", "device", "Apple GPU (MPS)")]
-        fix = "if this machine has an NVIDIA GPU, install its driver and turn on the GPU line in .env"
-        return [
-            Check("warning", "device", f"no GPU: training runs on {os.cpu_count()} CPU cores, slowly; {fix}")
-        ]
-    name = torch.cuda.get_device_name(0)
-    free, total = (size / 1e9 for size in torch.cuda.mem_get_info(0))
-    text = f"{name}: {free:.1f} of {total:.1f} GB free"
-    if free < _WARN_GPU_GB:
-        return [Check("warning", "device", f"{text}, SmolVLA wants {_WARN_GPU_GB:.0f} GB; end what uses it")]
-    return [Check("ok", "device", text)]

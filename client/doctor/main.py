@@ -12,7 +12,8 @@ from pathlib import Path
 from client.doctor.check import Check
 from client.doctor.connection import check_superlink
 from client.doctor.dataset import check_dataset
-from client.doctor.machine import check_ca, check_device, check_key, check_scratch, check_software
+from client.doctor.device import check_device
+from client.doctor.machine import check_ca, check_key, check_scratch, check_software
 from client.doctor.samples import check_samples
 from federation.addresses import parse_address
 from federation.data.cameras import parse_camera_names
@@ -34,6 +35,7 @@ def examine_site(
     key: Path | None = None,
     ca: Path | None = None,
     superlink: str | None = None,
+    gpu_bytes: int | None = None,
 ) -> bool:
     """Print the table of all checks; return whether none found an error.
 
@@ -44,6 +46,7 @@ def examine_site(
         camera_names: this site's names for them, where they cannot be told: "top=phone,wrist=none".
         full: decode every frame of every video.
         scratch: the SuperNode's; what it, `key`, `ca` and `superlink` ("host:port") are is left out if None.
+        gpu_bytes: what the run's training takes of a GPU's memory, if that is known.
 
     Raises:
         ConfigError: `camera_names` or `superlink` is malformed, or `superlink` comes without `ca`.
@@ -55,7 +58,7 @@ def examine_site(
     names = parse_camera_names(camera_names)
     failed = False
     looks = _look_at_data(dataset, wanted, policy is not None, names, full, scratch)
-    for check in chain(looks, _look_at_machine(scratch, key, ca, address)):
+    for check in chain(looks, _look_at_machine(scratch, key, ca, address, gpu_bytes)):
         print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
         failed |= check.level == "error"
     print("this site is not ready: fix the errors above" if failed else "this site is ready")
@@ -87,7 +90,11 @@ def _look_at_data(
 
 
 def _look_at_machine(
-    scratch: Path | None, key: Path | None, ca: Path | None, superlink: tuple[str, int] | None
+    scratch: Path | None,
+    key: Path | None,
+    ca: Path | None,
+    superlink: tuple[str, int] | None,
+    gpu_bytes: int | None,
 ) -> Iterator[Check]:
     if scratch:
         yield from check_scratch(scratch)
@@ -98,7 +105,7 @@ def _look_at_machine(
     if superlink and ca:
         yield from check_superlink(*superlink, ca)
     yield from check_software()
-    yield from check_device()
+    yield from check_device(gpu_bytes)
 
 
 def _parse_address(text: str) -> tuple[str, int]:

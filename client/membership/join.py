@@ -148,4 +148,5 @@ def examine_member(folder: Path, dataset: Path | None, camera_names: str = "", f
         key=site.key,
         ca=site.authority,
         superlink=invitation.superlink,
+        gpu_bytes=invitation.expects.gpu_bytes,
     )

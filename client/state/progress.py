@@ -6,6 +6,7 @@ the site's own disk is what tells a long round from a dead one.
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from federation.files import write_json
@@ -17,15 +18,18 @@ _SECONDS_BETWEEN_WRITES = 0.5
 
 
 class ProgressFile:
-    """Writes `{"round", "step", "local_steps", "policy_loss"}`, at most twice a second and at the end."""
+    """Writes `{"round", "step", "local_steps", "policy_loss"}`, at most twice a second and at the end.
+
+    Of a GPU also what `client.device.read_gpu` returned of it.
+    """
 
     def __init__(self, scratch: Path, round_: int, local_steps: int) -> None:
         self._path = scratch / PROGRESS_FILE
         self._round, self._local_steps = round_, local_steps
         self._next_write = 0.0
 
-    def update(self, step: int, policy_loss: float) -> None:
-        """Record that `step` steps are done; `policy_loss` is that of the last one."""
+    def update(self, step: int, policy_loss: float, gpu: Mapping[str, float] | None = None) -> None:
+        """Record that `step` steps are done; the last had `policy_loss`, the GPU its newest figures."""
         now = time.monotonic()
         if now < self._next_write and step < self._local_steps:
             return
@@ -35,6 +39,7 @@ class ProgressFile:
             "step": step,
             "local_steps": self._local_steps,
             "policy_loss": policy_loss,
+            **(gpu or {}),
         }
         with contextlib.suppress(
             OSError, ValueError

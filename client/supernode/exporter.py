@@ -3,7 +3,7 @@
 Flower lets nothing out of a ClientApp before its reply, so the server cannot know this: it sees that the
 SuperNode is alive and when the round began. What the ClientApp writes down for its owner
 (`client/state/progress.py`) is served here, to the site's own Prometheus or to that of the same machine. No
-path and no data leave: a round, steps and a loss do.
+path and no data leave: a round, steps, a loss and what the GPU does do.
 """
 
 import json
@@ -26,6 +26,11 @@ _FIGURES = {
     "site_local_step": "step",
     "site_local_steps": "local_steps",
     "site_policy_loss": "policy_loss",
+}
+_GPU_FIGURES = {
+    "site_gpu_utilisation_ratio": "gpu_utilisation",
+    "site_gpu_memory_used_bytes": "gpu_memory_bytes",
+    "site_gpu_temperature_celsius": "gpu_celsius",
 }
 _log = get_logger("client.supernode.exporter")
 
@@ -50,6 +55,9 @@ class SiteExporter:
         else:
             for metric, key in _FIGURES.items():
                 samples.add(metric, progress[key], node=self._node)
+            for metric, key in _GPU_FIGURES.items():
+                if key in progress:
+                    samples.add(metric, progress[key], node=self._node)
             samples.add("site_progress_timestamp_seconds", written, node=self._node)
         disk = os.statvfs(self._scratch)
         samples.add("site_scratch_free_bytes", disk.f_bavail * disk.f_frsize, node=self._node)

@@ -17,6 +17,7 @@ _MODULES = (
     "flwr.supernode.runtime.run_clientapp",
     "client.app",
     "client.device",
+    "client.gpu_watch",
     "client.supernode.consent",
     "client.training",
     "client.state.feedback",

@@ -60,6 +60,8 @@ _FIGURES = {
     "received_at": _LARGEST_FIGURE,
     "answered_at": _LARGEST_FIGURE,
 }
+# The same of what only a node with a GPU sends.
+_GPU_FIGURES = {"gpu_utilisation": 1.0, "gpu_memory_bytes": _MAX_COUNT, "gpu_celsius": 1000.0}
 
 
 def verify_reply(
@@ -95,7 +97,8 @@ def _verify_metrics(metrics: MetricRecord, max_examples: int) -> dict[str, int |
         raise WireError(
             f"num_examples = {checked['num_examples']}: the round's steps are of {max_examples} at most"
         )
-    for name, most in _FIGURES.items():
+    sent = {name: most for name, most in _GPU_FIGURES.items() if name in metrics}
+    for name, most in (_FIGURES | sent).items():
         value = metrics.get(name)
         if not isinstance(value, int | float) or not abs(value) <= most:
             text = f"{name} = {value!r} must be a finite number, not beyond {most:g}"

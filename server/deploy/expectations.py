@@ -7,6 +7,7 @@ from pathlib import Path
 from federation.config import RunConfig
 from federation.errors import PolicyError
 from federation.invitation import Expectations
+from federation.policy.memory import training_gigabytes
 from federation.settings import PolicyConfig
 from federation.wire.codec import encoded_bytes
 
@@ -26,6 +27,8 @@ def describe_run(config: RunConfig) -> Expectations:
             "download_bytes": sum(encoded_bytes(shape, config.wire.download) for shape in shapes),
             "upload_bytes": sum(encoded_bytes(shape, config.wire.upload) for shape in shapes),
         }
+    if policy.size in ("pretrained", "smolvla"):
+        sizes["gpu_bytes"] = int(training_gigabytes(policy, config.training.batch_size) * 1e9)
     return Expectations(
         cameras=policy.cameras,
         empty_cameras=policy.empty_cameras,

@@ -72,6 +72,9 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         gauge("node_phase_seconds", "Seconds of the round by phase", "node", "phase"),
         gauge("node_device_memory_bytes", "Peak memory: the GPU's, or the process's without one", "node"),
         gauge("node_device_busy_ratio", "Share of training time not spent waiting for data", "node"),
+        gauge("node_gpu_utilisation_ratio", "Share of training time the GPU computed, by nvidia-smi", "node"),
+        gauge("node_gpu_memory_used_bytes", "Most memory of the GPU in use by all programs", "node"),
+        gauge("node_gpu_temperature_celsius", "Highest temperature of the GPU", "node"),
     ),
     "One node, as it joined": (
         gauge("node_info", "1, with what the node runs on and the cameras it feeds", *_NODE_LABELS),

@@ -21,6 +21,11 @@ __all__ = [
 PACKAGES = ("python", "flwr", "lerobot", "torch")
 _STATES = ("running", "finished", "failed")
 _SPREADS = ("policy_loss", "proximal_loss", "grad_norm")
+_GPU_FIGURES = {  # of a node with a GPU
+    "node_gpu_utilisation_ratio": "gpu_utilisation",
+    "node_gpu_memory_used_bytes": "gpu_memory_bytes",
+    "node_gpu_temperature_celsius": "gpu_celsius",
+}
 _NODE_FIGURES = ("policy_loss", "proximal_loss", "grad_norm", "update_norm", "device_memory_bytes")
 _RUN_INFO = {
     "policy": "policy.size",
@@ -121,6 +126,9 @@ def add_node(
     for figure in _NODE_FIGURES:
         if figure in node.newest:
             samples.add(f"node_{figure}", node.newest[figure], node=name)
+    for metric, figure in _GPU_FIGURES.items():
+        if figure in node.newest:
+            samples.add(metric, node.newest[figure], node=name)
     for phase, seconds in node_phases(node.newest).items():
         samples.add("node_phase_seconds", seconds, node=name, phase=phase)
     if train_seconds := node.newest.get("train_seconds"):

@@ -1,6 +1,8 @@
 """docker-compose.yml as a file; tests/container starts it."""
 
+import os
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -100,3 +102,41 @@ def test_the_readme_of_a_site_is_short_and_says_what_leaves_and_how_to_leave() -
         assert words in text
     names = {file.name for file in SITE.iterdir()}
     assert names == {"README.md", "env", "docker-compose.yml", "docker-compose.gpu.yml"}
+
+
+def _merged_with_gpus() -> dict[str, Any]:
+    """The services of both files: as Compose merges them, or where it is not installed, as files."""
+    files = ["docker-compose.yml", "docker/compose.gpu.yml"]
+    command = ["docker", "compose", "--project-directory", ".", *(f"--file={file}" for file in files)]
+    try:
+        installed = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    except FileNotFoundError:
+        installed = None
+    if installed is not None and installed.returncode == 0:
+        done = subprocess.run(
+            [*command, "config", "--no-interpolate"],
+            cwd=REPOSITORY,
+            env=os.environ | {"COMPOSE_FILE": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return yaml.safe_load(done.stdout)["services"]
+    added = yaml.safe_load((REPOSITORY / files[1]).read_text())["services"]
+    assert added.keys() <= SERVICES.keys()
+    assert not [name for name in added if added[name].keys() & SERVICES[name].keys()]  # nothing to merge
+    return {name: service | added.get(name, {}) for name, service in SERVICES.items()}
+
+
+def test_what_trains_and_evaluates_gets_a_gpu_and_nothing_else_does() -> None:
+    services = _merged_with_gpus()
+    assert services.keys() == SERVICES.keys()
+    devices = {
+        name: service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+        for name, service in services.items()
+    }
+    gpu = [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    with_gpu = {name for name, found in devices.items() if found}
+    assert with_gpu == {"server", "supernode-a", "supernode-b"}
+    assert all(devices[name] == gpu for name in with_gpu)

@@ -336,3 +336,25 @@ def test_keys_that_may_not_be_read_are_named_with_the_command_that_gives_them_ba
     assert error.count("\n") == 1
     assert error.startswith("error: certs/generated/superlink/server.key: ")
     assert f"sudo chown -R {os.getuid()}:{os.getgid()} certs/generated" in error
+
+
+_NO_RUNTIME = (
+    "error: GPUs are asked for, and Docker has no NVIDIA runtime: install NVIDIA's container toolkit"
+)
+
+
+@pytest.mark.parametrize("asked", ["variable", "file", "nobody"])
+def test_gpus_without_nvidias_runtime_are_one_line(checkout: Path, prepare: Prepare, asked: str) -> None:
+    if asked == "file":
+        (checkout / ".env").write_text("COMPOSE_FILE=docker-compose.yml:docker/compose.gpu.yml\n")
+    result = prepare(**({"GPU": "1"} if asked == "variable" else {}))
+    assert result.returncode == (0 if asked == "nobody" else 2), result.stderr
+    assert result.stderr.startswith(_NO_RUNTIME) == (asked != "nobody")
+    assert len(result.stderr.splitlines()) == (asked != "nobody")
+
+
+@pytest.mark.parametrize("program", ["docker", "nvidia-ctk"])
+def test_gpus_with_nvidias_runtime_pass(checkout: Path, prepare: Prepare, program: str) -> None:
+    body = {"docker": '[ "$1" = info ] && echo " Runtimes: nvidia runc"', "nvidia-ctk": "exit 0"}[program]
+    _write_program(checkout / "bin" / program, body)
+    assert prepare(GPU="1").returncode == 0

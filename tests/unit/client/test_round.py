@@ -174,9 +174,24 @@ def test_training_stops_at_the_step_after_which_nobody_waits(site, monkeypatch: 
 
     monkeypatch.setattr("client.training.run_training_loop", run)
     late = dataclasses.replace(read_request(_message(), _config()), stop_at=time.monotonic() - 1)
+    components: Any = SimpleNamespace(steps=3, device=SimpleNamespace(type="cpu"))
     with pytest.raises(FederationError, match="passed after 1 of 3 steps"):
-        round_module._run_steps(late, _config(), site, SimpleNamespace(steps=3))  # type: ignore[arg-type]
+        round_module._run_steps(late, _config(), site, components)
     assert taken == [1]
+
+
+def test_a_batch_beyond_the_gpus_memory_is_one_line(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def run(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("client.training.run_training_loop", run)
+    components: Any = SimpleNamespace(steps=3, device=SimpleNamespace(type="cpu"))
+    with pytest.raises(FederationError) as caught:
+        round_module._run_steps(read_request(_message(), _config()), _config(), site, components)
+    assert "not enough memory for training.batch_size = 16" in str(caught.value)
+    assert "lower it and raise training.gradient_accumulation_steps" in str(caught.value)
 
 
 def test_a_site_stops_when_nobody_waits_any_more() -> None:

@@ -75,6 +75,8 @@ BAD_REPLIES = [
     (make_reply(setup_seconds=1e9), "setup_seconds = 1000000000.0 must be a finite number, not beyond 1e+07"),
     (make_reply(device_memory_bytes=-1), "must not be negative"),
     (make_reply(answered_at=-1e9), "must not be negative"),
+    (make_reply(gpu_utilisation=1.5), "gpu_utilisation = 1.5 must be a finite number, not beyond 1"),
+    (make_reply(gpu_celsius=float("nan")), "gpu_celsius = nan must be a finite number"),
     (make_reply(learning_rate=-1e-3), "must not be negative"),
     (make_reply(policy_loss=[1.0, 2.0]), "policy_loss = [1.0, 2.0]"),
     (make_reply(num_examples=2.5), "whole number"),

@@ -19,7 +19,8 @@ from client.doctor import connection as connection_checks
 from client.doctor import machine
 from client.doctor.check import Check
 from client.doctor.connection import check_superlink
-from client.doctor.machine import check_ca, check_device, check_key, check_scratch, check_software
+from client.doctor.device import check_device
+from client.doctor.machine import check_ca, check_key, check_scratch, check_software
 
 pytestmark = pytest.mark.slow
 

@@ -169,6 +169,7 @@ def test_the_doctor_looks_with_what_the_invitation_says(
         "key": site.key,
         "ca": site.authority,
         "superlink": "localhost:9",
+        "gpu_bytes": invitation.expects.gpu_bytes,
     }
     with pytest.raises(_StartedError):
         _join(site)  # as the last time

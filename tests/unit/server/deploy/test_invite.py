@@ -76,6 +76,7 @@ def test_the_bytes_of_a_round_are_those_of_the_demos_policy(certs: Path) -> None
         "trained_values": 103_648,
         "download_bytes": 207_296,
         "upload_bytes": 107_712,
+        "gpu_bytes": None,
     }
 
 
@@ -84,6 +85,7 @@ def test_a_policy_that_cannot_be_had_leaves_the_bytes_out(certs: Path) -> None:
     invitation, _ = write_invitation(certs, "lab-b", KEY.spell(), SUPERLINK, config)
     assert invitation.expects.policy == "lerobot/smolvla_base"
     assert invitation.expects.upload_bytes is None
+    assert invitation.expects.gpu_bytes == pytest.approx(6e9, rel=0.1)  # an estimate all the same
 
 
 def test_where_superlink_does_not_run_the_key_is_recorded_for_the_run_service(

@@ -517,6 +517,11 @@ def test_a_site_shows_its_progress_inside_a_round(tmp_path: Path) -> None:
     assert values['federation_site_local_step{node="site-a"}'] == 30
     assert values['federation_site_policy_loss{node="site-a"}'] == 0.5
     assert values['federation_site_progress_timestamp_seconds{node="site-a"}'] > 1.7e9
+    assert 'federation_site_gpu_utilisation_ratio{node="site-a"}' not in values
+    progress.update(30, 0.5, {"gpu_utilisation": 0.9, "gpu_celsius": 61.0})
+    values = _values(exporter)
+    assert values['federation_site_gpu_utilisation_ratio{node="site-a"}'] == 0.9
+    assert values['federation_site_gpu_temperature_celsius{node="site-a"}'] == 61
     (tmp_path / "progress.json").write_text("{")
     assert 'federation_site_round{node="site-a"}' not in _values(exporter)
 
