@@ -31,18 +31,20 @@ def record_dataset(
     fps: int = FPS,
     reach: float = 60.0,
     codec: str = "h264",
+    size: tuple[int, int] = (EDGE_PIXELS, EDGE_PIXELS),
 ) -> Path:
     """Record a dataset of `episodes` x `frames` frames in `root` and return `root`.
 
     Args:
         reach: degrees to either side that the joints go.
         codec: "h264", "hevc", "libsvtav1" or "image", for PNG.
+        size: of the pictures, (height, width).
     """
     names = [f"{joint}.pos" for joint in JOINTS][:dim]
     vector = {"dtype": "float32", "shape": (dim,), "names": names}
     image = {
         "dtype": "image" if codec == "image" else "video",
-        "shape": (EDGE_PIXELS, EDGE_PIXELS, 3),
+        "shape": (*size, 3),
         "names": ["height", "width", "channels"],
     }
     dataset = LeRobotDataset.create(
@@ -58,14 +60,14 @@ def record_dataset(
         rgb_encoder=RGBEncoderConfig(vcodec="h264" if codec == "image" else codec),
     )
     random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:EDGE_PIXELS, :EDGE_PIXELS]
+    rows, columns = np.mgrid[: size[0], : size[1]]
     for _ in range(episodes):
         phases = random.uniform(0, 2 * np.pi, dim)
         colour = random.integers(60, 255, 3)
         for t in range(frames):
             pose = _pose(t, frames, phases, reach)
-            picture = np.full((EDGE_PIXELS, EDGE_PIXELS, 3), 90, np.uint8)
-            centre = EDGE_PIXELS / 2 * (1 + 0.6 * pose[:2] / reach)
+            picture = np.full((*size, 3), 90, np.uint8)
+            centre = np.array(size) / 2 * (1 + 0.6 * pose[:2] / reach)
             picture[(abs(rows - centre[0]) < 8) & (abs(columns - centre[1]) < 8)] = colour
             dataset.add_frame(
                 {

@@ -20,11 +20,17 @@ from federation.policy.build import build_policy
 from federation.settings import PolicyConfig
 
 CPU = torch.device("cpu")
+MODES = ("fp32", "bf16", "compiled")
 
 
-def measure(policy: Any, chunks: int) -> dict[str, Any]:
-    """Seconds for a chunk in each mode, and of the first compiled one."""
-    config = policy.config
+def time_chunks(policy: Any, mode: str, backend: str = "inductor") -> Callable[[], float]:
+    """Return a function that computes one action chunk in `mode` and returns its seconds.
+
+    Args:
+        mode: of `MODES`, or "compiled bf16".
+        backend: of `torch.compile`.
+    """
+    config, device = policy.config, next(policy.parameters()).device
     height, width = next(iter(config.image_features.values())).shape[1:]
     generator = torch.Generator().manual_seed(0)
     batch: dict[str, Any] = {
@@ -33,26 +39,30 @@ def measure(policy: Any, chunks: int) -> dict[str, Any]:
     batch["observation.state"] = torch.zeros(1, 6)
     batch["observation.language.tokens"] = torch.full((1, 24), 20)
     batch["observation.language.attention_mask"] = torch.ones(1, 24, dtype=torch.bool)
-    compiled = torch.compile(policy.model.sample_actions)
+    batch = {key: value.to(device) for key, value in batch.items()}
     plain = policy.model.sample_actions
+    sample = torch.compile(plain, backend=backend) if "compiled" in mode else plain
 
-    def run(sample: Callable[..., Any], bf16: bool) -> float:
+    def run() -> float:
         policy.model.sample_actions = sample
         started = time.monotonic()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            policy.predict_action_chunk(dict(batch))
-        return time.monotonic() - started
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled="bf16" in mode):
+            policy.predict_action_chunk(dict(batch)).cpu()  # waits for a GPU
+        seconds = time.monotonic() - started
+        policy.model.sample_actions = plain
+        return seconds
 
-    modes: dict[str, tuple[Callable[..., Any], bool]] = {
-        "fp32": (plain, False),
-        "bf16": (plain, True),
-        "compiled": (compiled, False),
-    }
-    first = {name: run(*mode) for name, mode in modes.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in modes}
+    return run
+
+
+def measure(policy: Any, chunks: int) -> dict[str, Any]:
+    """Seconds for a chunk in each mode, and of the first compiled one."""
+    timers = {mode: time_chunks(policy, mode) for mode in MODES}
+    first = {mode: timer() for mode, timer in timers.items()}
+    seconds: dict[str, list[float]] = {mode: [] for mode in timers}
     for _ in range(chunks):
-        for name, mode in modes.items():
-            seconds[name].append(run(*mode))
+        for mode, timer in timers.items():
+            seconds[mode].append(timer())
     medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
     return {
         "seconds": medians,
