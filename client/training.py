@@ -154,7 +154,7 @@ def _build_optimizer(
         betas=policy.config.optimizer_betas,
         eps=policy.config.optimizer_eps,
         weight_decay=settings.weight_decay,
-        fused=device.type == "cuda",
+        fused=True if device.type == "cuda" else None,  # None: as torch chooses
     )
 
 

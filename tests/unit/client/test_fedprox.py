@@ -60,3 +60,16 @@ def test_all_parameters_at_once_get_the_same_gradients_as_one_by_one() -> None:
         gradients.append([p.grad for p in parameters])
     assert all(torch.equal(p, q) for p, q in zip(*gradients, strict=True))
     torch.testing.assert_close(*norms)
+
+
+@pytest.mark.parametrize("pull", [_pull_at_once, _pull_one_by_one])
+def test_received_weights_in_bf16_count_as_the_same_in_fp32(pull) -> None:
+    received = [p.detach().bfloat16() for p in _parameters(seed=1)]
+    gradients = []
+    for anchors in (received, [w.float() for w in received]):
+        parameters = _parameters(seed=2)
+        sum(p.sin().sum() for p in parameters).backward()
+        with torch.no_grad():
+            pull([(p, w, p.grad) for p, w in zip(parameters, anchors, strict=True)], 0.1)
+        gradients.append([p.grad for p in parameters])
+    assert all(torch.equal(p, q) for p, q in zip(*gradients, strict=True))
