@@ -56,7 +56,7 @@ def check_steps(setting: Setting) -> None:
     for adapter in ("none", "lora"):
         for batch_size in (16, 64) if setting.is_full else (2,):
             config = setting.config(policy__adapter=adapter, training__batch_size=batch_size)
-            bench = setting.bench(config, pairs=20 if setting.is_full else 2)
+            bench = setting.bench("a", config, pairs=20 if setting.is_full else 2)
             what = f"{'dense' if adapter == 'none' else adapter}, batch {batch_size}"
             _report_by_itself(setting, "a", what, lambda bench=bench: _step_figures(bench))
 
@@ -123,7 +123,7 @@ def check_loading(setting: Setting) -> None:
     """(c) Compare what the sample cache gives with what a step takes."""
     steps = 50 if setting.is_full else 3
     batch_size = 64 if setting.is_full else 2
-    bench = setting.bench(setting.config(training__local_steps=steps, training__batch_size=batch_size))
+    bench = setting.bench("c", setting.config(training__local_steps=steps, training__batch_size=batch_size))
     for what in ("decoding", "from the cache"):
         components = bench.components()
         with GpuWatch(setting.device == "cuda", seconds=1.0) as gpu:

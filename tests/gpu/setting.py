@@ -41,14 +41,14 @@ class Setting:
             settings | {key.replace("__", "."): value for key, value in changes.items()}, "the check"
         )
 
-    def bench(self, config: RunConfig, pairs: int = 1) -> "Bench":
-        """Return what `tests.benchmarks.step_time` measures on."""
+    def bench(self, part: str, config: RunConfig, pairs: int = 1) -> "Bench":
+        """Return what `tests.benchmarks.step_time` measures on, with a cache of samples for each part."""
         import torch
 
         from tests.benchmarks.step_time import Bench
 
-        scratch = self.folder / "scratch"
-        return Bench(config, self.folder / "data" / "site-a", torch.device(self.device), scratch, pairs)
+        data, scratch = self.folder / "data" / "site-a", self.folder / f"scratch-{part}"
+        return Bench(config, data, torch.device(self.device), scratch, pairs)
 
     def report(self, part: str, what: str, figures: Mapping[str, Any]) -> None:
         """Print the figures of one row and keep them, whatever becomes of the rest of the part."""

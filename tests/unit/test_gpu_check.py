@@ -11,6 +11,8 @@ import pytest
 from tests.gpu import check
 from tests.gpu.setting import Setting
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
