@@ -59,7 +59,7 @@ def run_part(name: str, setting: Setting, seconds: float) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     if not ended:
         rows.append({"what": "stopped", "error": f"did not end in {seconds:.0f} s"})
-    elif process.exitcode and not any("error" in row for row in rows):
+    elif process.exitcode and not _has_failed(rows):
         rows.append({"what": "ended", "error": f"the process ended with code {process.exitcode}"})
     return rows
 
@@ -117,9 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "parts": found,
             }
             options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if name == "prepare" and _has_failed(found[name]):
+                break  # there is nothing to work on
     show(found, Console(width=max(150, Console().width)))
     print(f"{describe_device()}: {time.monotonic() - started:.0f} s; written to {options.out}")
-    return int(any("error" in row for rows in found.values() for row in rows))
+    return int(any(map(_has_failed, found.values())))
+
+
+def _has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any("error" in row for row in rows)
 
 
 if __name__ == "__main__":

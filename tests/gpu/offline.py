@@ -61,21 +61,22 @@ _DROPPED = re.compile(
 )
 _STUB = '''"""Stands in for a package that the check imports and never calls."""
 
-import sys
-from types import ModuleType
 from typing import Any
 
 __path__: list[str] = []
 
 
-class FFmpegError(OSError):
-    """What PyAV raises."""
+class _Named(type):
+    """What any name of the package is, and any name of that."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Named(name, (Exception,), {})
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (Exception,), {"__getattr__": __getattr__, "__module__": __name__})
+    return _Named.__getattr__(_Named, name)
 '''
 
 

@@ -17,6 +17,7 @@ from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import save_policy_folder
+from federation.policy.memory import memory_parts
 from federation.settings import PolicyConfig
 from server.deploy import demo
 from server.run.recorded import METRICS_FILE
@@ -64,6 +65,7 @@ def check_steps(setting: Setting) -> None:
 def _step_figures(bench: step_time.Bench) -> dict[str, Any]:
     losses, memory, steps = step_time.losses(bench), step_time.peak_memory(bench), step_time.steps(bench)
     ratio = steps["fedprox_over_lerobot"]
+    parts = memory_parts(bench.config.policy, bench.config.training.batch_size)
     return {
         "ms a step": 1000 * steps["median_seconds"]["fedprox"],
         "LeRobot's": 1000 * steps["median_seconds"]["lerobot"],
@@ -72,6 +74,8 @@ def _step_figures(bench: step_time.Bench) -> dict[str, Any]:
         "samples/s": steps["samples_per_second"]["fedprox"],
         "peak GB": memory.get("allocated_gb"),
         "reserved GB": memory.get("reserved_gb"),
+        # Of the full size, and without what torch does not count.
+        "GB by the formula": sum(parts.values()) - parts["the rest"] if memory else None,
         "loss": losses["autocast"],
         "loss/fp32's": losses["autocast_over_fp32"],
         "gradient's cosine": losses["gradient_cosine"],
