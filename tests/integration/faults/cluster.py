@@ -123,8 +123,11 @@ class FaultyCluster(LocalCluster):
     def fork_server(self, site: str) -> psutil.Process:
         """What the ClientApps of a site are forks of; one that was killed is a zombie until the next fork."""
         (starter,) = _children(psutil.Process(self.process_id(site)), "flower-superexec")
-        (server,) = _children(starter, "multiprocessing.forkserver")
-        return server
+        give_up_at = time.monotonic() + 60
+        while not (servers := _children(starter, "multiprocessing.forkserver")):
+            assert time.monotonic() < give_up_at, f"{site} has no fork server"
+            time.sleep(0.1)
+        return servers[0]
 
 
 def _children(parent: psutil.Process, part: str) -> list[psutil.Process]:

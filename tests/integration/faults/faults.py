@@ -183,7 +183,7 @@ def _kill_fork_server(cluster: FaultyCluster, folder: Path) -> None:
 
 def _kill_fork_server_after_fork(cluster: FaultyCluster, folder: Path) -> None:
     """Its fork trains on."""
-    cluster.app("clientapp", "site-a")
+    _wait_for_training(cluster, folder, "site-a")
     _kill_fork_server(cluster, folder)
 
 
