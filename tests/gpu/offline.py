@@ -4,7 +4,7 @@
 
 The machine (x86-64, CPython 3.12) has torch 2.11, torchvision, pandas, pyarrow, grpcio and protobuf, and what
 they need. The rest of what the check imports is taken from the wheels of requirements.lock, at their hashes,
-without what no run imports: MuJoCo and the like, tests, transformers' other models. PyAV and OpenCV are
+without what no run imports: MuJoCo and the like, tests, headers. PyAV and OpenCV are
 imported and never called, since the check's frames are pictures: of them an empty package goes along. Over
 there:
 
@@ -51,41 +51,51 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 owners = metadata.packages_distributions()
 names = {d.lower().replace("_", "-") for m in list(sys.modules) for d in owners.get(m.split(".")[0], [])}
-models = {m.split(".")[2] for m in sys.modules if m.startswith("transformers.models.") and m.count(".") > 1}
-print(json.dumps({"distributions": sorted(names), "models": sorted(models)}))
+print(json.dumps(sorted(names)))
 """
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 _DROPPED = re.compile(
     r"(^|/)(tests?|testing/tests|__pycache__|examples|docs?|benchmarks)/|\.(pyi|pyx|pxd|c|h|hpp|a|cmake)$|^numpy/f2py/"
     r"|\.dist-info/(RECORD|licenses/|sboms/)|^lerobot/(robots|teleoperators|motors|rl|scripts/.*viz)/.*\.(stl|png|urdf)$"
 )
-_STUB = '''"""Stands in for a package that the check imports and never calls."""
+_STUB = '''"""Stands in for a package that the check imports and never works with."""
 
+from types import SimpleNamespace
 from typing import Any
 
 __path__: list[str] = []
 
 
-class _Named(type):
-    """What any name of the package is, and any name of that."""
-
+class _Names(type):
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Named(name, (Exception,), {})
+        return _Names(name, (_Anything,), {})
+
+
+class _Anything(Exception, metaclass=_Names):
+    """What any name of the package is, and any name of that: a class whose objects have the same names."""
+
+    # LeRobot looks a codec up also for pictures: it is there, with an option that nobody sets.
+    type = "video"
+    options = (SimpleNamespace(name="none"),)
+    video_formats = ()
+    components = ("r", "g", "b")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__class__, name)
 
 
 def __getattr__(name: str) -> Any:
-    return _Named.__getattr__(_Named, name)
+    return getattr(_Anything, name)
 '''
 
 
-def imported() -> dict[str, list[str]]:
-    """Return the distributions, and the models of transformers, that the check imports."""
+def imported() -> set[str]:
+    """Return the distributions that the check imports."""
     command = [sys.executable, "-c", _LIST_IMPORTED, *_MODULES]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def present() -> set[str]:
@@ -132,15 +142,13 @@ def fetch(names: Iterable[str], folder: Path) -> list[Path]:
     return sorted(found.values())
 
 
-def unpack(wheels: Iterable[Path], site: Path, models: Iterable[str]) -> None:
+def unpack(wheels: Iterable[Path], site: Path) -> None:
     """Unpack `wheels` into `site`, without what is never imported, and write the commands they bring."""
-    kept = {*models, "auto"}
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 path = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name)
-                model = re.match(r"transformers/models/([^/]+)/", path)
-                if name.endswith("/") or _DROPPED.search(path) or (model and model[1] not in kept):
+                if name.endswith("/") or _DROPPED.search(path):
                     continue
                 target = site / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,12 +202,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu/site.tar.xz"))
     parser.add_argument("--preset", type=int, default=6, help="xz's, from 0, quick, to 9 (%(default)s)")
     options = parser.parse_args()
-    found = imported()
-    names = set(found["distributions"]) - present() - _STUBS.keys()
+    names = imported() - present() - _STUBS.keys()
     wheels = fetch(names, options.out.parent / "wheels")
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder)
-        unpack(wheels, site, found["models"])
+        unpack(wheels, site)
         write_stubs(site)
         with (
             lzma.open(options.out, "wb", preset=options.preset) as packed,
