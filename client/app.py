@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.device import describe_device
+from client.homecoming import receive_policy
 from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
 from client.round import answer_train_request
@@ -25,6 +26,8 @@ from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import (
     ANSWER,
     CONFIG,
+    FATE,
+    QUERY_DELIVER,
     QUERY_JOIN,
     QUERY_SHUT_OUT,
     REASON,
@@ -50,6 +53,12 @@ def join(message: Message, context: Context) -> Message:
 def shut_out(message: Message, context: Context) -> Message:
     """Put into this site's log why the server takes nothing from it."""
     return _answer(message, context, _shut_out)
+
+
+@app.query(QUERY_DELIVER.partition(".")[2])
+def deliver(message: Message, context: Context) -> Message:
+    """Write the policy of a run that is over into this site's policy folder."""
+    return _answer(message, context, _deliver)
 
 
 @app.train()
@@ -92,14 +101,29 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    run, verdict = str(message.content.config_records[CONFIG]["run"]), "accepted: it asks for updates"
+    down = _size(message.content, WEIGHTS)
+    note_contact(site.scratch, run, verdict, down, update=_fate(message))
     reply = answer_train_request(message, config, site)
-    run = str(message.content.config_records[CONFIG]["run"])
-    down, up = (
-        sum(len(array.data) for array in arrays.values())
-        for arrays in (message.content.array_records[WEIGHTS], reply.array_records[UPDATE])
-    )
-    note_contact(site.scratch, run, "accepted: it asks for updates", down, up)
+    note_contact(site.scratch, run, verdict, up=_size(reply, UPDATE))
     return reply
+
+
+def _deliver(message: Message, config: RunConfig, site: Site) -> RecordDict:
+    run, down = str(message.content.config_records[CONFIG]["run"]), _size(message.content, WEIGHTS)
+    digest = receive_policy(message, site)
+    note_contact(site.scratch, run, "accepted: it sent the policy", down, update=_fate(message))
+    return RecordDict({ANSWER: ConfigRecord({"sha256": digest})})
+
+
+def _size(content: RecordDict, record: str) -> int:
+    return sum(len(array.data) for array in content.array_records[record].values())
+
+
+def _fate(message: Message) -> str | None:
+    """Return what became of this site's last update; None if the server does not tell."""
+    told = message.content.config_records.get(FATE)
+    return None if told is None else one_line(str(told.get("text", "")))
 
 
 def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:

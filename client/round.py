@@ -17,18 +17,18 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors import SafetensorError
 
 from client.privacy_rules import check_privacy, count_release
+from client.received_weights import open_weights
 from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.errors import FederationError, RejectionCode
+from federation.errors import FederationError
 from federation.judgement.judge import DatasetUse, judge_dataset
-from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE, WEIGHTS
+from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE
 from federation.policy.memory import training_gigabytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
 if TYPE_CHECKING:
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from torch import Tensor
 
     from client.training import TrainingComponents, TrainingResult
@@ -46,7 +46,6 @@ class TrainRequest:
 
     run: str
     round: int
-    fingerprint: str  # of the frozen weights
     proximal_mu: float
     undone_rounds: tuple[int, ...]  # of which nothing is in the weights any more
     key: str  # the same for the same request, however often it comes
@@ -79,7 +78,6 @@ def read_request(message: Message, config: RunConfig) -> TrainRequest:
     return TrainRequest(
         run=str(order["run"]),
         round=int(order["round"]),  # type: ignore[arg-type]
-        fingerprint=str(order["fingerprint"]),
         proximal_mu=mu,
         undone_rounds=tuple(order["undone"]),  # type: ignore[arg-type]
         key=hashlib.sha256(known_by.encode()).hexdigest(),
@@ -171,7 +169,8 @@ def _set_up(
         else record_to_statistics(message.content.array_records[STATISTICS])
     )
     policy = build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=site.scratch)
-    weights = _open_weights(message, request, config, site, policy)
+    sealed = Header(config.wire.download, request.run, request.round, base="")
+    weights = open_weights(message, policy, config, site.scratch, sealed)
     samples = open_samples(
         site.dataset,
         policy.config,
@@ -190,27 +189,6 @@ def _set_up(
         _seed(config.run.seed, site.name, request.round),
     )
     return components, weights
-
-
-def _open_weights(
-    message: Message, request: TrainRequest, config: RunConfig, site: Site, policy: "SmolVLAPolicy"
-) -> Payload:
-    """Return the global weights of the round, verified; `policy` must have the server's frozen weights."""
-    from client.state.frozen import kept_fingerprint
-    from federation.policy.build import trainable_parameters
-
-    if kept_fingerprint(policy, config, site.scratch) != request.fingerprint:
-        raise FederationError(
-            "frozen weights differ from the server's: install the same versions of torch, transformers and "
-            "lerobot, and the same policy.pretrained",
-            RejectionCode.FROZEN_WEIGHTS,
-        )
-    return open_payload(
-        message.content.array_records[WEIGHTS],
-        message.content.config_records[HEADER],
-        {name: p.shape for name, p in trainable_parameters(policy).items()},
-        Header(config.wire.download, request.run, request.round, base=""),
-    )
 
 
 def _run_steps(

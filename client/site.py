@@ -27,6 +27,12 @@ class Site:
     sample_cache_gb: float  # disk for decoded samples
     cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
     privacy: PrivacyRules  # what its owner insists on
+    policy: Path | None = None  # where the policy comes home to; None: `policy` in scratch
+
+    @property
+    def policy_folder(self) -> Path:
+        """Return the folder of the policy of the last run that sent one."""
+        return self.policy or self.scratch / "policy"
 
 
 def read_site(context: Context) -> Site:
@@ -60,4 +66,5 @@ def read_site(context: Context) -> Site:
         sample_cache_gb=float(cache_gb),
         cameras=parse_camera_names(str(settings.get("cameras", ""))),
         privacy=parse_privacy_rules(settings),
+        policy=Path(str(settings["policy"])) if settings.get("policy") else None,
     )

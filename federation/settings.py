@@ -36,6 +36,11 @@ class RunSection:
     seed: Whole = setting(0, "draws initial weights, sampled nodes and the order of frames", ge=0)
     num_rounds: Whole = setting(20, "rounds of the whole run, those before a continuation included", ge=1)
     resume: bool = setting(False, "continue `outputs/NAME` after its newest checkpoint")
+    deliver: Literal["end", "never", "only"] = setting(
+        "end",
+        "when the sites of the run get its exported policy: `end` of the run, or later where a site was off; "
+        "`never`; `only`: train nothing, send that of `outputs/NAME` (`so100-server deliver`)",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,6 +19,7 @@ from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
+from server.delivery import FormerPolicy, deliver_at_end, deliver_only
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.evaluation.plateau import describe_plateau
 from server.nodes import NodeTable
@@ -49,8 +50,12 @@ class RevertedError(FederationError):
 def main(grid: Grid, context: Context) -> None:
     """Run one federated fine-tuning, or what is left of one, from its configuration to its report."""
     config = parse_run_config(context.run_config, "the run configuration")
-    name = config.run.name or new_run_name("run")
-    record = RunRecord(folder_of("FEDERATION_OUTPUTS"), name, config, str(context.run_id))
+    name, outputs = config.run.name or new_run_name("run"), folder_of("FEDERATION_OUTPUTS")
+    if config.run.deliver == "only":
+        logs.bind_context(run=name, node="server", round_=0)
+        deliver_only(grid, outputs / name)
+        return
+    record = RunRecord(outputs, name, config, str(context.run_id))
     logs.configure(record.folder / "server.log")
     logs.bind_context(run=record.name, node="server", round_=0)
     if not config.run.resume:
@@ -60,6 +65,8 @@ def main(grid: Grid, context: Context) -> None:
         tracking = Tracking(record.folder, config)
         with ExitStack() as endings:
             ended_early = _run(grid, config, record, tracking, endings)
+        if config.run.deliver == "end":  # before the run counts as finished: then its SuperLink may go
+            deliver_at_end(grid, record.folder)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -130,10 +137,13 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         _evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
+    former = FormerPolicy(grid, record.folder, nodes.late) if config.run.deliver == "end" else None
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     last, ended_early = config.run.num_rounds, ""
     for round_ in range(checkpoint.round + 1 if checkpoint else 1, last + 1):
+        if former is not None:
+            former.deliver(nodes.joined())
         entry = _train_round(grid, nodes, model, round_, config, record)
         ended_early = _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
         record.round_finished(entry)

@@ -85,6 +85,10 @@ class NodeTable:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_POLL_INTERVAL_SECONDS)
 
+    def joined(self) -> set[str]:
+        """Return the names of the nodes that joined, whether they are online or not."""
+        return {node.name for node in self._known.values()}
+
     def count_rejections(
         self, round_: int, rejected: Mapping[str, Rejection], accepted: Collection[str]
     ) -> None:

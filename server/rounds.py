@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from federation.config import RunConfig
 from federation.logs import get_logger
-from federation.messages import CONFIG, HEADER, STATISTICS, TRAIN, WEIGHTS
+from federation.messages import CONFIG, FATE, HEADER, STATISTICS, TRAIN, WEIGHTS
 from federation.wire.codec import encoded_bytes
 from federation.wire.payload import Header, pack_tensors, statistics_to_record
 from server.aggregation.adaptation import average_weights, proximal_mu
@@ -100,8 +100,12 @@ def _send(
     policy = WaitPolicy(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
     payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
     limits = limits_of_update(payload_bytes)
-    exchange = Exchange(grid, make_content, TRAIN, str(round_), policy, limits, count).send(list(names))
-    return exchange, base
+
+    def address(content: RecordDict, node_id: int) -> RecordDict:
+        return RecordDict({**content, FATE: ConfigRecord({"text": record.fate_of(names[node_id])})})
+
+    exchange = Exchange(grid, make_content, TRAIN, str(round_), policy, limits, count, address)
+    return exchange.send(list(names)), base
 
 
 def train_request(

@@ -41,6 +41,11 @@ class SiteFolder:
         return self.path / "scratch"
 
     @property
+    def policy(self) -> Path:
+        """The policy of the last run that sent one; it stays when the owner leaves."""
+        return self.path / "policy"
+
+    @property
     def wish(self) -> Path:
         """What the owner wants: to pause or to leave; missing: to take part."""
         return self.path / "wish"

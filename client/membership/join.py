@@ -111,6 +111,7 @@ def write_settings(
         "name": invitation.site,
         "dataset": str(dataset.expanduser().resolve()),
         "scratch": str(site.scratch),
+        "policy": str(site.policy),
         **options,
     }
     # A printable text as JSON is one of TOML's basic strings.

@@ -9,6 +9,7 @@ from typing import Any
 from client.membership.folder import SiteFolder
 from client.membership.runner import is_running, wish_of
 from client.state.contact import read_contact
+from client.state.home_policy import read_home_policy
 from client.state.progress import PROGRESS_FILE
 from federation.errors import ConfigError, FederationError
 from federation.invitation import read_invitation
@@ -17,7 +18,7 @@ __all__ = ["print_status"]
 
 
 def print_status(site: SiteFolder) -> None:
-    """Print one line each: site, SuperNode, last contact, round, bytes of today.
+    """Print one line each: site, SuperNode, last contact, last update, round, bytes of today, policy.
 
     Raises:
         ConfigError: the folder holds no site.
@@ -29,8 +30,10 @@ def print_status(site: SiteFolder) -> None:
         "site": _site(site),
         "SuperNode": _supernode(site),
         "server": _server(contact),
+        "update": str(contact.get("update") or "nothing known of the last one"),
         "round": _round(site.scratch / PROGRESS_FILE, contact),
         "today": _today(contact),
+        "policy": _policy(site.policy),
     }
     for what, text in lines.items():
         print(f"{what:<10} {text}")
@@ -72,6 +75,13 @@ def _today(contact: dict[str, Any]) -> str:
     is_today = contact.get("day") == f"{datetime.now(UTC):%Y-%m-%d}"
     down, up = (contact.get(key, 0) if is_today else 0 for key in ("down_bytes", "up_bytes"))
     return f"{down / 1e6:.1f} MB received, {up / 1e6:.1f} MB sent (UTC)"
+
+
+def _policy(folder: Path) -> str:
+    facts = read_home_policy(folder)
+    if not facts:
+        return "none yet; it comes at the end of a run"
+    return f"round {facts.get('round')} of {facts.get('run')}, in {folder}, since {facts.get('at')}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -16,8 +16,13 @@ __all__ = ["CONTACT_FILE", "note_contact", "read_contact"]
 CONTACT_FILE = "contact.json"
 
 
-def note_contact(scratch: Path, run: str, verdict: str, down: int = 0, up: int = 0) -> None:
+def note_contact(
+    scratch: Path, run: str, verdict: str, down: int = 0, up: int = 0, update: str | None = None
+) -> None:
     """Write down that the server was heard, what it thinks of this site, and the bytes of the message.
+
+    Args:
+        update: what became of this site's last update; None: the message does not tell.
 
     A full disk, or a file that somebody changed, costs the owner a line and the round nothing.
     """
@@ -30,6 +35,7 @@ def note_contact(scratch: Path, run: str, verdict: str, down: int = 0, up: int =
             "at": now.isoformat(timespec="seconds"),
             "run": run,
             "verdict": verdict,
+            "update": before.get("update", "") if update is None else update,
             "day": today,
             "down_bytes": down + (int(before["down_bytes"]) if same_day else 0),
             "up_bytes": up + (int(before["up_bytes"]) if same_day else 0),

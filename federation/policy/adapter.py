@@ -87,7 +87,10 @@ def describe_scaling(policy: SmolVLAPolicy) -> str:
 
 @torch.no_grad()
 def merged_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
-    """Return the state of a policy without adapter that computes what `policy` does."""
+    """Return the state of a policy without adapter that computes what `policy` does.
+
+    Adapted weights are on the CPU.
+    """
     layers: dict[str, Any] = {n: layer for n, layer in policy.named_modules() if isinstance(layer, LoraLayer)}
     merged = {}
     for name, tensor in policy.state_dict().items():
@@ -95,9 +98,22 @@ def merged_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
         if ".lora_" in name:
             continue
         if is_adapted and kind == "weight":
-            tensor = tensor + layers[owner].get_delta_weight(_NAME)
+            tensor = tensor.cpu() + _product(layers[owner])
         merged[f"{owner}.{kind}" if is_adapted else name] = tensor
     return merged
+
+
+def _product(layer: Any) -> Tensor:
+    """Return what the adapter adds to a layer's weights, the same bits on every machine.
+
+    A product of matrices is summed in another order by each processor and library. Here each rank is
+    multiplied and then added by itself, which is rounded alike everywhere.
+    """
+    a, b = (factors[_NAME].weight.cpu() for factors in (layer.lora_A, layer.lora_B))
+    total = torch.zeros(b.shape[0], a.shape[1])
+    for column, row in zip(b.T, a, strict=True):
+        total += column[:, None] * row[None, :]
+    return total * layer.scaling[_NAME]
 
 
 def save_adapter(folder: Path, policy: SmolVLAPolicy) -> None:

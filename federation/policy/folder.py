@@ -7,8 +7,10 @@ that from the working directory: its tools are started inside the folder, with `
 whose VLM is a Hub id loads from everywhere. `load_policy_folder` loads both from everywhere.
 """
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,23 +24,44 @@ from federation.policy.adapter import has_adapter, merged_weights, save_adapter
 from federation.policy.build import Processors, select_device
 from federation.policy.vlm_folder import BUNDLED_VLM
 
-__all__ = ["load_policy_folder", "name_vlm", "save_adapter_folder", "save_policy_folder"]
+__all__ = ["load_policy_folder", "name_vlm", "policy_digest", "save_adapter_folder", "save_policy_folder"]
 
+_FILE = "model.safetensors"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.onnx", ".git*")
 
 
-def save_policy_folder(folder: Path, policy: SmolVLAPolicy, processors: Processors, card: str) -> None:
+def save_policy_folder(
+    folder: Path,
+    policy: SmolVLAPolicy,
+    processors: Processors,
+    card: str,
+    seal: Callable[[Path], object] = lambda staging: None,
+) -> None:
     """Write configuration, all weights, both processors, the VLM if it is a local one, and the model card.
 
     An adapter is merged into the weights: whoever loads them needs no PEFT. The folder appears whole or not
-    at all; one that is there is replaced.
+    at all; one that is there is replaced. The same policy makes the same file of weights on every machine.
+
+    Args:
+        seal: called with the finished folder before it is put in place; what it raises leaves the one before.
     """
 
     def fill(staging: Path) -> None:
         policy.save_pretrained(staging, state_dict=merged_weights(policy) if has_adapter(policy) else None)
         _complete(staging, policy, processors, card)
+        seal(staging)
 
     write_folder(folder, fill)
+
+
+def policy_digest(folder: Path) -> str:
+    """Return the SHA-256 of the file of weights in `folder`.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    with (folder / _FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_adapter_folder(folder: Path, policy: SmolVLAPolicy, processors: Processors, card: str) -> None:

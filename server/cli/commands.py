@@ -256,6 +256,20 @@ def revoke(name: Site, control: Control = None, certs: Certs = CERTS) -> None:
     revoke_site(certs, name, control)
 
 
+@app.command(rich_help_panel=_SITES)
+def deliver(run: Run, control: Control = None, outputs: Outputs = OUTPUTS, certs: Certs = CERTS) -> int:
+    """Send the policy of a finished run to those of its sites that lack it.
+
+    Each run does so at its end; this is for sites that were off then.
+
+    Example: so100-server deliver demo-20261123-184002
+    """
+    _require_clone()
+    from server.deploy.deliver import deliver_policy
+
+    return deliver_policy(run, outputs, certs, control)
+
+
 def _policy_folder(run: str | None, policy: Path | None, outputs: Path) -> Path:
     if (run is None) == (policy is None):
         raise ConfigError("name one policy: a run such as demo-20261123-184002, or --policy FOLDER")

@@ -32,6 +32,9 @@ def submit(
     wait_seconds: Annotated[float, typer.Option(help="for all these sites to be online")] = 180.0,
     outputs: Annotated[Path, typer.Option(help="where runs are recorded")] = Path("/outputs"),
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="go on with this run")] = None,
+    deliver: Annotated[
+        str | None, typer.Option(metavar="RUN", help="send the policy of this finished run to its sites")
+    ] = None,
     new: Annotated[bool, typer.Option("--new", help="begin a new run, whatever became of others")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="submit and end; nobody continues it")] = False,
     unattended: Annotated[
@@ -53,6 +56,7 @@ def submit(
             config,
             invited=invited,
             resume=resume,
+            deliver=deliver,
             new=new,
             detach=detach,
             wait_seconds=wait_seconds,

@@ -11,6 +11,7 @@ from pathlib import Path
 from federation.config import RunConfig, flatten, load_run_config
 from federation.errors import CertificateError, ConfigError, FederationError
 from federation.site_key import read_key_line
+from server.deploy.deliver import deliver_run
 from server.deploy.supervise import supervise_run
 from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
 from server.run.records import new_run_name
@@ -39,6 +40,7 @@ def submit(
     *,
     invited: Path | None = None,
     resume: str | None = None,
+    deliver: str | None = None,
     new: bool = False,
     detach: bool = False,
     wait_seconds: float = 180.0,
@@ -51,6 +53,7 @@ def submit(
         config: of the run; None: that of the demo, or with `resume` the run's own.
         invited: folder of the keys that `so100-server invite` recorded; nobody waits for their sites.
         resume: the run to go on with.
+        deliver: a finished run, whose policy is sent to its sites; nothing else is run then.
         new: begin another run, whatever became of those before.
         detach: return once it is submitted.
         wait_seconds: for all the sites to be online.
@@ -65,6 +68,9 @@ def submit(
         register_supernode(superlink, key.read_text(encoding="utf-8"), name)
     if invited:
         _register_invited(superlink, invited)
+    if deliver:
+        deliver_run(superlink, outputs, deliver, _say)
+        return
     if resume:
         chosen: RunConfig | None = config_to_resume(outputs / resume, config)
     else:

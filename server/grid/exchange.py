@@ -91,6 +91,7 @@ class Exchange:
             nobody holds the content in between.
         limits: of each reply.
         before_push: called with the nodes that are about to be asked, each time.
+        address: makes what one node gets of the content that all get.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class Exchange:
         policy: WaitPolicy,
         limits: ReplyLimits = QUERY_LIMITS,
         before_push: Callable[[Sequence[int]], None] = lambda node_ids: None,
+        address: Callable[[RecordDict, int], RecordDict] = lambda content, node_id: content,
     ) -> None:
         self._grid, self._make_content, self._policy, self._limits = grid, make_content, policy, limits
-        self._message_type, self._group_id, self._before_push = message_type, group_id, before_push
+        self._message_type, self._group_id = message_type, group_id
+        self._before_push, self._address = before_push, address
         self._started = time.monotonic()
         self._node_ids: dict[str, int] = {}  # message id -> node asked
         self._online_since: dict[int, str | None] = {}  # as it was when asked
@@ -265,10 +268,10 @@ class Exchange:
         if self._times_asked:
             seconds = max(1.0, seconds - (time.monotonic() - self._started))
         self._before_push(node_ids)
-        content = self._make_content()
+        content, kind = self._make_content(), self._message_type
         messages = [
-            Message(content, node_id, self._message_type, ttl=seconds, group_id=self._group_id)
-            for node_id in node_ids
+            Message(self._address(content, id_), id_, kind, ttl=seconds, group_id=self._group_id)
+            for id_ in node_ids
         ]
         ids = push_messages(self._grid, messages)
         for id_, node_id in zip(ids, node_ids, strict=True):

@@ -26,7 +26,7 @@ from server.run.checkpoint_file import (
 )
 from server.run.round_record import RoundRecord
 
-__all__ = ["Checkpoints", "set_checkpoints_back"]
+__all__ = ["Checkpoints", "checkpoint_path", "set_checkpoints_back"]
 
 _log = get_logger("server.run.checkpoints")
 
@@ -86,7 +86,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the file cannot be written, as on a full disk. All earlier ones are still there.
         """
-        path = _path(self._folder, round_)
+        path = checkpoint_path(self._folder, round_)
         optimizer = {} if model.optimizer is None else model.optimizer.state_dict()["state"]
         checkpoint = Checkpoint(
             round=round_,
@@ -216,7 +216,8 @@ def _whole(path: Path) -> Checkpoint | None:
         return None
 
 
-def _path(folder: Path, round_: int) -> Path:
+def checkpoint_path(folder: Path, round_: int) -> Path:
+    """Return the file in `folder` of the checkpoint after `round_`."""
     return folder / f"{ROUND_PREFIX}{round_:04d}.safetensors"
 
 

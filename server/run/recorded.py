@@ -10,6 +10,7 @@ from typing import Any
 from federation.config import RunConfig, load_run_config, parse_run_config
 from federation.errors import FederationError
 from server.run.accountant import privacy_spent
+from server.run.deliveries import read_deliveries
 from server.run.round_record import recorded_rounds
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "evaluations_behind",
     "is_being_written",
     "is_finished",
+    "joined_sites",
     "parse_event",
     "read_metrics",
     "recorded_config",
@@ -65,7 +67,9 @@ def is_being_written(folder: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return the `federated_metrics.json` of the run in `folder`, with what its ledger says of privacy now.
+    """Return the `federated_metrics.json` of the run in `folder`.
+
+    With what its ledger says of privacy now and, as `delivered`, which sites have its policy.
 
     Raises:
         FederationError: it is missing or damaged.
@@ -83,7 +87,25 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     # Not that of its newest round: rounds may have left the record, what they released has not come back.
     if privacy := privacy_spent(metrics["config"], folder):
         metrics["privacy"] = privacy
+    metrics["delivered"] = read_deliveries(folder)
     return metrics
+
+
+def joined_sites(folder: Path) -> set[str]:
+    """Return the sites of which the last that the events in `folder` tell is that they joined.
+
+    One whose join was denied after that, or that is suspended, is not among them.
+    """
+    joined: set[str] = set()
+    for line in (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines():
+        if '"event": "node_' not in line and '"event": "join_denied"' not in line:
+            continue  # those of rounds are long
+        event = parse_event(line)
+        if event["event"] == "node_joined":
+            joined.add(event["node"])
+        elif event["event"] in ("join_denied", "node_suspended"):
+            joined.discard(event.get("node", ""))
+    return joined
 
 
 def evaluations_behind(metrics: Mapping[str, Any], round_: int) -> dict[int, dict[str, Any]]:

@@ -6,6 +6,7 @@ privacy_ledger.jsonl      with privacy.mode, what was asked of which site, on di
 federated_metrics.json    the whole run so far: nodes, rounds, clients, evaluations
 server_eval_round_N.json  the evaluation after round N; 0 is before training
 sim_eval_round_N.json     the closed-loop evaluation after round N, if there was one
+deliveries.json           which site got the exported policy (server/run/deliveries.py)
 server.log                the ServerApp's log
 """
 
@@ -24,7 +25,7 @@ from federation.release_ledger import LEDGER_FILE
 from server.run.accountant import check_ledger
 from server.run.environment import describe_environment
 from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_metrics, recorded_config
-from server.run.round_record import RoundRecord, recorded_rounds
+from server.run.round_record import RoundRecord, last_fate, recorded_rounds
 
 __all__ = ["RunRecord", "new_run_name"]
 
@@ -192,6 +193,10 @@ class RunRecord:
         self._drop_simulations(self._is_gone)
         self._save()
         self.event("round_finished", **round_.to_json())
+
+    def fate_of(self, node: str) -> str:
+        """Return what became of the last update of `node`, in words for its owner."""
+        return last_fate(self._rounds, node)
 
     def roll_back(self, round_: int) -> None:
         """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""

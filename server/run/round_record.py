@@ -1,10 +1,10 @@
 """What is recorded of a round, in `federated_metrics.json`, the event `round_finished` and checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-__all__ = ["Rejection", "RoundRecord", "recorded_rounds"]
+__all__ = ["Rejection", "RoundRecord", "last_fate", "recorded_rounds"]
 
 _OPTIONAL = ("proximal_mu", "privacy", "evaluation", "reverted_to")
 
@@ -72,6 +72,19 @@ class RoundRecord:
             reverted_to=written.get("rolled_back_to"),
             **{name: value for name, value in written.items() if name in names},
         )
+
+
+def last_fate(rounds: Iterable[RoundRecord], node: str) -> str:
+    """Return what became of the newest update that `node` was asked for, in `rounds`; "" if it never was."""
+    fate = ""
+    for entry in rounds:
+        if node in entry.clients:
+            fate = f"accepted in round {entry.round}"
+        elif node in entry.rejected:
+            fate = f"rejected in round {entry.round}: {entry.rejected[node].reason}"
+        elif node in entry.missing:
+            fate = f"not there in time in round {entry.round}"
+    return fate
 
 
 def recorded_rounds(metrics: Mapping[str, Any]) -> list[RoundRecord]:

@@ -24,8 +24,10 @@ from safetensors.torch import load_file
 
 from certs.issue import issue_all
 from federation.config import RunConfig, flatten, parse_run_config
+from federation.policy.folder import policy_digest
 from server.deploy.demo import run_demo
 from server.deploy.local_cluster import LocalCluster
+from server.run.deliveries import read_deliveries
 from server.run.recorded import EVENTS_FILE
 from server.superlink.control import run_status, submit_run
 from tests import REPOSITORY
@@ -59,7 +61,14 @@ def demo(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """The folder of a finished run of two rounds and what the demo printed."""
     outputs = tmp_path_factory.mktemp("outputs")
     console = Console(width=200, record=True)
-    code = run_demo(_config(**{"run.name": "two-rounds"}), data, outputs, certs, free_port(), console)
+    code = run_demo(
+        _config(**{"run.name": "two-rounds", "run.deliver": "end"}),
+        data,
+        outputs,
+        certs,
+        free_port(),
+        console,
+    )
     printed = console.export_text()
     assert code == 0, printed
     return outputs / "two-rounds", printed
@@ -105,13 +114,21 @@ def test_the_demo_shows_nodes_rounds_and_the_report(demo) -> None:
     assert str(folder / "report.html") in printed
 
 
-def test_the_exported_policy_is_the_last_checkpoint_and_loads_with_lerobot(
+def test_the_exported_policy_is_the_last_checkpoint_comes_home_and_loads_with_lerobot(
     demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = demo
     assert (folder / "pretrained_model_best" / "model.safetensors").is_file()
     monkeypatch.chdir(folder / "pretrained_model")
     policy = SmolVLAPolicy.from_pretrained(".", strict=True)
+    exported = policy_digest(folder / "pretrained_model")
+    for site in ("site-a", "site-b"):
+        home = folder.parent / ".scratch" / site / "policy"
+        assert policy_digest(home) == exported
+        monkeypatch.chdir(home)
+        assert SmolVLAPolicy.from_pretrained(".", strict=True).config.chunk_size == policy.config.chunk_size
+        assert read_deliveries(folder)[site]["error"] == ""
+    assert "policy home" in (folder / "report.html").read_text()
     parameters = dict(policy.named_parameters())
     last = load_file(folder / "checkpoints" / "round_0002.safetensors")
     assert last

@@ -14,8 +14,10 @@ from client.membership.folder import SiteFolder
 from client.membership.key import read_own_key
 from federation.config import parse_run_config
 from federation.invitation import read_invitation, spell_authority
+from federation.policy.folder import policy_digest
 from server.cli import main
 from server.deploy.local_cluster import LocalCluster
+from server.run.deliveries import DELIVERIES_FILE
 from server.superlink.control import RefusedError, count_online, register_supernode, run_status, submit_run
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
@@ -23,7 +25,7 @@ from tests.integration.membership import Owner, find_secret, wait_for
 
 pytestmark = pytest.mark.integration
 
-RUN = TINY | {"run.num_rounds": 1, "run.name": "one", "federation.min_nodes": 2}
+RUN = TINY | {"run.num_rounds": 1, "run.name": "one", "run.deliver": "end", "federation.min_nodes": 2}
 
 
 def _invite(certs: Path, line: str, port: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -96,9 +98,19 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert "SuperNode  running since" in status
         assert "accepted: it asks for updates; last heard" in status
         assert "round      1, step 3 of 3" in status
-        assert "0.2 MB received, 0.1 MB sent" in status
+        assert "0.6 MB received, 0.1 MB sent" in status
+        assert "update     accepted in round 1" in status
+        assert f"policy     round 1 of one, in {site.policy}" in status
+        shutil.rmtree(site.policy)
+        (tmp_path / "outputs" / "one" / DELIVERIES_FILE).unlink()  # as of one that was off
+        operator = ["--outputs", str(tmp_path / "outputs"), "--certs", str(certs)]
+        assert main(["deliver", "one", "--control", f"127.0.0.1:{port}", *operator]) == 0
+        assert "lab-b: has the policy of round 1 now" in capsys.readouterr().out
+        exported = policy_digest(tmp_path / "outputs" / "one" / "pretrained_model")
+        assert policy_digest(site.policy) == exported
         processes = [psutil.Process(again.pid), *psutil.Process(again.pid).children(recursive=True)]
         owner.run("leave")
         assert again.wait(60) == 0
         _, left = psutil.wait_procs(processes, timeout=30)
         assert left == []
+        assert policy_digest(site.policy) == exported  # the owner's, also without the federation

@@ -130,17 +130,20 @@ def time_table(rounds: list[RoundRecord]) -> Table:
 
 
 def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> Table:
-    """Return a table with a row for each node: what it received and sent."""
-    moved = {}
+    """Return a table with a row for each node: what it received and sent, the exported policy last."""
+    moved, delivered = {}, metrics.get("delivered", {})
     for name in sorted(metrics["nodes"]):
         updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
+        moved[name].append(delivered.get(name, {}).get("bytes", 0))
+    home = sum(policy for _, _, policy in moved.values())
     if len(moved) > _MAX_ROWS:  # of each column for itself
         columns = list(zip(*moved.values(), strict=True))
         moved = {word: [choose(c) for c in columns] for word, choose in (("least", min), ("most", max))}
     rows = [[name, *map(format_size, sizes)] for name, sizes in moved.items()]
     down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
-    return Table(["node", "weights down", "updates up"], [*rows, ["all", format_size(down), format_size(up)]])
+    rows.append(["all", *map(format_size, (down, up, home))])
+    return Table(["node", "weights down", "updates up", "policy home"], rows)
 
 
 def faults_table(

@@ -9,16 +9,17 @@ from flwr.app import Error
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from federation.messages import CONFIG, HEADER
+from federation.messages import CONFIG, FATE, HEADER
 from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, WireConfig
 from server.grid import exchange
 from server.model import GlobalModel
 from server.rounds import run_round
-from server.run.round_record import RoundRecord
+from server.run.round_record import Rejection, RoundRecord
 from tests.fake_grid import FakeGrid
 from tests.unit.server.replies import (
     FAST,
+    NAN,
     make_nodes,
     make_reply,
     run_one_round,
@@ -137,6 +138,24 @@ def test_the_train_request_names_the_reverted_rounds(record, statistics) -> None
     run_one_round(again, record, statistics, "a")
     named = [message.content[CONFIG]["undone"] for g in (grid, again) for message in g.sent.values()]
     assert named == [[], [2, 3, 5, 6]]
+
+
+def test_each_node_alone_is_told_what_became_of_its_last_update(record, statistics) -> None:
+    first = {"a": {}, "b": {}}
+    record.round_finished(RoundRecord(1, clients=first, rejected={"c": Rejection("norm", "far too large")}))
+    record.round_finished(RoundRecord(2, rejected={"b": NAN}, missing=["d"]))
+    grid = FakeGrid({node: make_reply(1.0) for node in range(10, 15)})
+    run_one_round(grid, record, statistics, "a", "b", "c", "d", "e")
+    told = {m.metadata.dst_node_id: dict(m.content[FATE]) for m in grid.sent.values()}
+    assert told == {
+        10: {"text": "accepted in round 1"},
+        11: {"text": "rejected in round 2: NaN"},
+        12: {"text": "rejected in round 1: far too large"},
+        13: {"text": "not there in time in round 2"},
+        14: {"text": ""},
+    }
+    orders = [m.content[CONFIG] for m in grid.sent.values()]
+    assert all(order == orders[0] for order in orders)  # by it a site knows a request that comes again
 
 
 def test_what_a_round_leaves_open_is_watched(record, statistics) -> None:

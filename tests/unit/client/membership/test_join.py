@@ -125,6 +125,7 @@ def test_flower_reads_any_folder_and_option_as_they_were_given(
         "name": "lab-b",
         "dataset": str(dataset.resolve()),
         "scratch": str(site.scratch),
+        "policy": str(site.policy),
         "cameras": "top=a",
         "min-noise": "",
         "max-epsilon": "8",

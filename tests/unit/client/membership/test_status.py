@@ -14,6 +14,7 @@ from client.membership.folder import SiteFolder
 from client.membership.join import accept
 from client.membership.status import print_status
 from client.state.contact import CONTACT_FILE, note_contact, read_contact
+from client.state.home_policy import HOME_POLICY_FILE, note_home_policy
 from client.state.progress import ProgressFile
 from federation.errors import FederationError
 from tests.one_site import join
@@ -36,8 +37,10 @@ def test_before_and_after_an_invitation(
         "site": "lab-b at localhost:9",
         "SuperNode": "off; so100-site join starts it",
         "server": "no run has asked this site for anything yet",
+        "update": "nothing known of the last one",
         "round": "none trained yet",
         "today": "0.0 MB received, 0.0 MB sent (UTC)",
+        "policy": "none yet; it comes at the end of a run",
     }
 
 
@@ -48,6 +51,9 @@ def test_a_round_and_what_the_server_thinks(
     ProgressFile(site.scratch, 3, 40).update(40, 0.5)
     for _ in range(2):
         note_contact(site.scratch, "demo-1", "accepted: it asks for updates", 10**6, 5 * 10**5)
+    note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="rejected in round 2: NaN")
+    site.policy.mkdir()
+    note_home_policy(site.policy, "demo-0", 6, "0" * 64)
     note_contact(site.scratch, "demo-1", "takes nothing from this site until round 7: NaN")
     capsys.readouterr()
     lines = _status(site, capsys)
@@ -55,6 +61,10 @@ def test_a_round_and_what_the_server_thinks(
     assert lines["server"].endswith(", run demo-1")
     assert lines["round"].startswith("3, step 40 of 40, policy loss 0.5, ")
     assert lines["today"] == "2.0 MB received, 1.0 MB sent (UTC)"
+    assert lines["update"] == "rejected in round 2: NaN"  # until the server tells of another
+    assert lines["policy"].startswith(f"round 6 of demo-0, in {site.policy}, since 2")
+    note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="")
+    assert _status(site, capsys)["update"] == "nothing known of the last one"
 
 
 def test_the_bytes_of_another_day_are_not_todays(
@@ -76,7 +86,9 @@ def test_a_damaged_file_costs_nobody_anything(tmp_path_factory: pytest.TempPathF
     site = SiteFolder(folder)
     site.key.touch()
     site.scratch.mkdir()
-    for file in (site.scratch / CONTACT_FILE, site.scratch / "progress.json", site.state):
+    site.policy.mkdir()
+    files = (site.scratch / CONTACT_FILE, site.scratch / "progress.json", site.policy / HOME_POLICY_FILE)
+    for file in (*files, site.state):
         file.write_text(json.dumps(content))
     print_status(site)
     note_contact(site.scratch, "r", "v", 1, 1)

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
@@ -143,6 +145,22 @@ def test_building_it_leaves_the_global_random_state_alone(build: Build) -> None:
     torch.manual_seed(7)
     build()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_product_is_rounded_rank_by_rank_as_every_machine_rounds() -> None:
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(5, 7, generator=generator), torch.randn(3, 5, generator=generator)
+    layer = SimpleNamespace(
+        lora_A={"default": SimpleNamespace(weight=a)},
+        lora_B={"default": SimpleNamespace(weight=b)},
+        scaling={"default": 0.3},
+    )
+    expected = np.zeros((3, 7), np.float32)
+    for rank in range(5):
+        for i in range(3):
+            for j in range(7):
+                expected[i, j] += np.float32(b[i, rank].item()) * np.float32(a[rank, j].item())
+    assert np.array_equal(adapter._product(layer).numpy(), expected * np.float32(0.3))
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora_train": "b"}, {"lora_alpha": 16}])

@@ -42,6 +42,7 @@ ROOMS = {
     "serve": "server.deploy.serve.serve_policy",
     "invite": "server.deploy.invite.invite_site",
     "revoke": "server.deploy.invite.revoke_site",
+    "deliver": "server.deploy.deliver.deliver_policy",
     "exporter": "server.monitoring.exporter.serve_metrics",
 }
 HOSTS, DEMO, SAMPLE = Path("configs/certs.toml"), Path("configs/demo.toml"), Path("data/sample")
@@ -81,6 +82,8 @@ OWN = (Path("a.toml"), Path("d"), Path("o"), Path("c"), 9000)
             (KEYS, "lab-b", "AAAA", "fed.org:443", DEMO, None),
         ),
         ("revoke lab-b --control s:1", (KEYS, "lab-b", "s:1")),
+        ("deliver run-1", ("run-1", RUNS, KEYS, None)),
+        ("deliver run-1 --control s:1 --outputs o", ("run-1", Path("o"), KEYS, "s:1")),
         ("exporter", (RUNS, "127.0.0.1", 9400, None, None, ())),
     ],
 )
@@ -137,7 +140,7 @@ def test_one_policy_has_to_be_named(
     assert capsys.readouterr().err.startswith("error: name one policy: a run such as demo-")
 
 
-@pytest.mark.parametrize("line", ["demo", "resume run-1", "invite x --key k --superlink s:1", "revoke lab-b"])
+@pytest.mark.parametrize("line", ["demo", "resume run-1", "invite x --key k --superlink s:1", "deliver r"])
 def test_outside_of_its_clone_one_line_says_where_to_go(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,12 +23,13 @@ def test_submit_calls_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.deploy.submit.submit", lambda *args, **options: calls.append((args, options)))
     assert main(["submit", "--ca", "ca.crt"]) == 0
     line = "submit --ca ca.crt --superlink s:1 --site a=a.pub --site b=b.pub --config c.toml --outputs o"
-    line += " --invited i"
+    line += " --invited i --deliver run-2"
     assert main([*line.split(), "--resume", "run-1", "--new", "--detach", "--wait-seconds", "3"]) == 0
     assert calls == [
         (
             (LINK, {}, Path("/outputs"), None),
-            {"invited": None, "resume": None, "new": False, "detach": False, "wait_seconds": 180.0},
+            {"invited": None, "resume": None, "deliver": None, "new": False, "detach": False}
+            | {"wait_seconds": 180.0},
         ),
         (
             (
@@ -37,7 +38,8 @@ def test_submit_calls_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
                 Path("o"),
                 Path("c.toml"),
             ),
-            {"invited": Path("i"), "resume": "run-1", "new": True, "detach": True, "wait_seconds": 3.0},
+            {"invited": Path("i"), "resume": "run-1", "deliver": "run-2", "new": True, "detach": True}
+            | {"wait_seconds": 3.0},
         ),
     ]
 

@@ -1,0 +1,78 @@
+"""`so100-server deliver`: a short run that only sends the policy of a finished one to its sites."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from federation.errors import FederationError
+from server.run.deliveries import read_deliveries
+from server.run.recorded import is_finished, joined_sites, recorded_config
+from server.superlink.control import PROJECT, ControlError, SuperLink, active_run, run_status, submit_run
+
+__all__ = ["deliver_policy", "deliver_run"]
+
+_POLL_INTERVAL_SECONDS = 1.0
+_COMMAND = ("docker", "compose", "run", "--rm", "--no-deps", "run", "--deliver")
+
+
+def deliver_run(superlink: SuperLink, outputs: Path, run: str, say: Callable[[str], None]) -> None:
+    """Have the sites of `run` that lack its policy and are online get it; print what came of each.
+
+    Args:
+        outputs: where the ServerApp records runs; only read here.
+        say: takes lines for the operator.
+
+    Raises:
+        FederationError: `run` has not finished, another is active, or the delivery as a whole failed.
+    """
+    folder = outputs / run
+    config = recorded_config(folder)
+    if not is_finished(folder):
+        raise FederationError(f"run {run} has not finished: resume it, its end delivers the policy")
+    if active := active_run(superlink):
+        raise FederationError(f"run {active} is active: wait for its end, or stop it, and deliver then")
+    before = read_deliveries(folder)
+    asked = replace(config, run=replace(config.run, name=run, resume=False, deliver="only"))
+    flower_run = submit_run(superlink, asked)
+    while not (status := run_status(superlink, flower_run)).startswith("finished"):
+        time.sleep(_POLL_INTERVAL_SECONDS)
+    if status != "finished:completed":
+        raise FederationError(
+            f"the policy of {run} was not delivered ({status}): {folder / 'server.log'}, or the log of the "
+            "server, has the reason"
+        )
+    after = read_deliveries(folder)
+    for site in sorted(joined_sites(folder)):
+        say(f"{site}: {_outcome(before.get(site), after.get(site))}")
+
+
+def deliver_policy(run: str, outputs: Path, certs: Path, control: str | None) -> int:
+    """Do what `deliver_run` does and print it, in the `run` container or here; return the exit code.
+
+    Args:
+        certs: the folder written by `make certs`.
+        control: "host:port" of SuperLink's Control API; None: through the `run` container.
+
+    Raises:
+        FederationError: as `deliver_run`; or Docker cannot be started here.
+    """
+    if control is not None:
+        deliver_run(SuperLink(control, certs / "superlink" / "ca.crt"), outputs, run, print)
+        return 0
+    try:
+        return subprocess.run([*_COMMAND, run], cwd=PROJECT, check=False).returncode
+    except OSError as error:
+        raise ControlError(
+            f"{_COMMAND[0]} cannot be started here ({error.strerror}); install it, or name SuperLink with "
+            "--control host:port"
+        ) from None
+
+
+def _outcome(before: dict[str, object] | None, after: dict[str, object] | None) -> str:
+    if after is None or (after == before and after["error"]):
+        return "is not online; it gets the policy when it joins the next run"
+    if after["error"]:
+        return f"not delivered: {after['error']}"
+    return "had it already" if after == before else f"has the policy of round {after['round']} now"
