@@ -43,7 +43,8 @@ def receive_policy(message: Message, site: Site) -> str:
     config = parse_run_config(dict(message.content.config_records[SETTINGS]), f"the configuration of {run}")
     # On the CPU, whatever trains here: nothing is computed but an adapter's product.
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=site.scratch)
-    weights = open_weights(message, policy, config, site.scratch, Header("fp32", run, round_, base=""))
+    sealed = Header("fp32", run, round_, base="")
+    weights = open_weights(message, policy, config, site.scratch, sealed, by_name=True)
     load_trainable(policy, dict(weights.tensors()))
     policy.config.device = str(select_device())  # on which this machine will run it
     processors = build_processors(policy, record_to_statistics(message.content.array_records[STATISTICS]))
@@ -61,7 +62,7 @@ def receive_policy(message: Message, site: Site) -> str:
         save_policy_folder(folder, policy, processors, str(order["card"]), seal)
     except (OSError, SafetensorError) as error:
         raise FederationError(
-            f"the policy of {run} cannot be written ({one_line(error)}): make room"
+            f"the policy of {run} cannot be written ({one_line(error)}): make room, or check its owner"
         ) from None
     seconds = time.monotonic() - started
     _log.info("the policy of round %d is home, in %s (%.1f s)", round_, folder, seconds)

@@ -17,13 +17,20 @@ __all__ = ["open_weights"]
 
 
 def open_weights(
-    message: Message, policy: "SmolVLAPolicy", config: RunConfig, scratch: Path, expected: Header
+    message: Message,
+    policy: "SmolVLAPolicy",
+    config: RunConfig,
+    scratch: Path,
+    expected: Header,
+    *,
+    by_name: bool = False,
 ) -> Payload:
     """Return the trained weights in `message`, verified; `policy` must have the server's frozen ones.
 
     Args:
         policy: as it was built by `config`.
         expected: codec, run and round that the weights must be of.
+        by_name: they are packed in the order of their names, as in a checkpoint, not in the policy's.
 
     Raises:
         FederationError: the frozen weights are others than the server's.
@@ -39,5 +46,7 @@ def open_weights(
             RejectionCode.FROZEN_WEIGHTS,
         )
     shapes = {name: p.shape for name, p in trainable_parameters(policy).items()}
+    if by_name:
+        shapes = dict(sorted(shapes.items()))
     content = message.content
     return open_payload(content.array_records[WEIGHTS], content.config_records[HEADER], shapes, expected)

@@ -137,13 +137,12 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         _evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
-    former = FormerPolicy(grid, record.folder, nodes.late) if config.run.deliver == "end" else None
+    former = FormerPolicy(grid, record.folder if config.run.deliver == "end" else None, nodes.late)
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     last, ended_early = config.run.num_rounds, ""
     for round_ in range(checkpoint.round + 1 if checkpoint else 1, last + 1):
-        if former is not None:
-            former.deliver(nodes.joined())
+        former.deliver(nodes.joined())
         entry = _train_round(grid, nodes, model, round_, config, record)
         ended_early = _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
         record.round_finished(entry)

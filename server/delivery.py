@@ -75,19 +75,22 @@ class FormerPolicy:
     """The policy of the run before this one, for the sites that were off when that ended.
 
     Args:
-        folder: of this run.
+        folder: of this run; None: nothing is delivered.
         late: gets the nodes that may still be at work on it.
     """
 
-    def __init__(self, grid: Grid, folder: Path, late: LateReplies) -> None:
-        self._grid, self._late, self._folder = grid, late, _former_run(folder)
+    def __init__(self, grid: Grid, folder: Path | None, late: LateReplies) -> None:
+        self._grid, self._late = grid, late
+        self._folder = None if folder is None else _former_run(folder)
         self._tried: set[str] = set()
 
     def deliver(self, sites: Collection[str]) -> None:
         """Send it to those of `sites` that took part in that run and lack it, once to each."""
+        if self._folder is None:
+            return
         new = set(sites) - self._tried
         self._tried |= new
-        if self._folder is not None and new:
+        if new:
             deliver_at_end(self._grid, self._folder, new, self._late)
 
 
@@ -151,7 +154,8 @@ def delivery_request(folder: Path, digest: str) -> RecordDict:
     last = int(metrics["rounds"][-1]["round"]) if metrics["rounds"] else 0
     checkpoint = load_checkpoint(checkpoint_path(folder / "checkpoints", last))
     header = Header("fp32", folder.name, last, base="")
-    weights, packed_header, _ = pack_tensors((checkpoint.average or checkpoint.weights).items(), header)
+    tensors = sorted((checkpoint.average or checkpoint.weights).items())
+    weights, packed_header, _ = pack_tensors(tensors, header)
     card = (folder / _EXPORT / "README.md").read_text(encoding="utf-8")
     facts: dict[str, Any] = {"run": folder.name, "round": last, "sha256": digest, "card": card}
     return RecordDict(

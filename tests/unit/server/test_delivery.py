@@ -51,7 +51,8 @@ def _log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _finished_run(outputs: Path, cache: Path, statistics: Any, **settings: Any) -> Path:
     """The folder of a run of one round of site-a and site-b, whose weights are some that were trained."""
-    config = parse_run_config(TINY | {"run.name": "run-1", "evaluation.ema_decay": 0.5} | settings, "tests")
+    asked = {"run.name": "run-1", "run.deliver": "end", "evaluation.ema_decay": 0.5}
+    config = parse_run_config(TINY | asked | settings, "tests")
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=cache)
     torch.manual_seed(7)
     weights = {name: torch.randn_like(p).mul_(0.1) for name, p in trainable_parameters(policy).items()}
