@@ -113,7 +113,8 @@ def _product(layer: Any) -> Tensor:
     total = torch.zeros(b.shape[0], a.shape[1])
     for column, row in zip(b.T, a, strict=True):
         total += column[:, None] * row[None, :]
-    return total * layer.scaling[_NAME]
+    total *= layer.scaling[_NAME]
+    return total
 
 
 def save_adapter(folder: Path, policy: SmolVLAPolicy) -> None:

@@ -258,9 +258,9 @@ def revoke(name: Site, control: Control = None, certs: Certs = CERTS) -> None:
 
 @app.command(rich_help_panel=_SITES)
 def deliver(run: Run, control: Control = None, outputs: Outputs = OUTPUTS, certs: Certs = CERTS) -> int:
-    """Send the policy of a finished run to those of its sites that lack it.
+    """Send the policy of a finished run to its sites.
 
-    Each run does so at its end; this is for sites that were off then.
+    Each run does so at its end; this is for those that were off then.
 
     Example: so100-server deliver demo-20261123-184002
     """

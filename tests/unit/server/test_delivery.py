@@ -37,6 +37,8 @@ from server.run.round_record import Rejection, RoundRecord
 from tests.conftest import TINY
 from tests.fake_grid import FakeGrid
 
+pytestmark = pytest.mark.slow
+
 FACTS = {"episodes": 3, "frames": 90, "cameras": ["top"]}
 REJECTED = RoundRecord(1, rejected={"site-a": Rejection("non_finite", "NaN in it")})
 
