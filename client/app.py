@@ -11,8 +11,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.delivery import receive_policy
 from client.device import describe_device
-from client.homecoming import receive_policy
 from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
 from client.round import answer_train_request
@@ -26,7 +26,7 @@ from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import (
     ANSWER,
     CONFIG,
-    FATE,
+    LAST_UPDATE,
     QUERY_DELIVER,
     QUERY_JOIN,
     QUERY_SHUT_OUT,
@@ -103,7 +103,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     run, verdict = str(message.content.config_records[CONFIG]["run"]), "accepted: it asks for updates"
     down = _size(message.content, WEIGHTS)
-    note_contact(site.scratch, run, verdict, down, update=_fate(message))
+    note_contact(site.scratch, run, verdict, down, update=_last_update(message))
     reply = answer_train_request(message, config, site)
     note_contact(site.scratch, run, verdict, up=_size(reply, UPDATE))
     return reply
@@ -112,7 +112,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
 def _deliver(message: Message, config: RunConfig, site: Site) -> RecordDict:
     run, down = str(message.content.config_records[CONFIG]["run"]), _size(message.content, WEIGHTS)
     digest = receive_policy(message, site)
-    note_contact(site.scratch, run, "accepted: it sent the policy", down, update=_fate(message))
+    note_contact(site.scratch, run, "accepted: it sent the policy", down, update=_last_update(message))
     return RecordDict({ANSWER: ConfigRecord({"sha256": digest})})
 
 
@@ -120,9 +120,9 @@ def _size(content: RecordDict, record: str) -> int:
     return sum(len(array.data) for array in content.array_records[record].values())
 
 
-def _fate(message: Message) -> str | None:
+def _last_update(message: Message) -> str | None:
     """Return what became of this site's last update; None if the server does not tell."""
-    told = message.content.config_records.get(FATE)
+    told = message.content.config_records.get(LAST_UPDATE)
     return None if told is None else one_line(str(told.get("text", "")))
 
 

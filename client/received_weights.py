@@ -1,4 +1,4 @@
-"""Weights from the server, verified: those of a round, and those of a policy that comes home."""
+"""Weights from the server, verified: those of a round, and those of a policy that is delivered."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

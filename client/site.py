@@ -27,7 +27,7 @@ class Site:
     sample_cache_gb: float  # disk for decoded samples
     cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
     privacy: PrivacyRules  # what its owner insists on
-    policy: Path | None = None  # where the policy comes home to; None: `policy` in scratch
+    policy: Path | None = None  # where the policy is delivered to; None: `policy` in scratch
 
     @property
     def policy_folder(self) -> Path:

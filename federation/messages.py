@@ -4,9 +4,9 @@ __all__ = [
     "ANSWER",
     "CONFIG",
     "DELIVERY_SECONDS",
-    "FATE",
     "HEADER",
     "JOIN_SECONDS",
+    "LAST_UPDATE",
     "METRICS",
     "QUERY_DELIVER",
     "QUERY_JOIN",
@@ -31,9 +31,11 @@ WEIGHTS = "weights"  # ArrayRecord: the global trainable weights
 STATISTICS = "statistics"  # ArrayRecord: the normalisation of the federation; also in the join answer
 CONFIG = "config"  # ConfigRecord: run name, round, fingerprint of the frozen weights
 HEADER = "header"  # ConfigRecord: what the encoded arrays say of themselves; beside WEIGHTS and UPDATE
-FATE = "fate"  # ConfigRecord: `text`, what became of the last update of this node; empty: there was none
+LAST_UPDATE = (
+    "last_update"  # ConfigRecord: `text`, what became of the last update of this node; empty: there was none
+)
 
-# A DELIVER message holds WEIGHTS, STATISTICS, HEADER and FATE too, all tensors in fp32, and in CONFIG the
+# A DELIVER message holds WEIGHTS, STATISTICS, HEADER and LAST_UPDATE too, all tensors in fp32, and in CONFIG the
 # SHA-256 of the exported file and the model card.
 SETTINGS = "settings"  # ConfigRecord: the configuration of the run that the policy is from
 

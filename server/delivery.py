@@ -1,4 +1,4 @@
-"""The policy comes home: the exported policy of a run that is over goes to the sites that took part in it.
+"""Delivery: the exported policy of a run that is over goes to the sites that took part in it.
 
 Only the trained tensors travel, in fp32, out of the run's last checkpoint: a site has the frozen ones, builds
 the policy as for training and writes the folder by the function that the export uses. It puts the folder in
@@ -21,8 +21,8 @@ from federation.messages import (
     ANSWER,
     CONFIG,
     DELIVERY_SECONDS,
-    FATE,
     HEADER,
+    LAST_UPDATE,
     QUERY_DELIVER,
     SETTINGS,
     STATISTICS,
@@ -34,7 +34,7 @@ from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.grid.late_replies import LateReplies
 from server.run.deliveries import note_delivery, read_deliveries
 from server.run.recorded import is_being_written, is_finished, joined_sites, read_metrics, recorded_runs
-from server.run.round_record import last_fate, recorded_rounds
+from server.run.round_record import last_update_of, recorded_rounds
 
 __all__ = ["FormerPolicy", "deliver_at_end", "deliver_only"]
 
@@ -128,7 +128,9 @@ def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: Late
         return content
 
     def address(content: RecordDict, node_id: int) -> RecordDict:
-        return RecordDict({**content, FATE: ConfigRecord({"text": last_fate(rounds, names[node_id])})})
+        return RecordDict(
+            {**content, LAST_UPDATE: ConfigRecord({"text": last_update_of(rounds, names[node_id])})}
+        )
 
     policy = WaitPolicy(DELIVERY_SECONDS)
     exchange = Exchange(grid, make_content, QUERY_DELIVER, "deliver", policy, address=address)

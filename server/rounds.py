@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from federation.config import RunConfig
 from federation.logs import get_logger
-from federation.messages import CONFIG, FATE, HEADER, STATISTICS, TRAIN, WEIGHTS
+from federation.messages import CONFIG, HEADER, LAST_UPDATE, STATISTICS, TRAIN, WEIGHTS
 from federation.wire.codec import encoded_bytes
 from federation.wire.payload import Header, pack_tensors, statistics_to_record
 from server.aggregation.adaptation import average_weights, proximal_mu
@@ -102,7 +102,9 @@ def _send(
     limits = limits_of_update(payload_bytes)
 
     def address(content: RecordDict, node_id: int) -> RecordDict:
-        return RecordDict({**content, FATE: ConfigRecord({"text": record.fate_of(names[node_id])})})
+        return RecordDict(
+            {**content, LAST_UPDATE: ConfigRecord({"text": record.last_update_of(names[node_id])})}
+        )
 
     exchange = Exchange(grid, make_content, TRAIN, str(round_), policy, limits, count, address)
     return exchange.send(list(names)), base

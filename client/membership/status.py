@@ -9,7 +9,7 @@ from typing import Any
 from client.membership.folder import SiteFolder
 from client.membership.runner import is_running, wish_of
 from client.state.contact import read_contact
-from client.state.home_policy import read_home_policy
+from client.state.delivered_policy import read_delivered_policy
 from client.state.progress import PROGRESS_FILE
 from federation.errors import ConfigError, FederationError
 from federation.invitation import read_invitation
@@ -78,7 +78,7 @@ def _today(contact: dict[str, Any]) -> str:
 
 
 def _policy(folder: Path) -> str:
-    facts = read_home_policy(folder)
+    facts = read_delivered_policy(folder)
     if not facts:
         return "none yet; it comes at the end of a run"
     return f"round {facts.get('round')} of {facts.get('run')}, in {folder}, since {facts.get('at')}"

@@ -25,7 +25,7 @@ from federation.release_ledger import LEDGER_FILE
 from server.run.accountant import check_ledger
 from server.run.environment import describe_environment
 from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_metrics, recorded_config
-from server.run.round_record import RoundRecord, last_fate, recorded_rounds
+from server.run.round_record import RoundRecord, last_update_of, recorded_rounds
 
 __all__ = ["RunRecord", "new_run_name"]
 
@@ -194,9 +194,9 @@ class RunRecord:
         self._save()
         self.event("round_finished", **round_.to_json())
 
-    def fate_of(self, node: str) -> str:
+    def last_update_of(self, node: str) -> str:
         """Return what became of the last update of `node`, in words for its owner."""
-        return last_fate(self._rounds, node)
+        return last_update_of(self._rounds, node)
 
     def roll_back(self, round_: int) -> None:
         """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""

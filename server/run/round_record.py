@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-__all__ = ["Rejection", "RoundRecord", "last_fate", "recorded_rounds"]
+__all__ = ["Rejection", "RoundRecord", "last_update_of", "recorded_rounds"]
 
 _OPTIONAL = ("proximal_mu", "privacy", "evaluation", "reverted_to")
 
@@ -74,17 +74,17 @@ class RoundRecord:
         )
 
 
-def last_fate(rounds: Iterable[RoundRecord], node: str) -> str:
+def last_update_of(rounds: Iterable[RoundRecord], node: str) -> str:
     """Return what became of the newest update that `node` was asked for, in `rounds`; "" if it never was."""
-    fate = ""
+    said = ""
     for entry in rounds:
         if node in entry.clients:
-            fate = f"accepted in round {entry.round}"
+            said = f"accepted in round {entry.round}"
         elif node in entry.rejected:
-            fate = f"rejected in round {entry.round}: {entry.rejected[node].reason}"
+            said = f"rejected in round {entry.round}: {entry.rejected[node].reason}"
         elif node in entry.missing:
-            fate = f"not there in time in round {entry.round}"
-    return fate
+            said = f"not there in time in round {entry.round}"
+    return said
 
 
 def recorded_rounds(metrics: Mapping[str, Any]) -> list[RoundRecord]:

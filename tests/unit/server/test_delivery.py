@@ -1,4 +1,4 @@
-"""The policy comes home: from a run's folder to a site's, both in this process, and to nobody else."""
+"""Delivery of the policy: from a run's folder to a site's, both in this process, and to nobody else."""
 
 import json
 import logging
@@ -12,11 +12,11 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from client import app
 from client.state.contact import read_contact
-from client.state.home_policy import read_home_policy
+from client.state.delivered_policy import read_delivered_policy
 from federation import logs
 from federation.config import flatten, parse_run_config
 from federation.errors import FederationError
-from federation.messages import CONFIG, FATE, SETTINGS
+from federation.messages import CONFIG, LAST_UPDATE, SETTINGS
 from federation.policy.build import (
     build_policy,
     build_processors,
@@ -118,7 +118,7 @@ def test_each_site_comes_to_the_very_file_that_the_server_exported(
     for name in ("site-a", "site-b"):
         home = tmp_path / name / "scratch" / "policy"
         assert policy_digest(home) == digest
-        assert {**read_home_policy(home), "at": ""} == {
+        assert {**read_delivered_policy(home), "at": ""} == {
             **{"run": "run-1", "round": 1, "sha256": digest, "at": ""}
         }
         assert (home / "README.md").read_text() == (folder / "pretrained_model" / "README.md").read_text()
@@ -258,7 +258,7 @@ def test_a_run_that_only_delivers_needs_one_that_has_finished(run: Path, tmp_pat
     assert _asked(grid) == ["site-a"]
     assert "site-a has the policy of run-1" in (run / "server.log").read_text()
     (message,) = grid.sent.values()
-    assert message.content.config_records[FATE]["text"] == "rejected in round 1: NaN in it"
+    assert message.content.config_records[LAST_UPDATE]["text"] == "rejected in round 1: NaN in it"
     unfinished = RunRecord(run.parent, "run-2", parse_run_config(TINY, "tests"))
     with pytest.raises(FederationError, match="run-2 holds no finished run"):
         deliver_only(grid, unfinished.folder)  # type: ignore[arg-type]

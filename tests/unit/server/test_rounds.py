@@ -9,7 +9,7 @@ from flwr.app import Error
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from federation.messages import CONFIG, FATE, HEADER
+from federation.messages import CONFIG, HEADER, LAST_UPDATE
 from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, WireConfig
 from server.grid import exchange
@@ -146,7 +146,7 @@ def test_each_node_alone_is_told_what_became_of_its_last_update(record, statisti
     record.round_finished(RoundRecord(2, rejected={"b": NAN}, missing=["d"]))
     grid = FakeGrid({node: make_reply(1.0) for node in range(10, 15)})
     run_one_round(grid, record, statistics, "a", "b", "c", "d", "e")
-    told = {m.metadata.dst_node_id: dict(m.content[FATE]) for m in grid.sent.values()}
+    told = {m.metadata.dst_node_id: dict(m.content[LAST_UPDATE]) for m in grid.sent.values()}
     assert told == {
         10: {"text": "accepted in round 1"},
         11: {"text": "rejected in round 2: NaN"},

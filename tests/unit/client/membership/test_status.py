@@ -14,7 +14,7 @@ from client.membership.folder import SiteFolder
 from client.membership.join import accept
 from client.membership.status import print_status
 from client.state.contact import CONTACT_FILE, note_contact, read_contact
-from client.state.home_policy import HOME_POLICY_FILE, note_home_policy
+from client.state.delivered_policy import DELIVERED_POLICY_FILE, note_delivered_policy
 from client.state.progress import ProgressFile
 from federation.errors import FederationError
 from tests.one_site import join
@@ -53,7 +53,7 @@ def test_a_round_and_what_the_server_thinks(
         note_contact(site.scratch, "demo-1", "accepted: it asks for updates", 10**6, 5 * 10**5)
     note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="rejected in round 2: NaN")
     site.policy.mkdir()
-    note_home_policy(site.policy, "demo-0", 6, "0" * 64)
+    note_delivered_policy(site.policy, "demo-0", 6, "0" * 64)
     note_contact(site.scratch, "demo-1", "takes nothing from this site until round 7: NaN")
     capsys.readouterr()
     lines = _status(site, capsys)
@@ -87,7 +87,7 @@ def test_a_damaged_file_costs_nobody_anything(tmp_path_factory: pytest.TempPathF
     site.key.touch()
     site.scratch.mkdir()
     site.policy.mkdir()
-    files = (site.scratch / CONTACT_FILE, site.scratch / "progress.json", site.policy / HOME_POLICY_FILE)
+    files = (site.scratch / CONTACT_FILE, site.scratch / "progress.json", site.policy / DELIVERED_POLICY_FILE)
     for file in (*files, site.state):
         file.write_text(json.dumps(content))
     print_status(site)

@@ -7,21 +7,21 @@ from typing import Any
 
 from federation.files import write_json
 
-__all__ = ["HOME_POLICY_FILE", "note_home_policy", "read_home_policy"]
+__all__ = ["DELIVERED_POLICY_FILE", "note_delivered_policy", "read_delivered_policy"]
 
-HOME_POLICY_FILE = "delivery.json"
+DELIVERED_POLICY_FILE = "delivery.json"
 
 
-def note_home_policy(folder: Path, run: str, round_: int, sha256: str) -> None:
+def note_delivered_policy(folder: Path, run: str, round_: int, sha256: str) -> None:
     """Write into the policy folder, before it is put in place, what it holds."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / HOME_POLICY_FILE, {"run": run, "round": round_, "sha256": sha256, "at": at})
+    write_json(folder / DELIVERED_POLICY_FILE, {"run": run, "round": round_, "sha256": sha256, "at": at})
 
 
-def read_home_policy(folder: Path) -> dict[str, Any]:
+def read_delivered_policy(folder: Path) -> dict[str, Any]:
     """Return `run`, `round`, `sha256` and `at` of the policy in `folder`; {} if there is none."""
     try:
-        content = json.loads((folder / HOME_POLICY_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / DELIVERED_POLICY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

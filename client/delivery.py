@@ -1,4 +1,4 @@
-"""The policy comes home: what the server exported, made again at this site from the trained tensors.
+"""The delivered policy: what the server exported, made again at this site from the trained tensors.
 
 `client/app.py` calls `receive_policy`. torch and LeRobot are imported then.
 """
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from client.received_weights import open_weights
 from client.site import Site
-from client.state.home_policy import note_home_policy
+from client.state.delivered_policy import note_delivered_policy
 from federation import logs
 from federation.config import parse_run_config
 from federation.errors import FederationError, PolicyError, one_line
@@ -20,7 +20,7 @@ from federation.wire.payload import Header, record_to_statistics
 
 __all__ = ["receive_policy"]
 
-_log = logs.get_logger("client.homecoming")
+_log = logs.get_logger("client.delivery")
 
 
 def receive_policy(message: Message, site: Site) -> str:
@@ -55,7 +55,7 @@ def receive_policy(message: Message, site: Site) -> str:
                 f"the policy of {run} comes out with SHA-256 {found}, the server's has {expected}: install "
                 "the server's versions of safetensors, torch and lerobot"
             )
-        note_home_policy(staging, run, round_, expected)
+        note_delivered_policy(staging, run, round_, expected)
 
     folder = site.policy_folder
     try:
@@ -65,5 +65,5 @@ def receive_policy(message: Message, site: Site) -> str:
             f"the policy of {run} cannot be written ({one_line(error)}): make room, or check its owner"
         ) from None
     seconds = time.monotonic() - started
-    _log.info("the policy of round %d is home, in %s (%.1f s)", round_, folder, seconds)
+    _log.info("the policy of round %d was delivered to %s (%.1f s)", round_, folder, seconds)
     return expected
