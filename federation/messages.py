@@ -31,12 +31,10 @@ WEIGHTS = "weights"  # ArrayRecord: the global trainable weights
 STATISTICS = "statistics"  # ArrayRecord: the normalisation of the federation; also in the join answer
 CONFIG = "config"  # ConfigRecord: run name, round, fingerprint of the frozen weights
 HEADER = "header"  # ConfigRecord: what the encoded arrays say of themselves; beside WEIGHTS and UPDATE
-LAST_UPDATE = (
-    "last_update"  # ConfigRecord: `text`, what became of the last update of this node; empty: there was none
-)
+LAST_UPDATE = "last_update"  # ConfigRecord: `text`, what became of this node's last update; empty: none yet
 
-# A DELIVER message holds WEIGHTS, STATISTICS, HEADER and LAST_UPDATE too, all tensors in fp32, and in CONFIG the
-# SHA-256 of the exported file and the model card.
+# A DELIVER message holds WEIGHTS, STATISTICS, HEADER and LAST_UPDATE too, all tensors in fp32, and in CONFIG
+# the SHA-256 of the exported file and the model card.
 SETTINGS = "settings"  # ConfigRecord: the configuration of the run that the policy is from
 
 # Record of a SHUT_OUT message
