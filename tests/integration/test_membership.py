@@ -96,7 +96,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert run_status(cluster.superlink, run) == "finished:completed"
         status = owner.run("status")
         assert "SuperNode  running since" in status
-        assert "accepted: it asks for updates; last heard" in status
+        assert "accepted: it sent the policy; last heard" in status
         assert "round      1, step 3 of 3" in status
         assert "0.6 MB received, 0.1 MB sent" in status
         assert "update     accepted in round 1" in status
