@@ -39,6 +39,7 @@ from server.run.round_record import last_update_of, recorded_rounds
 __all__ = ["FormerPolicy", "deliver_at_end", "deliver_only"]
 
 _EXPORT = "pretrained_model"
+_FORMER_SECONDS = 120.0  # that a run which begins waits for sites that take the policy of the one before
 _log = logs.get_logger("server.delivery")
 
 
@@ -132,7 +133,7 @@ def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: Late
             {**content, LAST_UPDATE: ConfigRecord({"text": last_update_of(rounds, names[node_id])})}
         )
 
-    policy = WaitPolicy(DELIVERY_SECONDS)
+    policy = WaitPolicy(DELIVERY_SECONDS if late is None else _FORMER_SECONDS)
     exchange = Exchange(grid, make_content, QUERY_DELIVER, "deliver", policy, address=address)
     for reply in exchange.send(list(lacking)).replies():
         _record_reply(folder, names[reply.node_id], reply, digest, sent)
