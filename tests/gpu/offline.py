@@ -43,6 +43,7 @@ _MODULES = (
     "server.evaluation.held_out",
     "server.output.report.report",
     "tensorboardX",
+    "num2words",  # wanted by SmolVLM's processor
     "tests.gpu.parts",
 )
 _LIST_IMPORTED = """
