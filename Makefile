@@ -113,16 +113,28 @@ lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 	git ls-files -z | xargs -0 $(VENV)/bin/detect-secrets-hook --exclude-files '\.lock$$' \
 		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
+# Two halves that take the same time: the unit tests with these behind them, the other integration tests.
+AFTER_UNIT := $(patsubst %,tests/integration/test_%.py,hub lerobot_tools membership proxies superlink_upgrade)
+TESTS_unit := tests/unit
+TESTS_integration := tests/integration
+TESTS_after-unit := $(AFTER_UNIT)
+TESTS_beside := tests/integration $(AFTER_UNIT:%=--ignore=%)
+
 .PHONY: test
-test: $(VENV)/.installed ## the whole test suite with coverage: unit tests on one core, those with real processes beside them
+test: $(VENV)/.installed ## the whole test suite with coverage: unit tests, and those with real processes, on two cores
 	rm -f .coverage .coverage.*
-	@$(MAKE) --no-print-directory --jobs 2 test-unit test-integration
+	@$(MAKE) --no-print-directory --jobs 2 test-first-half test-beside
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
-.PHONY: test-unit test-integration
-test-unit test-integration: test-%: $(VENV)/.installed
-	@set -o pipefail; COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest tests/$* $(PYTEST_ARGS) \
+.PHONY: test-first-half
+test-first-half:
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-after-unit
+
+.PHONY: test-unit test-integration test-after-unit test-beside
+test-unit test-integration test-after-unit test-beside: test-%: $(VENV)/.installed
+	@set -o pipefail; COVERAGE_FILE="$(CURDIR)/.coverage" $(VENV)/bin/coverage run -m pytest $(TESTS_$*) $(PYTEST_ARGS) \
 		2>&1 | sed -u 's/^/$*: /'
 
 .PHONY: unit
