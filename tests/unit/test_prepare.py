@@ -13,6 +13,8 @@ from certs.issue import issue_all
 from server.cli import main
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 USER, OTHER = 1234, 10001
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 Prepare = Callable[..., subprocess.CompletedProcess[str]]

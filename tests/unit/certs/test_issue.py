@@ -27,6 +27,8 @@ from certs.issue import add_site, issue_all, rotate
 from federation import key_files
 from server.cli import main
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 HOSTS = ["fed.example.org", "192.0.2.7", "2001:DB8:0::1"]
 

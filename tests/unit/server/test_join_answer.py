@@ -10,6 +10,8 @@ from federation.messages import ANSWER, STATISTICS
 from server import join_answer
 from tests.unit.server.replies import make_answer
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["name", "fps", "episodes", "frames", "left_out", "cameras", "versions", "device", "adapter"]
 SCALARS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
 SCALARS |= st.booleans() | st.lists(st.text(max_size=8), max_size=3) | st.lists(st.integers(0, 9))

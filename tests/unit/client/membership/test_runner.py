@@ -19,6 +19,8 @@ from client.membership.runner import is_running
 from federation.release_ledger import LEDGER_FILE
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 # Its SuperNode starts a child of its own, says so, and stays.
 _PROGRAM = """
 import sys

@@ -19,6 +19,8 @@ from client.supernode import consent
 from client.supernode.consent import ALLOW_APP, INSTALLED, ConsentError, give_consent, read_bundle
 from server.superlink.control import app_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:

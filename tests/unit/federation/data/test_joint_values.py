@@ -16,6 +16,8 @@ from federation.data.loading import open_dataset
 from federation.data.statistics import FEATURES
 from federation.errors import DatasetError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path("site-a")
 FPS, FRAMES = 30, 120
 STATE, ACTION = FEATURES

@@ -21,6 +21,8 @@ from server.deploy.invite import revoke_key, write_invitation
 from server.superlink.control import ControlError
 from tests import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SUPERLINK = "fed.example.org:443"
 KEY = public_key(new_key())
 CONFIG = Path("configs/demo.toml")

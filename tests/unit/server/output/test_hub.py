@@ -16,6 +16,8 @@ from server.output import hub as hub_module
 from server.output.hub import Hub
 from tests.local_hub import TOKEN, LocalHub, local_hub
 
+pytestmark = pytest.mark.slow
+
 CONFIG = HubConfig(repo="lab/so101", push_frequency=2)
 
 

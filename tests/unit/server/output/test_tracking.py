@@ -14,6 +14,8 @@ from server.output.tensorboard import ScalarWriter
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
 from tests.unit.server.monitoring.test_exporter import _entry, _evaluation
 
+pytestmark = pytest.mark.slow
+
 # What TensorBoard 2.21's own EventFileWriter wrote for Event(wall_time=1.5, step=300,
 # summary=Summary(value=[Summary.Value(tag="loss", simple_value=0.25)])).
 REFERENCE = bytes.fromhex(
