@@ -20,6 +20,7 @@ __all__ = [
     "expand_home",
     "fingerprint",
     "flush",
+    "read_json_object",
     "remove_unfinished",
     "write_atomically",
     "write_folder",
@@ -51,6 +52,15 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Write `content` as indented JSON, atomically. NaN and infinity are refused with `ValueError`."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"), durable=durable)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; {} if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object], *, replace: bool = True) -> None:

@@ -1,6 +1,5 @@
 """`so100-site status`: what goes on at this site, from what its own processes wrote down."""
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from client.state.contact import read_contact
 from client.state.delivered_policy import read_delivered_policy
 from client.state.progress import PROGRESS_FILE
 from federation.errors import ConfigError, FederationError
+from federation.files import read_json_object
 from federation.invitation import read_invitation
 
 __all__ = ["print_status"]
@@ -51,7 +51,7 @@ def _supernode(site: SiteFolder) -> str:
     wish = wish_of(site)
     if not is_running(site):
         return f"off{', paused' if wish else ''}; so100-site join starts it"
-    state = _read(site.state)
+    state = read_json_object(site.state)
     why = f" ({state['why']})" if state.get("why") else ""
     return f"{state.get('state', 'starting')} since {state.get('since', '?')}{why}"
 
@@ -63,7 +63,7 @@ def _server(contact: dict[str, Any]) -> str:
 
 
 def _round(file: Path, contact: dict[str, Any]) -> str:
-    progress = _read(file)
+    progress = read_json_object(file)
     if not progress:
         return "none trained yet"
     age = time.time() - file.stat().st_mtime
@@ -82,11 +82,3 @@ def _policy(folder: Path) -> str:
     if not facts:
         return "none yet; it comes at the end of a run"
     return f"round {facts.get('round')} of {facts.get('run')}, in {folder}, since {facts.get('at')}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -4,12 +4,11 @@
 """
 
 import contextlib
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from federation.files import write_json
+from federation.files import read_json_object, write_json
 
 __all__ = ["CONTACT_FILE", "note_contact", "read_contact"]
 
@@ -45,8 +44,4 @@ def note_contact(
 
 def read_contact(scratch: Path) -> dict[str, Any]:
     """Return what was written last; {} if there is nothing that can be read."""
-    try:
-        content = json.loads((scratch / CONTACT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_object(scratch / CONTACT_FILE)

@@ -1,11 +1,10 @@
 """What the policy folder of this site holds, for its owner: `delivery.json`, put in place with the folder."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from federation.files import write_json
+from federation.files import read_json_object, write_json
 
 __all__ = ["DELIVERED_POLICY_FILE", "note_delivered_policy", "read_delivered_policy"]
 
@@ -20,8 +19,4 @@ def note_delivered_policy(folder: Path, run: str, round_: int, sha256: str) -> N
 
 def read_delivered_policy(folder: Path) -> dict[str, Any]:
     """Return `run`, `round`, `sha256` and `at` of the policy in `folder`; {} if there is none."""
-    try:
-        content = json.loads((folder / DELIVERED_POLICY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_object(folder / DELIVERED_POLICY_FILE)

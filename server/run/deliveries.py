@@ -4,11 +4,10 @@ Beside the record and not in it: a site that was off gets the policy when the ru
 that is finished is not opened again.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from federation.files import write_json
+from federation.files import read_json_object, write_json
 
 __all__ = ["DELIVERIES_FILE", "note_delivery", "read_deliveries"]
 
@@ -20,11 +19,7 @@ def read_deliveries(folder: Path) -> dict[str, dict[str, Any]]:
 
     `sha256` is that of the weights that the site wrote; with an `error` it is empty.
     """
-    try:
-        content = json.loads((folder / DELIVERIES_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_object(folder / DELIVERIES_FILE)
 
 
 def note_delivery(folder: Path, site: str, facts: dict[str, Any]) -> None:

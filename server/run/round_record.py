@@ -1,6 +1,6 @@
 """What is recorded of a round, in `federated_metrics.json`, the event `round_finished` and checkpoints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -74,17 +74,16 @@ class RoundRecord:
         )
 
 
-def last_update_of(rounds: Iterable[RoundRecord], node: str) -> str:
+def last_update_of(rounds: Sequence[RoundRecord], node: str) -> str:
     """Return what became of the newest update that `node` was asked for, in `rounds`; "" if it never was."""
-    said = ""
-    for entry in rounds:
+    for entry in reversed(rounds):
         if node in entry.clients:
-            said = f"accepted in round {entry.round}"
-        elif node in entry.rejected:
-            said = f"rejected in round {entry.round}: {entry.rejected[node].reason}"
-        elif node in entry.missing:
-            said = f"not there in time in round {entry.round}"
-    return said
+            return f"accepted in round {entry.round}"
+        if node in entry.rejected:
+            return f"rejected in round {entry.round}: {entry.rejected[node].reason}"
+        if node in entry.missing:
+            return f"not there in time in round {entry.round}"
+    return ""
 
 
 def recorded_rounds(metrics: Mapping[str, Any]) -> list[RoundRecord]:

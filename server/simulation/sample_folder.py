@@ -5,7 +5,6 @@
 Uses the standard library only: `make clean` may have no environment any more.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.data.simulated import SIMULATED_ROBOT, UNMARKED_ROBOT
-from federation.files import write_json
+from federation.files import read_json_object, write_json
 
 __all__ = [
     "MANIFEST_KIND",
@@ -30,7 +29,7 @@ MANIFEST_KIND = "so100-federation sample data"
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest in `out`, or {} if there is none of ours."""
-    manifest = _read_object(out / MANIFEST_NAME)
+    manifest = read_json_object(out / MANIFEST_NAME)
     return manifest if manifest.get("kind") == MANIFEST_KIND else {}
 
 
@@ -49,7 +48,7 @@ def mark_as_simulated(out: Path) -> None:
     """Mark the datasets in `out` that were recorded before there was a mark; each at once or not at all."""
     for name in _recorded_here(out, read_manifest(out)):
         file = out / name / "meta" / "info.json"
-        info = _read_object(file)
+        info = read_json_object(file)
         if info.get("robot_type") != UNMARKED_ROBOT:
             continue
         write_json(file, info | {"robot_type": SIMULATED_ROBOT})
@@ -66,20 +65,12 @@ def _recorded_here(out: Path, manifest: Mapping[str, Any]) -> list[str]:
 def _is_as_recorded(dataset: Path, recorded: Mapping[str, Any]) -> bool:
     if dataset.is_symlink():
         return False
-    info = _read_object(dataset / "meta" / "info.json")
+    info = read_json_object(dataset / "meta" / "info.json")
     if not info:
         return not (dataset / "meta" / "info.json").exists()  # half removed, by whomever: no dataset
     return info.get("robot_type") in (SIMULATED_ROBOT, UNMARKED_ROBOT) and all(
         info.get(f"total_{what}") == recorded[what] for what in ("episodes", "frames")
     )
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def remove(out: Path) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from federation import files
-from federation.files import remove_unfinished, write_atomically, write_folder, write_json
+from federation.files import (
+    read_json_object,
+    remove_unfinished,
+    write_atomically,
+    write_folder,
+    write_json,
+)
 
 _KILLED_AFTER = """
 import os, signal, sys
@@ -144,3 +150,13 @@ def test_a_staging_folder_that_was_taken_for_litter_is_made_again(
     write_json(tmp_path / "x", 1)
     assert len(made) == 2
     assert (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b"[1]", b"null"])
+def test_what_is_no_json_object_is_read_as_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "facts.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert read_json_object(file) == {}
+    write_json(file, {"a": 1})
+    assert read_json_object(file) == {"a": 1}
