@@ -15,14 +15,14 @@ from client.delivery import receive_policy
 from client.device import describe_device
 from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
+from client.recordings.held import judge_recordings
+from client.recordings.opened import private_folders
 from client.round import answer_train_request
 from client.site import Site, read_site
 from client.state.contact import note_contact
 from federation import logs
 from federation.config import RunConfig, parse_run_config
-from federation.data.cameras import spell_cameras
 from federation.errors import FederationError, RejectionCode, one_line
-from federation.judgement.judge import DatasetUse, judge_dataset
 from federation.messages import (
     ANSWER,
     CONFIG,
@@ -69,25 +69,22 @@ def train(message: Message, context: Context) -> Message:
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     check_privacy(site.privacy, config.privacy, site.scratch)
-    description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
-    cameras = spell_cameras(config.policy.camera_names, description.used_cameras)
-    for episode, why in description.left_out.items():
-        _log.warning("episode %d excluded: %s", episode, why)
-    for warning in description.warnings:
-        _log.warning("%s", warning)
-    _log.info(
-        "joins with %d episodes, %d frames, cameras %s",
-        len(description.usable_episodes),
-        description.usable_frames,
-        ", ".join(cameras),
-    )
+    held = judge_recordings(site.sources, config.policy, site.scratch)
+    first, cameras = held.descriptions[0], held.spell_cameras(config.policy.camera_names)
+    for part in held.parts:
+        for episode, why in part.description.left_out.items():
+            _log.warning("episode %d of %s excluded: %s", episode, part.recording.label, why)
+        for warning in part.description.warnings:
+            _log.warning("%s", warning)
+    what = (len(held.parts), held.episodes, held.frames, ", ".join(cameras))
+    _log.info("joins with %d recordings, %d episodes, %d frames, cameras %s", *what)
     facts = {
         "name": site.name,
-        "fps": description.fps,
-        "episodes": len(description.usable_episodes),
-        "left_out": len(description.left_out),
-        "frames": description.usable_frames,
-        "simulated": description.simulated,
+        "fps": first.fps,  # of all of them, as `mixing_faults` makes sure
+        "episodes": held.episodes,
+        "left_out": sum(len(description.left_out) for description in held.descriptions),
+        "frames": held.frames,
+        "simulated": first.simulated,
         "cameras": cameras,
         "versions": [f"{package} {version}" for package, version in versions().items()],
         "device": describe_device(),
@@ -96,7 +93,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
         facts["adapter"] = [f"{name} {value}" for name, value in adapter.items()]
     note_contact(site.scratch, config.run.name, "asked this site to join")
     return RecordDict(
-        {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(description.statistics)}  # type: ignore
+        {ANSWER: ConfigRecord(facts), STATISTICS: statistics_to_record(held.statistics)}  # type: ignore
     )
 
 
@@ -141,7 +138,7 @@ def _answer(
     folders: dict[str, Path] = {}
     try:
         site = read_site(context)
-        folders = {"dataset": site.dataset, "scratch": site.scratch}
+        folders = {**private_folders(site.sources), "scratch": site.scratch}
         logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
         logs.bind_context(run=config.run.name or None)

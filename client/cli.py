@@ -3,32 +3,61 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from federation.command_line import make_app, run
 from federation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from client.recordings.sources import Source
 
 __all__ = ["app", "main"]
 
 app = make_app(
     "Take part in a federation with an SO-100 or SO-101 arm.",
     [
-        "so100-site doctor --dataset recordings/pick-cube",
+        "so100-site doctor --data recordings/pick-cube",
         "so100-site key lab-b",
-        "so100-site join lab-b.invitation.json --data recordings/pick-cube",
+        "so100-site join lab-b.invitation.json --data recordings/pick-cube --data hf:ann/place@v1.0",
         "so100-site repair recordings/pick-cube --without 3,7",
     ],
 )
 
+
+class _Whole(click.ParamType[str]):
+    """A text that an environment variable gives whole, whatever blanks are in it."""
+
+    name, envvar_list_splitter = "text", "\0"
+
+
+_TEXT = _Whole()
+_NAMES = "their names here, once for all recordings or for each"
+_WEIGHT = "how often each recording is drawn, once for each; default: by its frames"
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        "--dataset",
+        metavar="RECORDING",
+        envvar="FEDERATION_DATASET",
+        click_type=_TEXT,
+        help="a folder, owner/name of LeRobot's cache or hf:owner/name@revision; once for each",
+    ),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weight", metavar="W", envvar="FEDERATION_WEIGHTS", click_type=_TEXT, help=_WEIGHT),
+]
 Scratch = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", envvar="FEDERATION_SCRATCH", help="the SuperNode's scratch folder"),
 ]
 CameraNames = Annotated[
-    str,
-    typer.Option(metavar="POLICY=OWN,...", envvar="FEDERATION_CAMERA_NAMES", help="their names here"),
+    list[str] | None,
+    typer.Option(metavar="POLICY=OWN,...", envvar="FEDERATION_CAMERA_NAMES", click_type=_TEXT, help=_NAMES),
 ]
 SuperLink = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", envvar="FEDERATION_SUPERLINK", help="try the way to it")
@@ -66,11 +95,9 @@ def join(
         Path | None,
         typer.Argument(metavar="INVITATION", help="what the operator sent, at first"),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", envvar="FEDERATION_DATASET", help="a LeRobot v3 dataset, at first"),
-    ] = None,
-    camera_names: CameraNames = "",
+    data: Data = None,
+    camera_names: CameraNames = None,
+    weight: Weights = None,
     min_noise: Annotated[
         str, typer.Option(metavar="Z", envvar="FEDERATION_MIN_NOISE", help="least noise multiplier of a run")
     ] = "",
@@ -90,9 +117,29 @@ def join(
     """
     from client.membership.join import join_federation
 
-    options = {"cameras": camera_names, "min-noise": min_noise, "max-epsilon": max_epsilon}
-    where = _site_folder(folder)
-    return join_federation(where, invitation, data, options, unchecked=unchecked, systemd=systemd)
+    options = {"min-noise": min_noise, "max-epsilon": max_epsilon}
+    where, sources = _site_folder(folder), _sources(data, camera_names, weight)
+    return join_federation(where, invitation, sources, options, unchecked=unchecked, systemd=systemd)
+
+
+@app.command()
+def data(
+    add: Annotated[list[str] | None, typer.Option(metavar="RECORDING", help="name one more")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="RECORDING", help="name one no more")] = None,
+    camera_names: Annotated[list[str] | None, typer.Option(metavar="POLICY=OWN,...", help=_NAMES)] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="W", help=_WEIGHT)] = None,
+    folder: Folder = None,
+) -> None:
+    """List this site's recordings, or change which these are, from the next round on.
+
+    Names and weights are those of what is added.
+
+    Example: so100-site data --add hf:ann/pick-cube@v1.0 --remove recordings/first-tries
+    """
+    from client.membership.folder import SiteFolder
+    from client.membership.recordings import change_recordings
+
+    change_recordings(SiteFolder(_site_folder(folder)), _sources(add, camera_names, weight), remove or [])
 
 
 @app.command()
@@ -149,10 +196,7 @@ def leave(folder: Folder = None) -> None:
 
 @app.command()
 def doctor(
-    dataset: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", envvar="FEDERATION_DATASET", help="a LeRobot v3 dataset, or some"),
-    ] = None,
+    data: Data = None,
     full: Annotated[bool, typer.Option("--full", help="decode every frame of every video: minutes")] = False,
     superlink: SuperLink = None,
     ca: Ca = None,
@@ -161,7 +205,7 @@ def doctor(
     cameras: Annotated[
         str | None, typer.Option(envvar="FEDERATION_CAMERAS", help="those of the run; default: top,wrist")
     ] = None,
-    camera_names: CameraNames = "",
+    camera_names: CameraNames = None,
     folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", envvar="FEDERATION_SITE", help="a site's own: all that it names"),
@@ -169,21 +213,21 @@ def doctor(
 ) -> int:
     """Say what would go wrong at this site, before it takes part.
 
-    Example: so100-site doctor --dataset recordings/pick-cube --camera-names top=phone,wrist=none
+    Example: so100-site doctor --data recordings/pick-cube --camera-names top=phone,wrist=none
     """
+    sources = _sources(data, camera_names, None)
     if folder:
         from client.membership.join import examine_member
 
-        return 0 if examine_member(folder, dataset, camera_names, full) else 1
-    if dataset is None:
-        raise ConfigError("Missing option '--dataset' (env var: 'FEDERATION_DATASET')")
+        return 0 if examine_member(folder, sources, full) else 1
+    if not sources:
+        raise ConfigError("Missing option '--data' (env var: 'FEDERATION_DATASET')")
     from client.doctor.main import examine_site
     from federation.settings import PolicyConfig
 
     ready = examine_site(
-        dataset,
+        sources,
         cameras=cameras or PolicyConfig().cameras,
-        camera_names=camera_names,
         full=full,
         scratch=scratch,
         key=key,
@@ -227,6 +271,14 @@ def exporter(
     from client.supernode.exporter import serve_progress
 
     serve_progress(node, scratch, host, port)
+
+
+def _sources(
+    data: list[str] | None, cameras: list[str] | None, weights: list[str] | None
+) -> "tuple[Source, ...]":
+    from client.recordings.sources import split_sources
+
+    return split_sources(data or [], cameras or [], weights or [])
 
 
 def _site_folder(folder: Path | None) -> Path:

@@ -1,6 +1,6 @@
 """An endless, shuffled stream of training samples that survives damaged frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from federation.logs import get_logger
 __all__ = ["MAX_SKIPPED_IN_A_ROW", "SKIPPED_FRAMES", "FrameStream", "load_batches"]
 
 MAX_SKIPPED_IN_A_ROW = 50
+_DRAWN = 256  # parts drawn at a time
 SKIPPED_FRAMES = "skipped_frames"  # key of an item: frames left out since the item before it
 _log = get_logger("client.frames")
 
@@ -22,15 +23,24 @@ class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
     """Samples of a dataset in a new random order each epoch; a frame that cannot be decoded is left out.
 
     All data loading workers draw the same order from `seed` and share it out, each taking every n-th frame:
-    together they visit each frame once an epoch.
+    together they visit each frame once an epoch. With shares each part has epochs of its own, and they draw
+    which part the next frame is of.
 
     Args:
         dataset: of policy inputs, e.g. a `SampleCache`.
         name: names the dataset in errors.
+        shares: (frames, how often it is drawn) of each part, where that is not by their number.
     """
 
-    def __init__(self, dataset: Dataset[dict[str, Any]], *, seed: int, name: str) -> None:
-        self.dataset, self.seed, self.name = dataset, seed, name
+    def __init__(
+        self,
+        dataset: Dataset[dict[str, Any]],
+        *,
+        seed: int,
+        name: str,
+        shares: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        self.dataset, self.seed, self.name, self.shares = dataset, seed, name, shares
 
     def __iter__(self) -> Iterator[dict[str, Any] | DatasetError]:
         """Yield samples for ever; last an error if `MAX_SKIPPED_IN_A_ROW` frames could not be decoded.
@@ -60,8 +70,21 @@ class FrameStream(IterableDataset[dict[str, Any] | DatasetError]):
 
     def _frames(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
+        if not self.shares:
+            yield from _shuffled(0, len(self.dataset), generator)  # type: ignore[arg-type]
+        lengths, weights = [length for length, _ in self.shares], [share for _, share in self.shares]
+        starts = [sum(lengths[:number]) for number in range(len(lengths))]
+        parts = [_shuffled(*own, generator) for own in zip(starts, lengths, strict=True)]
         while True:
-            yield from torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore
+            drawn = torch.multinomial(torch.tensor(weights), _DRAWN, replacement=True, generator=generator)
+            yield from (next(parts[number]) for number in drawn.tolist())
+
+
+def _shuffled(start: int, length: int, generator: torch.Generator) -> Iterator[int]:
+    """Yield `start` and the `length - 1` numbers after it, for ever, in a new random order each time."""
+    while True:
+        for number in torch.randperm(length, generator=generator).tolist():
+            yield start + number
 
 
 def load_batches(

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 
 from client.privacy_rules import check_privacy, count_release
 from client.received_weights import open_weights
+from client.recordings.held import Holdings, judge_recordings
 from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.errors import FederationError
-from federation.judgement.judge import DatasetUse, judge_dataset
+from federation.errors import FederationError, RejectionCode
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE
 from federation.policy.memory import training_gigabytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
@@ -123,7 +123,8 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     from client.state.round_state import drop_round_state
 
     drop_round_state(site.scratch, request.run, request.undone_rounds)
-    components, weights = _set_up(message, request, config, site)
+    held = judge_recordings(site.sources, config.policy, site.scratch)
+    components, weights = _set_up(message, request, config, site, held)
     state = (site.scratch, request.run, request.round, components.optimizer, components.parameters)
     if config.training.keep_optimizer:
         restore_optimizer_state(*state)
@@ -144,6 +145,8 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     reply[METRICS] = MetricRecord(
         {k: v for k, v in vars(result).items() if k != "update"}
         | {
+            "episodes": held.episodes,  # at the join there may have been others
+            "frames": held.frames,
             "setup_seconds": setup_seconds,
             "download_bytes": weights.size_bytes,
             "device_memory_bytes": peak_memory_bytes(components.device),
@@ -154,31 +157,24 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
 
 
 def _set_up(
-    message: Message, request: TrainRequest, config: RunConfig, site: Site
+    message: Message, request: TrainRequest, config: RunConfig, site: Site, held: Holdings
 ) -> tuple["TrainingComponents", Payload]:
     """Return what the steps of the round work on, and the global weights of the round as they came."""
+    from client.recordings.samples import open_recorded_samples
     from client.training import setup_training_components
     from federation.data.normalisation import merge_statistics
-    from federation.data.sample_cache import open_samples
     from federation.policy.build import build_policy, select_device
 
-    description = judge_dataset(DatasetUse(site.dataset, config.policy, site.scratch, site.cameras))
     statistics = (
-        merge_statistics([description.statistics])
+        merge_statistics([held.statistics])
         if config.policy.normalisation == "site"
         else record_to_statistics(message.content.array_records[STATISTICS])
     )
     policy = build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=site.scratch)
     sealed = Header(config.wire.download, request.run, request.round, base="")
     weights = open_weights(message, policy, config, site.scratch, sealed)
-    samples = open_samples(
-        site.dataset,
-        policy.config,
-        site.scratch / "samples",
-        int(site.sample_cache_gb * 1e9),
-        description.used_cameras,
-        description.usable_episodes,
-    )
+    room = int(site.sample_cache_gb * 1e9)
+    samples = open_recorded_samples(held, policy.config, site.scratch, room)
     training = dataclasses.replace(config.training, proximal_mu=request.proximal_mu)
     components = setup_training_components(
         dataclasses.replace(config, training=training),

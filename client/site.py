@@ -1,13 +1,15 @@
 """The site's own settings, from `--node-config`: what belongs to one machine and to its owner."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 
 from client.privacy_rules import PrivacyRules, parse_privacy_rules
-from federation.data.cameras import parse_camera_names
+from client.recordings.sources import Source, parse_sources
 from federation.errors import ConfigError
 from federation.logs import get_logger
 
@@ -22,10 +24,9 @@ class Site:
     """None of it leaves the site but the name and camera names."""
 
     name: str
-    dataset: Path
+    sources: tuple[Source, ...]  # its recordings
     scratch: Path
     sample_cache_gb: float  # disk for decoded samples
-    cameras: dict[str, str]  # the policy's camera -> this site's, where the names do not tell
     privacy: PrivacyRules  # what its owner insists on
     policy: Path | None = None  # where the policy is delivered to; None: `policy` in scratch
 
@@ -61,10 +62,18 @@ def read_site(context: Context) -> Site:
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None
     return Site(
         name=str(settings["name"]),
-        dataset=Path(str(settings["dataset"])),
+        sources=_read_sources(settings),
         scratch=scratch,
         sample_cache_gb=float(cache_gb),
-        cameras=parse_camera_names(str(settings.get("cameras", ""))),
         privacy=parse_privacy_rules(settings),
         policy=Path(str(settings["policy"])) if settings.get("policy") else None,
     )
+
+
+def _read_sources(settings: Mapping[str, Any]) -> tuple[Source, ...]:
+    try:
+        return parse_sources(settings)
+    except ConfigError as error:  # it may name a recording, which the server is not to know
+        _log.error("%s", error)
+        text = "its recordings cannot be told: the log of this SuperNode names the fault"
+        raise ConfigError(f"node configuration: dataset: {text}") from None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from client.fedprox import add_proximal_gradient
 from client.frames import SKIPPED_FRAMES, FrameStream, load_batches
+from client.recordings.samples import JoinedSamples
 from federation.config import RunConfig
 from federation.data.sample_cache import SampleCache
 from federation.data.statistics import Statistics
@@ -94,7 +95,7 @@ def setup_training_components(
     policy: SmolVLAPolicy,
     weights: Mapping[str, Tensor],
     statistics: Statistics,
-    samples: SampleCache,
+    samples: SampleCache | JoinedSamples,
     seed: int,
 ) -> TrainingComponents:
     """Load `weights` into `policy` and build data loader, processor and optimizer around it.
@@ -105,7 +106,7 @@ def setup_training_components(
     Args:
         weights: the global trainable weights `w_t`, fp32 on the CPU. Not copied: leave them as they are.
         statistics: the federation's normalisation.
-        samples: this site's dataset.
+        samples: of this site's recordings.
         seed: draws the order of the frames and, through torch's global generator, noise and time samples.
 
     Raises:
@@ -124,7 +125,7 @@ def setup_training_components(
         preprocessor=preprocessor,
         optimizer=_build_optimizer(policy, parameters, settings, device),
         batches=load_batches(
-            FrameStream(samples, seed=seed, name=samples.name),
+            FrameStream(samples, seed=seed, name=samples.name, shares=samples.shares),
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             pin_memory=device.type == "cuda",

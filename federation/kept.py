@@ -12,7 +12,7 @@ from federation.logs import get_logger
 
 __all__ = ["keep", "kept_file", "load_kept"]
 
-_MAX_KEPT = 20  # files in a folder
+_MAX_KEPT = 200  # files in a folder: of each recording of a site, some
 _log = get_logger("federation.kept")
 
 

@@ -186,6 +186,7 @@ def _train_round(
     sample_seconds = time.monotonic() - started
     entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
     nodes.count_rejections(round_, entry.rejected, entry.clients)
+    nodes.note_holdings(entry.clients)
     entry.seconds["sample"] = sample_seconds
     if config.privacy.mode != "none":
         entry.privacy = privacy_spent(flatten(config), record.folder)

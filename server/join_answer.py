@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from federation.data.description import ARM_DIM
-from federation.data.statistics import MAX_FRAMES, Statistics, check_statistics
+from federation.data.statistics import MAX_EPISODES, MAX_FRAMES, Statistics, check_statistics
 from federation.errors import FederationError, one_line
 from federation.messages import ANSWER, STATISTICS
 from federation.versions import check_versions, versions
@@ -19,7 +19,6 @@ __all__ = ["Node", "node_facts", "read_answer"]
 _MAX_CHARACTERS = 100
 _MAX_CAMERAS, _MAX_VERSIONS, _MAX_ADAPTER = 16, 32, 8
 _MAX_FPS = 1000
-_MAX_EPISODES = 10**7
 _NAME = re.compile(r"[A-Za-z0-9._-]+")  # it ends up in logs, metrics and reports
 
 
@@ -64,11 +63,11 @@ def read_answer(node_id: int, content: RecordDict) -> Node:
             node_id=node_id,
             name=name,
             fps=_read_count(answer, "fps", 1, _MAX_FPS),
-            episodes=_read_count(answer, "episodes", 1, min(frames, _MAX_EPISODES)),
+            episodes=_read_count(answer, "episodes", 1, min(frames, MAX_EPISODES)),
             frames=frames,
             cameras=tuple(cameras),
             statistics=statistics,
-            left_out=_read_count(answer, "left_out", 0, _MAX_EPISODES),
+            left_out=_read_count(answer, "left_out", 0, MAX_EPISODES),
             versions=installed,
             device=_read_text("device", answer["device"]),
             simulated=_as_bool(answer["simulated"]),

@@ -1,5 +1,6 @@
 """Who takes part: the join handshake, waiting for nodes, and the suspension of those whose updates fail."""
 
+import dataclasses
 import time
 from collections.abc import Collection, Iterator, Mapping
 
@@ -124,6 +125,24 @@ class NodeTable:
                 continue
             self._suspend(node, round_, f"{count} updates in a row rejected, the last because {reason}")
             self._shut_out[node.node_id] = since.get(node.node_id, "")
+
+    def note_holdings(self, clients: Mapping[str, Mapping[str, float]]) -> None:
+        """Take over what nodes said in a round that they hold now: owners add recordings, and remove some.
+
+        The normalisation stays that of the run.
+
+        Args:
+            clients: the metrics of good updates, by the names of the nodes.
+        """
+        for node in list(self._known.values()):
+            told = clients.get(node.name, {})
+            episodes = int(told.get("episodes", node.episodes))
+            frames = int(told.get("frames", node.frames))
+            if (episodes, frames) == (node.episodes, node.frames):
+                continue
+            self._known[node.node_id] = dataclasses.replace(node, episodes=episodes, frames=frames)
+            _log.info("%s now holds %d episodes, %d frames", node.name, episodes, frames)
+            self._record.node_changed(node.name, {"episodes": episodes, "frames": frames})
 
     def _suspend(self, node: Node, round_: int, reason: str) -> None:
         earlier = self._suspensions.get(node.node_id, 0)

@@ -14,7 +14,13 @@ from federation.errors import WireError, one_line
 from federation.logs import get_logger
 from federation.wire.payload import Header, Payload
 from server.aggregation.collector import make_aggregator
-from server.aggregation.verification import NormJudge, largest_norm, typical_norm, verify_reply
+from server.aggregation.verification import (
+    NormJudge,
+    claimed_frames,
+    largest_norm,
+    typical_norm,
+    verify_reply,
+)
 from server.grid.exchange import Reply
 from server.model import GlobalModel
 from server.run.environment import folder_of
@@ -64,7 +70,7 @@ class UpdateCollector:
             self._record.event("reply_timed_out", round=self._expected.round, node=name, reason=reply.error)
             return False
         try:
-            update, metrics = verify_reply(reply, self._shapes, self._expected, self._max_examples[name])
+            update, metrics = verify_reply(reply, self._shapes, self._expected, self._most(name, reply))
             norm = update.norm()
             scale, largest = self._norm_bounds(int(metrics["num_examples"]))
             is_usable = self._judge.is_within_recent_norms(norm, scale, largest)
@@ -124,6 +130,12 @@ class UpdateCollector:
             steps = min(training.steps_taken(num_examples), most)
             scale = math.sqrt(steps / training.local_steps)
         return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
+
+    def _most(self, name: str, reply: Reply) -> int:
+        """Return how many frames node `name` can have trained on: it may hold more than when it joined."""
+        training = self._config.training
+        claimed = training.steps_in_round(claimed_frames(reply)) * training.frames_in_step
+        return max(self._max_examples[name], claimed)
 
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
         self.aggregator.add(update, self._weight(name, metrics["num_examples"]))

@@ -13,7 +13,7 @@ from client.training import run_training_loop, setup_training_components
 from federation.config import parse_run_config
 from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import open_samples
-from federation.judgement.judge import DatasetUse, judge_dataset
+from federation.judgement.judge import DatasetUse, judge_datasets
 from federation.messages import QUERY_JOIN
 from federation.policy.build import build_policy, trainable_parameters
 from tests.conftest import TINY
@@ -32,7 +32,7 @@ def join(root: Path, scratch: Path, cameras: str = "", **settings: Any) -> Messa
 def train_step(root: Path, scratch: Path, cameras: dict[str, str] | None = None, **settings: Any) -> float:
     """Train one step on the dataset as a round does; the policy loss."""
     config = parse_run_config(_settings(settings), "tests")
-    description = judge_dataset(DatasetUse(root, config.policy, scratch, cameras or {}))
+    (description,) = judge_datasets([DatasetUse(root, config.policy, scratch, cameras or {})])
     policy = build_policy(config.policy, seed=0, device=torch.device("cpu"), cache=scratch)
     samples = open_samples(
         root,

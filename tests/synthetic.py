@@ -4,6 +4,7 @@ A coloured square follows a sine; the joints follow it too, so there is somethin
 """
 
 import json
+import shutil
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,13 @@ def read_pictures(video: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def write_video(video: Path, pictures: list[np.ndarray], fps: int = FPS, codec: str = "h264") -> None:
+def write_video(
+    video: Path, pictures: list[np.ndarray], fps: int = FPS, codec: str = "h264", **options: str
+) -> None:
     """Write pictures (height, width, 3) uint8 as a video, in place of one that is there."""
     video.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(video), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt, stream.gop_size = "yuv420p", 2
         for picture in pictures:
@@ -126,6 +129,36 @@ def set_episodes(root: Path, columns: dict[str, list[Any]]) -> None:
         column = pa.array(values, table.schema.field(key).type)
         table = table.set_column(table.column_names.index(key), key, column)
     pq.write_table(table, file)
+
+
+def as_format_2(root: Path, version: str = "v2.1") -> Path:
+    """Rewrite the dataset in `root` as LeRobot of early 2025 did: a file for each episode."""
+    info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
+    (file,) = (root / "data").glob("*/*.parquet")
+    table = pq.read_table(file, partitioning=None)
+    numbers = table["episode_index"].to_numpy()
+    videos = {video.parents[1].name: read_pictures(video) for video in root.glob("videos/*/*/*.mp4")}
+    for folder in ("data", "videos", "meta"):
+        shutil.rmtree(root / folder)
+    (root / "data" / "chunk-000").mkdir(parents=True)
+    (root / "meta").mkdir()
+    for episode in np.unique(numbers).tolist():
+        rows = np.flatnonzero(numbers == episode)
+        name = f"episode_{episode:06d}"
+        pq.write_table(table.take(rows), root / f"data/chunk-000/{name}.parquet")
+        for key, pictures in videos.items():
+            own = pictures[rows[0] : rows[-1] + 1]
+            write_video(root / f"videos/chunk-000/{key}/{name}.mp4", own, info["fps"], crf="10")
+    task = json.dumps({"task_index": 0, "task": "follow the square"})
+    (root / "meta" / "tasks.jsonl").write_text(f"{task}\n", encoding="utf-8")
+    name = "episode_{episode_index:06d}"
+    changes = {
+        "codebase_version": version,
+        "data_path": f"data/chunk-{{episode_chunk:03d}}/{name}.parquet",
+        "video_path": f"videos/chunk-{{episode_chunk:03d}}/{{video_key}}/{name}.mp4",
+    }
+    (root / "meta" / "info.json").write_text(json.dumps(info | changes), encoding="utf-8")
+    return root
 
 
 def split_video(root: Path, camera: str, size: tuple[int, int]) -> None:

@@ -3,10 +3,12 @@
 One line for each check: the level, the thing, its value and, where something is wrong, the fix.
 """
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from itertools import chain
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 
 from client.doctor.check import Check
@@ -15,21 +17,22 @@ from client.doctor.dataset import check_dataset
 from client.doctor.device import check_device
 from client.doctor.machine import check_ca, check_key, check_scratch, check_software
 from client.doctor.samples import check_samples
+from client.recordings.held import mixing_faults, same_frames
+from client.recordings.opened import Recording, open_recordings
+from client.recordings.sources import Source
 from federation.addresses import parse_address
-from federation.data.cameras import parse_camera_names
-from federation.data.description import DatasetDescription, find_datasets
-from federation.errors import ConfigError, DatasetError, FederationError
+from federation.data.description import DatasetDescription
+from federation.errors import ConfigError, FederationError
 from federation.settings import PolicyConfig
 
 __all__ = ["examine_site"]
 
 
 def examine_site(
-    dataset: Path,
+    sources: Sequence[Source],
     *,
     cameras: str = "",
     policy: PolicyConfig | None = None,
-    camera_names: str = "",
     full: bool = False,
     scratch: Path | None = None,
     key: Path | None = None,
@@ -40,24 +43,22 @@ def examine_site(
     """Print the table of all checks; return whether none found an error.
 
     Args:
-        dataset: a LeRobot v3 dataset, or a folder of some.
+        sources: the recordings.
         cameras: those of the run configuration, separated by commas; "": the usual ones.
         policy: all that the run asks of a dataset, if that is known; then `cameras` is not looked at.
-        camera_names: this site's names for them, where they cannot be told: "top=phone,wrist=none".
         full: decode every frame of every video.
         scratch: the SuperNode's; what it, `key`, `ca` and `superlink` ("host:port") are is left out if None.
         gpu_bytes: what the run's training takes of a GPU's memory, if that is known.
 
     Raises:
-        ConfigError: `camera_names` or `superlink` is malformed, or `superlink` comes without `ca`.
+        ConfigError: `superlink` is malformed, or `superlink` comes without `ca`.
     """
     address = _parse_address(superlink) if superlink else None
     if superlink and not ca:
         raise ConfigError("--superlink needs --ca: the authority's certificate, ca.crt")
     wanted = policy or PolicyConfig(cameras=cameras or PolicyConfig().cameras)
-    names = parse_camera_names(camera_names)
     failed = False
-    looks = _look_at_data(dataset, wanted, policy is not None, names, full, scratch)
+    looks = _look_at_data(sources, wanted, policy is not None, full, scratch)
     for check in chain(looks, _look_at_machine(scratch, key, ca, address, gpu_bytes)):
         print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
         failed |= check.level == "error"
@@ -66,27 +67,57 @@ def examine_site(
 
 
 def _look_at_data(
-    dataset: Path,
+    sources: Sequence[Source],
     policy: PolicyConfig,
     is_known: bool,
-    camera_names: Mapping[str, str],
     full: bool,
     scratch: Path | None,
 ) -> Iterator[Check]:
+    asked = policy if is_known else None
     good: dict[Path, DatasetDescription] = {}
-    for root in _datasets(dataset):
-        checks, description = check_dataset(
-            root, policy.camera_names, camera_names, full, policy if is_known else None
-        )
-        yield from checks
-        if description and not any(check.level == "error" for check in checks):
-            good[root] = description
-    if good:
+    # One that cannot be written has a line of `check_scratch`.
+    cache = scratch if scratch and os.access(scratch, os.W_OK) else None
+    with tempfile.TemporaryDirectory() as temporary:
+        recordings, faults = open_recordings(sources, cache or Path(temporary))
+        yield from (Check("error", "dataset", str(fault).removeprefix("dataset ")) for fault in faults)
+        for recording in recordings:
+            names = recording.source.cameras
+            checks, description = check_dataset(recording.root, policy.camera_names, names, full, asked)
+            yield from (_about(check, recording) for check in checks)
+            if description and not any(check.level == "error" for check in checks):
+                good[recording.root] = description
+        yield from _check_together([each for each in recordings if each.root in good], good)
+        if not good:
+            return
         if sys.stderr.isatty():
             print("looking at samples as training does: ten seconds or more", file=sys.stderr)
-        # One that cannot be written has a line of `check_scratch`.
-        cache = scratch if scratch and os.access(scratch, os.W_OK) else None
-        yield from check_samples(good, policy.camera_names, camera_names, cache)
+        for check in check_samples(good, policy.camera_names, cache):
+            for recording in recordings:
+                check = _about(check, recording)
+            yield check
+
+
+def _check_together(
+    recordings: Sequence[Recording], described: Mapping[Path, DatasetDescription]
+) -> Iterator[Check]:
+    """Check that the recordings can be trained on together."""
+    named = {each.place: described[each.root] for each in recordings}
+    yield from (Check("error", "together", line) for line in mixing_faults(named))
+    for (one, first), (other, second) in combinations(named.items(), 2):
+        if same_frames(first, second):
+            yield Check("error", "together", f"{other} holds the frames of {one}; name one of them")
+    if len(recordings) > 1:
+        frames = sum(description.usable_frames for description in described.values())
+        text = f"{len(recordings)} recordings, {frames} frames"
+        yield Check("ok", "together", text)
+
+
+def _about(check: Check, recording: Recording) -> Check:
+    """Return `check` about what the owner named, not about a copy of it in scratch."""
+    text, name = check.text, recording.root.name
+    if text.startswith(f"{name}: "):
+        text = recording.label + text.removeprefix(name)
+    return dataclasses.replace(check, text=recording.spell(text))
 
 
 def _look_at_machine(
@@ -113,11 +144,3 @@ def _parse_address(text: str) -> tuple[str, int]:
         return parse_address(text)
     except FederationError as error:
         raise ConfigError(f"--superlink {error}") from None
-
-
-def _datasets(folder: Path) -> list[Path]:
-    """Return the datasets in `folder`, or `folder` itself, so that `check_dataset` reports what it lacks."""
-    try:
-        return list(find_datasets(folder).values())
-    except (DatasetError, OSError):
-        return [folder]

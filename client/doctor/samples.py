@@ -15,7 +15,6 @@ __all__ = ["check_samples"]
 def check_samples(
     described: Mapping[Path, DatasetDescription],
     cameras: Sequence[str],
-    names: Mapping[str, str],
     scratch: Path | None = None,
 ) -> list[Check]:
     """Look at samples of datasets that `check_dataset` found no error in; seconds, most of them imports.
@@ -24,12 +23,12 @@ def check_samples(
 
     Args:
         described: what `check_dataset` returned for each dataset.
-        cameras, names: as for `check_dataset`.
+        cameras: as for `check_dataset`.
         scratch: for what is removed at the end; a temporary folder of the system if None.
     """
     policy = PolicyConfig(size="smolvla", cameras=",".join(cameras), empty_cameras=len(cameras) - 1)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        uses = [DatasetUse(root, policy, Path(folder), names) for root in described]
+        uses = [DatasetUse(root, policy, Path(folder)) for root in described]
         verdicts = judge_samples(uses, list(described.values()))
     checks = []
     for root, verdict in zip(described, verdicts, strict=True):

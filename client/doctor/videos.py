@@ -4,8 +4,7 @@ Tables and packets were looked at before (see `federation/data/faults.py`), and 
 are decoded by `doctor/samples.py`; here all are.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from client.doctor.check import Check
 from federation.data.advice import repair
 from federation.data.description import DatasetDescription
-from federation.data.faults import lacking_frames, video_of_episode
+from federation.data.faults import decoded_times, lacking_frames, video_of_episode
 from federation.data.tables import read_episodes
 
-__all__ = ["check_videos", "decoded_times"]
+__all__ = ["check_videos"]
 
 _MAX_DAMAGED = 0.1  # of all frames; training leaves out those there are
 _MAX_NAMED = 3
@@ -58,16 +57,3 @@ def _decode_all(root: Path, info: Mapping[str, Any], rows: list[dict[str, Any]],
     drop = repair(root, sorted(damaged))
     level = "error" if lost > _MAX_DAMAGED * frames else "warning"
     return level, f"{text}; training skips them: copy the videos again, or {drop} drops the episodes"
-
-
-def decoded_times(file: Path) -> Iterator[float]:
-    """Return when the frames that can be decoded are shown, in seconds."""
-    import av
-
-    with suppress(av.FFmpegError), av.open(str(file)) as container:
-        stream = container.streams.video[0]
-        for packet in container.demux(stream):
-            frames = []
-            with suppress(av.FFmpegError):  # the next packet may be whole
-                frames = stream.decode(packet)
-            yield from (frame.time for frame in frames if frame.time is not None)

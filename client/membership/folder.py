@@ -36,6 +36,11 @@ class SiteFolder:
         return self.path / "node.toml"
 
     @property
+    def recordings(self) -> Path:
+        """The list of the owner's recordings, which every round reads."""
+        return self.path / "recordings.toml"
+
+    @property
     def scratch(self) -> Path:
         """Decoded frames, residuals and the count of privacy: treat it as the dataset."""
         return self.path / "scratch"

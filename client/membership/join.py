@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from client.doctor.main import examine_site
@@ -17,7 +17,7 @@ from client.membership.runner import keep_running
 from client.membership.supernode import PROGRAMS
 from client.membership.unit import write_unit
 from client.privacy_rules import parse_privacy_rules
-from federation.data.cameras import parse_camera_names
+from client.recordings.sources import Source, check_together, parse_sources, settle, write_list
 from federation.errors import CertificateError, ConfigError
 from federation.invitation import Invitation, read_invitation, spell_authority
 from federation.key_files import locked, make_folder, replace
@@ -28,7 +28,7 @@ __all__ = ["accept", "examine_member", "join_federation", "write_settings"]
 def join_federation(
     folder: Path,
     invitation: Path | None,
-    dataset: Path | None,
+    sources: Sequence[Source],
     options: Mapping[str, str],
     *,
     unchecked: bool = False,
@@ -39,8 +39,8 @@ def join_federation(
     Args:
         folder: the site's.
         invitation: None: the one that was accepted before.
-        dataset: None: with `options`, those of the last time.
-        options: `cameras`, `min-noise` and `max-epsilon` as the node configuration has them.
+        sources: the owner's recordings; none: with `options`, those of the last time.
+        options: `min-noise` and `max-epsilon` as the node configuration has them.
         unchecked: do not let the doctor look before.
         systemd: write a unit that joins, instead of joining.
 
@@ -49,11 +49,11 @@ def join_federation(
     """
     site = SiteFolder(folder.resolve())
     invited = accept(site, invitation)
-    write_settings(site, invited, dataset, options)
+    write_settings(site, invited, sources, options)
     print(f"{invited.site} is invited to {invited.superlink}")
     print(f"its authority: {spell_authority(invited.authority)} (compare it with the operator's, by voice)")
     print(f"it expects: {invited.expects.spell()}", flush=True)
-    if not unchecked and not examine_member(folder, dataset):
+    if not unchecked and not examine_member(folder):
         print("not joined", file=sys.stderr)
         return 1
     if systemd:
@@ -88,28 +88,25 @@ def accept(site: SiteFolder, file: Path | None) -> Invitation:
 
 
 def write_settings(
-    site: SiteFolder, invitation: Invitation, dataset: Path | None, options: Mapping[str, str]
+    site: SiteFolder, invitation: Invitation, sources: Sequence[Source], options: Mapping[str, str]
 ) -> None:
-    """Keep the owner's choices as the node configuration; without a dataset those of the last time stay.
+    """Keep the owner's choices: the list of recordings, and the node configuration, which names that.
+
+    Without recordings those of the last time stay.
 
     Raises:
-        ConfigError: an option is at fault, or no dataset was ever named.
+        ConfigError: an option is at fault, or no recording was ever named.
     """
-    if dataset is None:
+    if not sources:
         if not site.settings.exists():
             raise ConfigError("no dataset yet: name its folder with --data")
         return
-    if not str(dataset).isprintable():
-        raise ConfigError(f"--data {str(dataset)!r}: the path holds a control character; rename the folder")
-    if not (dataset.expanduser() / "meta").is_dir():
-        raise ConfigError(
-            f"--data {dataset}: no dataset there; name the folder of one that holds data, meta and videos"
-        )
-    parse_camera_names(options.get("cameras", ""))
+    settled = [settle(source) for source in sources]
+    check_together(settled)
     parse_privacy_rules(options)
     settings = {
         "name": invitation.site,
-        "dataset": str(dataset.expanduser().resolve()),
+        "dataset": str(site.recordings),
         "scratch": str(site.scratch),
         "policy": str(site.policy),
         **options,
@@ -117,33 +114,31 @@ def write_settings(
     # A printable text as JSON is one of TOML's basic strings.
     lines = "".join(f"{key} = {json.dumps(text, ensure_ascii=False)}\n" for key, text in settings.items())
     with locked(site.path):
+        replace(site.recordings, write_list(settled), private=True)
         replace(site.settings, lines.encode(), private=True)
 
 
-def examine_member(folder: Path, dataset: Path | None, camera_names: str = "", full: bool = False) -> bool:
+def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = False) -> bool:
     """Let the doctor look at all that the folder of a site names; return whether it found no error.
 
     Args:
-        dataset: None: that of the settings.
-        camera_names: "": those of the settings.
+        sources: none: those of the settings.
 
     Raises:
-        ConfigError: there is no dataset, or what is in the folder cannot be read.
+        ConfigError: there is no recording, or what is in the folder cannot be read.
     """
     site = SiteFolder(folder.resolve())
     make_folder(site.scratch)
-    kept = tomllib.loads(site.settings.read_text(encoding="utf-8")) if site.settings.exists() else {}
-    where = dataset or (Path(kept["dataset"]) if kept else None)
-    if where is None:
+    if not sources and site.settings.exists():
+        sources = parse_sources(tomllib.loads(site.settings.read_text(encoding="utf-8")))
+    if not sources:
         raise ConfigError("no dataset yet: name its folder with --dataset")
-    names = camera_names or kept.get("cameras", "")
     if not site.invitation.exists():
-        return examine_site(where, camera_names=names, full=full, scratch=site.scratch, key=site.key)
+        return examine_site(sources, full=full, scratch=site.scratch, key=site.key)
     invitation = accept(site, None)
     return examine_site(
-        where,
+        sources,
         policy=invitation.expects.as_policy(),
-        camera_names=names,
         full=full,
         scratch=site.scratch,
         key=site.key,

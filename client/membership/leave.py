@@ -55,7 +55,8 @@ def leave_federation(site: SiteFolder) -> None:
         name = "NAME"
     site.wish.write_text(LEFT, encoding="utf-8")
     _wait(site, lambda: not is_running(site))
-    for file in (site.key, site.invitation, site.authority, site.settings, site.state, site.refusal):
+    member = (site.key, site.invitation, site.authority, site.settings, site.recordings)
+    for file in (*member, site.state, site.refusal):
         file.unlink(missing_ok=True)
     shutil.rmtree(site.path / "flower", ignore_errors=True)
     for path in site.scratch.glob("*"):

@@ -111,18 +111,26 @@ def _why_none(source: Source, lost: Mapping[int, str]) -> str:
 
 
 def _next_step(root: Path, new: Path) -> str:
+    if os.environ.get("FEDERATION_REPAIR") and _is_only(root):
+        return f"in .env: DATASET=./site/scratch/{new.name}"
     if os.environ.get("FEDERATION_REPAIR"):
-        return f"in .env: DATASET=./scratch/{new.name}"
+        return f"in .env: RECORDINGS with {new} in the place of {root}"
     if new.name == root.name + REPAIRED and new.parent == root.parent:
         return f"in a folder of datasets it takes the place of {root.name}"
     return f"use it in the place of {root}"
 
 
 def _default_folder(dataset: Path) -> Path:
-    own, scratch = os.environ.get("FEDERATION_DATASET"), os.environ.get("FEDERATION_SCRATCH")
-    if own and scratch and dataset == Path(own):
+    if (scratch := os.environ.get("FEDERATION_SCRATCH")) and _is_only(dataset):
         return Path(scratch) / "repaired"
+    if scratch and os.environ.get("FEDERATION_REPAIR"):
+        return Path(scratch) / (dataset.name + REPAIRED)
     return dataset.with_name(dataset.resolve().name + REPAIRED)
+
+
+def _is_only(dataset: Path) -> bool:
+    """Whether this is the one dataset of a container."""
+    return str(dataset) == os.environ.get("FEDERATION_DATASET")
 
 
 def _parse_indices(text: str) -> tuple[int, ...]:

@@ -16,9 +16,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from client.doctor.videos import decoded_times
 from client.repair.source import Footage
-from federation.data.faults import frame_times, lacking_frames, video_of_episode
+from federation.data.faults import decoded_times, frame_times, lacking_frames, video_of_episode
 
 __all__ = ["VideoCopies", "find_gaps", "sample_pictures"]
 

@@ -31,6 +31,8 @@ def repair(root: Path, without: Sequence[int] = ()) -> str:
     """
     dropped = ",".join(map(str, without))
     if command := os.environ.get("FEDERATION_REPAIR"):
+        if os.environ.get("FEDERATION_DATASET", str(root)) != str(root):  # it has several
+            command += f" {shlex.quote(str(root))}"
         return command + (f" --without {dropped}" if dropped else "")
     inside, _, outside = os.environ.get("FEDERATION_MOUNTED", "").partition("=")
     if outside and root.is_relative_to(inside):

@@ -1,11 +1,13 @@
 """Which episodes of a dataset cannot be trained on, and why.
 
 Both sides ask this before they open a dataset, a site in every round: so only tables and the packets of the
-videos are read (150,000 packets a second), nothing is decoded. What is damaged inside a packet is found by
-training, which leaves single frames out, and by the doctor.
+videos are read (150,000 packets a second), nothing is decoded but by
+`decoded_times`. What is damaged inside a packet is found by training, which leaves single frames out, and by
+the doctor.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ from numpy.typing import NDArray
 from federation.data.joint_values import value_fault
 from federation.data.statistics import FEATURES
 
-__all__ = ["find_faults", "frame_times", "lacking_frames", "split_episodes", "video_of_episode"]
+__all__ = [
+    "decoded_times",
+    "find_faults",
+    "frame_times",
+    "lacking_frames",
+    "split_episodes",
+    "video_of_episode",
+]
 
 _TIMESTAMP_TOLERANCE_SECONDS = 1e-4  # LeRobot's own: past it LeRobot refuses to load the frame
 _MAX_LACKING = 0.1  # of an episode's frames in a video; training leaves out single ones
@@ -168,3 +177,16 @@ def _near(times: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
     """NaN is near nothing."""
     near: NDArray[Any] = np.abs(times - wanted) <= _TIMESTAMP_TOLERANCE_SECONDS
     return near
+
+
+def decoded_times(file: Path) -> Iterator[float]:
+    """Return when the frames that can be decoded are shown, in seconds."""
+    import av
+
+    with suppress(av.FFmpegError), av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            frames = []
+            with suppress(av.FFmpegError):  # the next packet may be whole
+                frames = stream.decode(packet)
+            yield from (frame.time for frame in frames if frame.time is not None)

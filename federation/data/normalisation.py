@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from federation.claims import max_weight
 from federation.data.description import ARM_DIM
-from federation.data.statistics import FEATURES, SKETCH, Statistics
+from federation.data.statistics import FEATURES, SKETCH, Statistics, mixture_quantiles
 from federation.errors import PolicyError
 from federation.files import expand_home
 from federation.settings import PolicyConfig
@@ -65,34 +65,15 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
     for feature, named in merged.items():
         named["std"] = _guard_std(named["std"])
         sketches = [site[feature][SKETCH] for site in reported]
-        named.update(_merge_quantiles(sketches, [float(site[feature]["count"][0]) for site in reported]))
+        counts = [float(site[feature]["count"][0]) for site in reported]
+        quantiles = mixture_quantiles(sketches, counts, list(_QUANTILES.values()))
+        named.update(zip(_QUANTILES, quantiles, strict=True))
     return merged
 
 
 def _guard_std(std: NDArray[Any]) -> NDArray[Any]:
     """Deviations (joints,), 1 in place of one too small to divide by."""
     return np.where(std < _FROZEN_STD, 1.0, std)
-
-
-def _merge_quantiles(sketches: Sequence[NDArray[Any]], counts: Sequence[float]) -> dict[str, NDArray[Any]]:
-    """Quantiles of the mixture, by inverting its distribution function at all points of all sketches.
-
-    Each sketch is a piecewise linear distribution function. Where a value repeats, as in a resting arm, it
-    jumps: both ends of the jump are kept.
-    """
-    weights = np.array(counts) / sum(counts)
-    columns = []
-    for joint in range(sketches[0].shape[1]):
-        points = np.unique(np.concatenate([sketch[:, joint] for sketch in sketches]))
-        above, below = np.zeros(len(points)), np.zeros(len(points))
-        for weight, sketch in zip(weights, sketches, strict=True):
-            values, ranks = sketch[:, joint], np.linspace(0, 1, len(sketch))
-            # Of equal values `interp` takes the last, so mirrored it takes the first.
-            above += weight * np.interp(points, values, ranks, left=0)
-            below += weight * (1 - np.interp(-points, -values[::-1], 1 - ranks[::-1], left=0))
-        rank = np.stack([below, above], axis=1).ravel()
-        columns.append(np.interp(list(_QUANTILES.values()), rank, np.repeat(points, 2)))
-    return dict(zip(_QUANTILES, np.stack(columns, axis=1), strict=True))
 
 
 def _pretrained_statistics(source: str) -> Statistics:

@@ -54,6 +54,8 @@ class SampleCache(Dataset[dict[str, Any]]):
         cameras: as for `policy_inputs`.
     """
 
+    shares: tuple[tuple[int, float], ...] = ()  # of one recording every frame is drawn equally often
+
     def __init__(
         self,
         dataset: Dataset[Any],

@@ -1,9 +1,9 @@
 """The one judgement of a dataset: what it lets through is trained on without a surprise.
 
-`client/app.py` (join), `client/round.py`, `client/doctor/samples.py` (doctor), `server/deploy/demo.py` and
-`server/app.py` (held-out data) call it. Tables and packets are read here. Samples are taken as training does,
-in a process of its own (`judgement/sample_process.py`). Both happen once for each state of the files and each
-policy: description and verdict stay on scratch. No torch here: a join may come to a fresh process.
+`client/recordings/held.py` (join and rounds), `client/doctor/samples.py` (doctor), `server/deploy/demo.py`
+and `server/app.py` (held-out data) call it. Tables and packets are read here. Samples are taken as training
+does, in a process of its own (`judgement/sample_process.py`). Both happen once for each state of the files
+and each policy: description and verdict stay on scratch. No torch here: a join may come to a fresh process.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, check_fits, describe_dataset
+from federation.errors import DatasetError
 from federation.files import fingerprint
 from federation.judgement.kept_description import kept_description
 from federation.judgement.sample_process import DatasetUse, Verdict, look_at_samples, read_verdict
@@ -19,14 +20,9 @@ from federation.kept import keep, kept_file, load_kept
 from federation.settings import PolicyConfig
 from federation.versions import versions
 
-__all__ = ["DatasetUse", "describe_fitting", "judge_dataset", "judge_datasets", "judge_samples"]
+__all__ = ["DatasetUse", "describe_fitting", "judge_datasets", "judge_each", "judge_samples"]
 
 _FOLDER = "judged"  # on scratch
-
-
-def judge_dataset(use: DatasetUse) -> DatasetDescription:
-    """Describe a dataset that can be trained on; see `judge_datasets`."""
-    return judge_datasets([use])[0]
 
 
 def judge_datasets(
@@ -42,11 +38,26 @@ def judge_datasets(
     """
     if descriptions is None:
         descriptions = [_describe_once(use) for use in uses]
-    found = [verdict.check() for verdict in judge_samples(uses, descriptions)]
-    return [
-        dataclasses.replace(description, warnings=(*description.warnings, *warnings))
-        for description, warnings in zip(descriptions, found, strict=True)
-    ]
+    verdicts = judge_samples(uses, descriptions)
+    return [_with_verdict(*both) for both in zip(descriptions, verdicts, strict=True)]
+
+
+def judge_each(uses: Sequence[DatasetUse]) -> list[DatasetDescription | DatasetError]:
+    """Describe each dataset that can be trained on; say of each other one why it cannot."""
+    found: list[DatasetDescription | DatasetError] = []
+    for use in uses:
+        try:
+            found.append(_describe_once(use))
+        except DatasetError as error:
+            found.append(error)
+    described = {i: each for i, each in enumerate(found) if isinstance(each, DatasetDescription)}
+    verdicts = judge_samples([uses[i] for i in described], list(described.values()))
+    for (i, description), verdict in zip(described.items(), verdicts, strict=True):
+        try:
+            found[i] = _with_verdict(description, verdict)
+        except DatasetError as error:
+            found[i] = error
+    return found
 
 
 def describe_fitting(
@@ -63,6 +74,10 @@ def describe_fitting(
     description = describe_dataset(root, CameraChoice(policy.camera_names, names or {}, policy.empty_cameras))
     check_fits(description, policy, str(root))
     return description
+
+
+def _with_verdict(description: DatasetDescription, verdict: Verdict) -> DatasetDescription:
+    return dataclasses.replace(description, warnings=(*description.warnings, *verdict.check()))
 
 
 def _describe_once(use: DatasetUse) -> DatasetDescription:

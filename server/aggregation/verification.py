@@ -31,13 +31,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from federation.config import RunConfig
+from federation.data.statistics import MAX_EPISODES, MAX_FRAMES
 from federation.errors import RejectionCode, WireError
 from federation.messages import HEADER, METRICS, UPDATE
 from federation.schedule import highest_rate
 from federation.wire.payload import Header, Payload, open_payload
 from server.grid.exchange import Reply
 
-__all__ = ["NormJudge", "largest_norm", "typical_norm", "verify_reply"]
+__all__ = ["NormJudge", "claimed_frames", "largest_norm", "typical_norm", "verify_reply"]
 
 MIN_TO_COMPARE = 3  # updates; of two nobody can tell which one is wrong
 _LARGEST_FIGURE = 1e18  # squares and sums of such fit into a float: what is computed from them stays finite
@@ -46,6 +47,8 @@ _MAX_COUNT = 10**15
 _MAX_SECONDS = 1e7  # a third of a year in one round
 _MAX_STEP_SLACK = 2.0  # AdamW exceeds its learning rate by a sixth at most; int4's error feedback adds some
 _COUNTS = ("num_examples", "skipped_frames", "download_bytes")
+# What a node holds now, if that changed since it joined. Name -> the most it may be; never 0.
+_HOLDINGS = {"episodes": MAX_EPISODES, "frames": MAX_FRAMES}
 # Name -> the most it may be. None of them can be negative.
 _FIGURES = {
     "policy_loss": _LARGEST_FIGURE,
@@ -84,6 +87,13 @@ def verify_reply(
     return open_payload(update, header, shapes, expected), _verify_metrics(metrics, max_examples)
 
 
+def claimed_frames(reply: Reply) -> int:
+    """Return how many frames the node of a reply says that it holds now; 0 if it does not say."""
+    metrics = reply.content.get(METRICS) if reply.content is not None else None
+    frames = metrics.get("frames") if isinstance(metrics, MetricRecord) else None
+    return frames if isinstance(frames, int) and 0 < frames <= MAX_FRAMES else 0
+
+
 def _verify_metrics(metrics: MetricRecord, max_examples: int) -> dict[str, int | float]:
     checked: dict[str, int | float] = {}
     for name in _COUNTS:
@@ -97,11 +107,17 @@ def _verify_metrics(metrics: MetricRecord, max_examples: int) -> dict[str, int |
         raise WireError(
             f"num_examples = {checked['num_examples']}: the round's steps are of {max_examples} at most"
         )
-    sent = {name: most for name, most in _GPU_FIGURES.items() if name in metrics}
-    for name, most in (_FIGURES | sent).items():
+    for name, most in _HOLDINGS.items():
+        held = metrics.get(name, 1)
+        if not isinstance(held, int) or not 1 <= held <= most:
+            raise WireError(f"{name} = {held!r} must be a whole number from 1 to {most}")
+        if name in metrics:
+            checked[name] = held
+    sent = {name: largest for name, largest in _GPU_FIGURES.items() if name in metrics}
+    for name, largest in (_FIGURES | sent).items():
         value = metrics.get(name)
-        if not isinstance(value, int | float) or not abs(value) <= most:
-            text = f"{name} = {value!r} must be a finite number, not beyond {most:g}"
+        if not isinstance(value, int | float) or not abs(value) <= largest:
+            text = f"{name} = {value!r} must be a finite number, not beyond {largest:g}"
             raise WireError(text, RejectionCode.NON_FINITE)
         if value < 0:
             raise WireError(f"{name} = {value!r} must not be negative")

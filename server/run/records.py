@@ -147,6 +147,11 @@ class RunRecord:
         self._metrics["nodes"][name] = facts
         self.event("node_joined", node=name, **facts)
 
+    def node_changed(self, name: str, facts: dict[str, Any]) -> None:
+        """Record that other facts hold of node `name` than when it joined."""
+        self._metrics["nodes"][name] = self._metrics["nodes"].get(name, {}) | facts
+        self.event("node_changed", node=name, **facts)
+
     def evaluated(self, round_: int, evaluation: dict[str, Any]) -> None:
         """Write `server_eval_round_<round_>.json`; that of round 0 becomes the run's baseline."""
         write_json(self.folder / f"server_eval_round_{round_}.json", {"round": round_, **evaluation})

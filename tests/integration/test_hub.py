@@ -31,12 +31,21 @@ try:
 except FederationError as error:
     print("error:", error)
 """
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from client.recordings.opened import open_recordings
+from client.recordings.sources import Source
+recordings, faults = open_recordings([Source(sys.argv[1])], Path(sys.argv[2]))
+print(*(recording.root for recording in recordings), *faults)
+"""
 
 
 class LocalHub(http.server.BaseHTTPRequestHandler):
     """Answers what `hf_hub_download` asks: file metadata by HEAD, content by GET, the model's file list."""
 
     folders: dict[str, Path]
+    recordings: dict[str, Path]  # of the Hub's other kind of repository; each has one revision, v1
 
     def do_HEAD(self) -> None:
         self._answer(send_content=False)
@@ -57,6 +66,20 @@ class LocalHub(http.server.BaseHTTPRequestHandler):
             if path == f"/api/models/{repo}" or path == f"/api/models/{repo}/revision/main":
                 siblings = [{"rfilename": file.name} for file in folder.iterdir()]
                 body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+                return self._send(body.encode(), send_content)
+        for repo, folder in self.recordings.items():
+            content = {
+                file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
+            }
+            start = f"/datasets/{repo}/resolve/{COMMIT}/"
+            if (name := path.removeprefix(start)) != path and name in content:
+                return self._send(content[name].read_bytes(), send_content)
+            if path == f"/api/datasets/{repo}/tree/{COMMIT}":
+                sizes = {name: file.stat().st_size for name, file in content.items()}
+                files = [{"type": "file", "path": name, "size": n, "oid": "0"} for name, n in sizes.items()]
+                return self._send(json.dumps(files).encode(), send_content)
+            if path in (f"/api/datasets/{repo}/revision/{known}" for known in ("v1", COMMIT)):
+                body = json.dumps({"id": repo, "sha": COMMIT, "siblings": [], "tags": []})
                 return self._send(body.encode(), send_content)
         self.send_response(404)
         known = any(repo in path for repo in self.folders)
@@ -90,6 +113,7 @@ def hub(policy, cache: Path, tmp_path: Path) -> Iterator[str]:
         POLICY_ID: base,
         VLM_ID: Path(shutil.copytree(vlm_folder("tiny", cache), tmp_path / "v")),
     }
+    LocalHub.recordings = {}
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LocalHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -97,10 +121,14 @@ def hub(policy, cache: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def _build(hub: str, home: Path, *, offline: bool = False) -> str:
+    return _run(BUILD, hub, home, offline=offline)
+
+
+def _run(code: str, hub: str, home: Path, *arguments: str, offline: bool = False) -> str:
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", BUILD],
+        [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -125,3 +153,23 @@ def test_a_policy_that_the_hub_does_not_have_is_one_clear_line(hub: str, tmp_pat
     assert printed[-1].startswith(
         "error: policy.pretrained = 'lerobot/smolvla_base': no policy configuration"
     )
+
+
+def test_a_recording_is_downloaded_once_at_its_revision_and_its_name_is_in_no_path(
+    hub: str, data: Path, tmp_path: Path
+) -> None:
+    LocalHub.recordings = {"ann/pick-cube": data / "site-a"}
+    scratch, name = tmp_path / "scratch", "hf:ann/pick-cube@v1"
+    first = _run(DOWNLOAD, hub, tmp_path / "home", name, str(scratch)).splitlines()[-1]
+    original = {file.relative_to(data / "site-a") for file in (data / "site-a").rglob("*") if file.is_file()}
+    assert len(original) >= 6
+    for file in original:
+        assert (Path(first) / file).read_bytes() == (data / "site-a" / file).read_bytes()
+    assert Path(first).parent == scratch / "hub"
+    assert "ann" not in first.removeprefix(str(scratch))
+    assert "pick" not in first.removeprefix(str(scratch))
+    again = _run(DOWNLOAD, hub, tmp_path / "home", name, str(scratch), offline=True)
+    assert again.splitlines()[-1] == first
+    other = _run(DOWNLOAD, hub, tmp_path / "home", "hf:ann/pick-cube@v2", str(scratch)).splitlines()[-1]
+    assert other.startswith("dataset hf:ann/pick-cube@v2: cannot be downloaded (")
+    assert "check its name, its revision" in other

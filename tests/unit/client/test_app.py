@@ -7,6 +7,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
+from client.recordings import held
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
@@ -43,7 +44,9 @@ def test_the_join_logs_what_the_judgement_warns_of(
     for joint in JOINTS:
         info = info.replace(f'"{joint}.pos"', f'"main_{joint}"')
     (root / "meta" / "info.json").write_text(info)
-    monkeypatch.setattr(app, "judge_dataset", lambda use: describe_fitting(use.root, use.policy, use.names))
+    monkeypatch.setattr(
+        held, "judge_each", lambda uses: [describe_fitting(use.root, use.policy, use.names) for use in uses]
+    )
     settings = {"name": "site-a", "dataset": str(root), "scratch": str(tmp_path / "scratch")}
     site = read_site(SimpleNamespace(node_config=settings))  # type: ignore[arg-type]
     app._join(Message(RecordDict(), 1, "query"), tiny_config, site)

@@ -9,12 +9,13 @@ import pytest
 from typer.main import get_command
 
 from client.cli import app, main
+from client.recordings.sources import Source
 from federation.settings import PolicyConfig
 from tests import REPOSITORY
 from tests.unit.help_texts import check_command
 
 NAMES = list(get_command(app).commands)
-UNSET = {"camera_names": "", "full": False, "scratch": None, "key": None, "ca": None, "superlink": None}
+UNSET = {"full": False, "scratch": None, "key": None, "ca": None, "superlink": None}
 CAMERAS = {"cameras": PolicyConfig().cameras}
 
 
@@ -22,7 +23,7 @@ CAMERAS = {"cameras": PolicyConfig().cameras}
 def examined(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr(
-        "client.doctor.main.examine_site", lambda dataset, **options: calls.append((dataset, options)) or True
+        "client.doctor.main.examine_site", lambda sources, **options: calls.append((sources, options)) or True
     )
     return calls
 
@@ -32,8 +33,8 @@ def test_doctor_calls_its_room(examined: list[Any], monkeypatch: pytest.MonkeyPa
     line = "--dataset d --full --superlink s:1 --ca c --key k --scratch x --cameras top --camera-names top=a"
     assert main(["doctor", *line.split()]) == 0
     files = {"ca": Path("c"), "key": Path("k"), "scratch": Path("x"), "superlink": "s:1"}
-    named = {"cameras": "top", "camera_names": "top=a", "full": True, **files}
-    assert examined == [(Path("d"), UNSET | CAMERAS), (Path("d"), named)]
+    named = {"cameras": "top", "full": True, **files}
+    assert examined == [((Source("d"),), UNSET | CAMERAS), ((Source("d", {"top": "a"}),), named)]
     monkeypatch.setattr("client.doctor.main.examine_site", lambda *_, **__: False)
     assert main(["doctor", "--dataset", "d"]) == 1
 
@@ -41,16 +42,19 @@ def test_doctor_calls_its_room(examined: list[Any], monkeypatch: pytest.MonkeyPa
 def test_the_environment_of_a_container_names_what_is_not_typed(
     examined: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("DATASET", "SUPERLINK", "CA", "KEY", "SCRATCH", "CAMERAS", "CAMERA_NAMES"):
+    for name in ("SUPERLINK", "CA", "KEY", "SCRATCH", "CAMERAS"):
         monkeypatch.setenv(f"FEDERATION_{name}", name.lower())
+    monkeypatch.setenv("FEDERATION_DATASET", "/my data, hf:ann/pick@v1")
+    monkeypatch.setenv("FEDERATION_CAMERA_NAMES", "top=phone; top=a b,wrist=none")
     assert main(["doctor"]) == 0
     files = {name: Path(name) for name in ("ca", "key", "scratch")}
-    texts = {name: name for name in ("superlink", "cameras", "camera_names")}
-    assert examined == [(Path("dataset"), UNSET | files | texts)]
+    texts = {name: name for name in ("superlink", "cameras")}
+    both = Source("/my data", {"top": "phone"}), Source("hf:ann/pick@v1", {"top": "a b", "wrist": "none"})
+    assert examined == [(both, UNSET | files | texts)]
     for name in ("SUPERLINK", "CA", "KEY", "SCRATCH", "CAMERAS", "CAMERA_NAMES"):
         monkeypatch.setenv(f"FEDERATION_{name}", "")  # as Compose sets what .env leaves empty
     assert main(["doctor", "--dataset", "d"]) == 0
-    assert examined[1:] == [(Path("d"), UNSET | CAMERAS)]
+    assert examined[1:] == [((Source("d"),), UNSET | CAMERAS)]
 
 
 def test_repair_calls_its_room(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

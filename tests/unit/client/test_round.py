@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import round as round_module
 from client.privacy_rules import PrivacyRules
+from client.recordings.sources import Source
 from client.round import answer_train_request, read_request
 from client.site import Site
 from client.state import kept_reply
@@ -49,7 +50,7 @@ def _reply() -> RecordDict:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site("site-a", tmp_path / "data", tmp_path, 1.0, {}, PrivacyRules())
+    return Site("site-a", (Source(str(tmp_path / "data")),), tmp_path, 1.0, PrivacyRules())
 
 
 @pytest.fixture

@@ -41,6 +41,21 @@ def test_nodes_are_asked_once_and_then_known(record, reported) -> None:
     assert len(grid.sent) == 2
 
 
+def test_what_a_node_holds_now_counts_from_the_next_round_on(record, reported) -> None:
+    grid = FakeGrid({10: make_answer("a", reported), 11: make_answer("b", reported)})
+    table = _table(grid, record, min_nodes=2)
+    before = {node.name: node for node in table.wait_for_nodes().values()}
+    frames = before["a"].frames
+    table.note_holdings({"a": {"episodes": 9, "frames": frames + 50}, "b": {"frames": before["b"].frames}})
+    after = {node.name: node for node in table.wait_for_nodes().values()}
+    assert (after["a"].episodes, after["a"].frames) == (9, frames + 50)
+    assert after["a"].statistics is before["a"].statistics
+    assert after["b"] == before["b"]
+    events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    changed = [event for event in events if event["event"] == "node_changed"]
+    assert [(event["node"], event["frames"]) for event in changed] == [("a", frames + 50)]
+
+
 def test_a_late_node_joins_and_an_offline_one_is_left_out(record, reported) -> None:
     grid = FakeGrid({10: make_answer("a", reported)})
     table = _table(grid, record, min_nodes=1)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from client import round as round_module
 from client.privacy_rules import PrivacyRules
+from client.recordings import held
+from client.recordings.sources import Source
 from client.round import answer_train_request
 from client.site import Site
 from federation.config import RunConfig, flatten, parse_run_config
@@ -39,7 +40,7 @@ def settings(
     policy, statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:  # of a run with an adapter over a saved policy
     monkeypatch.setattr(
-        round_module, "judge_dataset", lambda use: describe_fitting(use.root, use.policy, use.names)
+        held, "judge_each", lambda uses: [describe_fitting(use.root, use.policy, use.names) for use in uses]
     )
     save_policy_folder(tmp_path / "base", policy, build_processors(policy, statistics), "card")
     adapter = {"policy.size": "pretrained", "policy.pretrained": str(tmp_path / "base")}
@@ -66,7 +67,7 @@ def _federate(
     config = parse_run_config(settings, "tests")
     record = RunRecord(folder, "run", config)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), "m")
-    sites = [Site(name, data / name, folder / name, 0.0, {}, PrivacyRules()) for name in NAMES]
+    sites = [Site(name, (Source(str(data / name)),), folder / name, 0.0, PrivacyRules()) for name in NAMES]
     for site in sites:
         site.scratch.mkdir()
     answers = {

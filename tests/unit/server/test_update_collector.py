@@ -194,6 +194,26 @@ def test_a_site_that_claims_any_number_of_frames_weighs_as_much_as_the_others(
     assert "steps of this learning rate make" in entry.rejected["liar"].reason
 
 
+@pytest.mark.parametrize(
+    ("now", "is_refused"),
+    [({}, True), ({"frames": 60, "episodes": 4}, False), ({"frames": 0}, True), ({"frames": 10**10}, True)],
+)
+def test_a_site_that_was_given_a_recording_since_it_joined_may_train_on_it(
+    record, statistics, now: dict[str, int], is_refused: bool
+) -> None:
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        training=LOCAL_EPOCHS,
+    )
+    joined = [Node(i, name, 30, 3, 20, ("top",), {}) for i, name in enumerate("ab", 10)]
+    grid = FakeGrid({10: make_reply(1.0, num_examples=60, **now), 11: make_reply(1.0, num_examples=20)})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    entry = run_round(grid, model, joined, 1, settings, record)  # type: ignore[arg-type]
+    assert list(entry.rejected) == (["a"] if is_refused else [])
+    assert entry.capped == ({} if is_refused else {"a": 20})  # it weighs no more for its own word
+
+
 def test_without_local_epochs_nobody_is_capped(record, statistics) -> None:
     entry, _ = run_one_round(
         FakeGrid({10: make_reply(num_examples=3200), 11: make_reply(num_examples=1)}),

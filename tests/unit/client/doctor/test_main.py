@@ -314,7 +314,7 @@ def test_the_environment_of_a_sites_container_is_enough(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing option '--dataset' (env var: 'FEDERATION_DATASET')"),
+        ([], "Missing option '--data' (env var: 'FEDERATION_DATASET')"),
         (["--dataset", "d", "--superlink", "fed.example.org"], "must be HOST:PORT"),
         (["--dataset", "d", "--superlink", "fed.example.org:443"], "--superlink needs --ca"),
     ],

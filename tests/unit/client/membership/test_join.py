@@ -16,6 +16,7 @@ from client.membership.folder import SiteFolder
 from client.membership.join import accept, write_settings
 from client.membership.key import print_key
 from client.membership.supernode import supernode_command, supernode_environment
+from client.recordings.sources import Source, parse_sources
 from federation.errors import CertificateError, ConfigError
 from federation.invitation import Invitation, spell_authority
 
@@ -120,21 +121,23 @@ def test_flower_reads_any_folder_and_option_as_they_were_given(
     site, dataset = SiteFolder(folder), folder / f"d{name}"
     (dataset / "meta").mkdir(parents=True)
     invited = Invitation.model_construct(site="lab-b")
-    write_settings(site, invited, dataset, {"cameras": "top=a", "min-noise": "", "max-epsilon": "8"})
-    assert parse_config_args([str(site.settings)]) == {
+    source = Source(str(dataset), {"top": "a"})
+    write_settings(site, invited, [source], {"min-noise": "", "max-epsilon": "8"})
+    settings = parse_config_args([str(site.settings)])
+    assert settings == {
         "name": "lab-b",
-        "dataset": str(dataset.resolve()),
+        "dataset": str(site.recordings),
         "scratch": str(site.scratch),
         "policy": str(site.policy),
-        "cameras": "top=a",
         "min-noise": "",
         "max-epsilon": "8",
     }
+    assert parse_sources(settings) == (Source(str(dataset.resolve()), {"top": "a"}),)
 
 
 def test_a_path_with_a_line_break_is_refused(site: SiteFolder, invitation: Invitation) -> None:
     with pytest.raises(ConfigError, match="control character"):
-        write_settings(site, invitation, Path("a\nname = 'x'"), {})
+        write_settings(site, invitation, [Source("a\nname = 'x'")], {})
 
 
 def test_the_doctor_looks_with_what_the_invitation_says(
@@ -148,8 +151,8 @@ def test_the_doctor_looks_with_what_the_invitation_says(
 ) -> None:
     seen: list[Any] = []
 
-    def examine(where: Path, **options: Any) -> bool:
-        seen.append((where, options))
+    def examine(sources: Any, **options: Any) -> bool:
+        seen.append((sources, options))
         return len(seen) > 1
 
     monkeypatch.setattr(join, "examine_site", examine)
@@ -160,11 +163,10 @@ def test_the_doctor_looks_with_what_the_invitation_says(
     assert invitation.expects.spell() in captured.out
     assert "not joined" in captured.err
     assert started == []
-    ((where, options),) = seen
-    assert where == dataset
+    ((sources, options),) = seen
+    assert sources == (Source(str(dataset), {"top": "phone"}),)
     assert options == {
         "policy": invitation.expects.as_policy(),
-        "camera_names": "top=phone",
         "full": False,
         "scratch": site.scratch,
         "key": site.key,

@@ -26,7 +26,7 @@ from federation.data.advice import repair
 from federation.data.description import describe_dataset, find_datasets
 from federation.errors import DatasetError
 from tests import REPOSITORY
-from tests.synthetic import record_dataset
+from tests.synthetic import as_format_2, record_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -281,32 +281,6 @@ def test_the_episodes_of_a_file_that_is_missing_are_lost_alone(
     assert_trains(follow(refusal(copy)), frames, [0, 1, 2])
 
 
-def as_format_2(root: Path, version: str) -> None:
-    """Rewrite the dataset in `root` as LeRobot of early 2025 did: a file for each episode."""
-    info = json.loads((root / "meta/info.json").read_text())
-    table = pq.read_table(root / DATA, partitioning=None)
-    pictures = {path: decode(path) for path in root.glob("videos/*/chunk-000/file-000.mp4")}
-    shutil.rmtree(root / "data")
-    shutil.rmtree(root / "videos")
-    shutil.rmtree(root / "meta")
-    (root / "data/chunk-000").mkdir(parents=True)
-    (root / "meta").mkdir()
-    for episode in range(3):
-        part = table.filter(pc.equal(table["episode_index"], episode))
-        pq.write_table(part, root / f"data/chunk-000/episode_{episode:06d}.parquet")
-        for path, shown in pictures.items():
-            file = root / f"videos/chunk-000/{path.parents[1].name}/episode_{episode:06d}.mp4"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            encode(file, np.arange(FRAMES) / 30, shown[FRAMES * episode : FRAMES * (episode + 1)])
-    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "follow the square"}) + "\n")
-    info |= {
-        "codebase_version": version,
-        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    }
-    (root / "meta/info.json").write_text(json.dumps(info))
-
-
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
 def test_format_2_becomes_format_3(copy: Path, frames: list[dict[str, Any]], new: Path, version: str) -> None:
     as_format_2(copy, version)
@@ -382,5 +356,5 @@ def test_in_a_sites_container_it_writes_to_scratch(
     monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     assert main(["repair"]) == 0
-    assert "in .env: DATASET=./scratch/repaired" in capsys.readouterr().out
+    assert "in .env: DATASET=./site/scratch/repaired" in capsys.readouterr().out
     assert describe_dataset(tmp_path / "scratch/repaired").episodes == 3

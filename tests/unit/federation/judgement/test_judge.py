@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from federation import kept
+from federation.data.description import DatasetDescription
 from federation.errors import DatasetError
 from federation.judgement import judge
-from federation.judgement.judge import DatasetUse, judge_dataset, judge_datasets
+from federation.judgement.judge import DatasetUse, judge_datasets
 from federation.judgement.sample_process import Verdict
 from federation.settings import PolicyConfig
 from tests.synthetic import blank_frames, video_of
@@ -19,6 +20,10 @@ from tests.synthetic import blank_frames, video_of
 pytestmark = pytest.mark.slow
 
 TINY = PolicyConfig(size="tiny")
+
+
+def judge_dataset(use: DatasetUse) -> DatasetDescription:
+    return judge_datasets([use])[0]
 
 
 @pytest.fixture
@@ -90,6 +95,7 @@ def test_a_verdict_that_cannot_be_kept_costs_another_look(
 def test_only_the_newest_verdicts_are_kept(use: DatasetUse, monkeypatch: pytest.MonkeyPatch) -> None:
     good = Verdict("", lasts=True, warnings=())
     monkeypatch.setattr(judge, "look_at_samples", lambda request, _: [good] * len(request))
+    monkeypatch.setattr(kept, "_MAX_KEPT", 20)
     for chunk_size in range(1, 25):
         policy = dataclasses.replace(TINY, chunk_size=chunk_size)
         judge_dataset(dataclasses.replace(use, policy=policy))

@@ -1,0 +1,1 @@
+"""A site's recordings: how their owner names them, where they are, and what they hold together."""

@@ -1,0 +1,63 @@
+"""Recordings on the Hub: a revision of one is downloaded into scratch, once."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from client.recordings.sources import parse_hub_name
+from federation.errors import DatasetError
+from federation.files import write_json
+from federation.logs import get_logger
+
+__all__ = ["download", "remove_downloads"]
+
+_FOLDER = "hub"  # on scratch
+_log = get_logger("client.recordings.hub")
+
+
+def download(name: str, scratch: Path) -> Path:
+    """Return the folder with the recording `name`, such as "hf:owner/name@revision".
+
+    What was downloaded under that name stays, also where a tag or branch is moved. A download that broke off
+    goes on where it was. The folder's name does not tell that of the recording.
+
+    Raises:
+        DatasetError: it cannot be had.
+    """
+    repository, revision = parse_hub_name(name)
+    folder = scratch / _FOLDER / hashlib.sha256(name.encode()).hexdigest()[:16]
+    whole = folder.with_suffix(".json")  # written once all files are there
+    if _is_of(whole, name) and (folder / "meta").is_dir():
+        return folder
+    from huggingface_hub import HfApi
+
+    _log.info("%s is downloaded into scratch, once", name)
+    api = HfApi()
+    try:
+        commit = api.dataset_info(repository, revision=revision).sha
+        api.snapshot_download(repository, repo_type="dataset", revision=commit, local_dir=folder)
+        write_json(whole, {"recording": name, "commit": commit})
+    except Exception as error:  # the Hub client raises a dozen types; their texts name the repository
+        raise DatasetError(
+            f"dataset {name}: cannot be downloaded ({type(error).__name__}); check its name, its revision "
+            "and the way to huggingface.co, and for a private one log in with: hf auth login"
+        ) from error
+    return folder
+
+
+def remove_downloads(scratch: Path, used: Collection[Path]) -> None:
+    """Remove what was downloaded and is not among the folders `used`."""
+    for whole in (scratch / _FOLDER).glob("*.json"):
+        folder = whole.with_suffix("")
+        if folder not in used:
+            whole.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_of(file: Path, name: str) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["recording"] == name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

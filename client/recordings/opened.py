@@ -1,0 +1,202 @@
+"""Where a site's recordings are on this machine, each as a dataset of format 3 that training can read.
+
+What is on the Hub is downloaded into scratch, and format 2 is written anew there, each once. The owner's own
+folders are only read.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.recordings.hub import download, remove_downloads
+from client.recordings.sources import HUB, Source, cached_folder
+from federation.data.advice import repair
+from federation.data.description import find_datasets
+from federation.errors import ConfigError, DatasetError
+from federation.files import fingerprint, write_json
+from federation.logs import get_logger
+
+__all__ = ["Recording", "folder_key", "open_recordings", "private_folders", "remove_others"]
+
+_CONVERTED = "converted"  # on scratch
+_MAX_NAMED = 3
+_log = get_logger("client.recordings.opened")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording of a site."""
+
+    source: Source
+    folder: Path  # as it was recorded, or downloaded
+    root: Path  # what training reads: `folder`, or the copy of it in format 3
+
+    @property
+    def label(self) -> str:
+        """Its name for the owner."""
+        return self.source.data if self.source.data.startswith(HUB) else self.folder.name
+
+    @property
+    def place(self) -> str:
+        """Its folder, or where that is a download its name: no other recording has the same."""
+        return self.source.data if self.source.data.startswith(HUB) else str(self.folder)
+
+    def spell(self, text: str) -> str:
+        """Return `text`, which is about `root`, about what the owner named: a fix must be one for that."""
+        if str(self.root) not in text:
+            return text
+        text = text.replace(str(self.root), str(self.folder))
+        is_named = text.startswith(self.label) or not self.source.data.startswith(HUB)
+        return text if is_named else f"{self.label}: {text}"
+
+
+def open_recordings(sources: Sequence[Source], scratch: Path) -> tuple[list[Recording], list[DatasetError]]:
+    """Return the recordings that `sources` name, and why others of them cannot be had.
+
+    Args:
+        scratch: for downloads and copies in format 3.
+    """
+    recordings: list[Recording] = []
+    faults: list[DatasetError] = []
+    for source in sources:
+        try:
+            folders = _find_folders(source, scratch)
+        except DatasetError as error:
+            faults.append(error)
+            continue
+        for folder in folders:
+            try:
+                recordings.append(Recording(source, folder, _convert_once(folder, scratch)))
+            except DatasetError as error:
+                faults.append(error)
+            except OSError as error:
+                faults.append(
+                    DatasetError(f"dataset {folder}: cannot be read ({error.strerror}); chmod -R a+rX it")
+                )
+    return _without_repeated(recordings, faults), faults
+
+
+def private_folders(sources: Sequence[Source]) -> dict[str, Path]:
+    """Return what to call each recording to the server -> its folder, or its name where it has none here."""
+    paths: list[Path] = []
+    for source in sources:
+        try:
+            paths += _local_folders(source) or [Path(source.data)]
+        except DatasetError:
+            paths.append(Path(source.data))
+    if len(paths) == 1:
+        return {"dataset": paths[0]}
+    return {f"dataset {number}": path for number, path in enumerate(paths, start=1)}
+
+
+def folder_key(folder: Path) -> str:
+    """Return the name on scratch of what belongs to a folder: it must not tell the folder's own name."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+
+
+def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
+    """Remove the copies of recordings that the owner does not name any more."""
+    keys = {folder_key(recording.folder) for recording in recordings}
+    for other in (scratch / _CONVERTED).glob("*"):
+        if other.name not in keys:
+            shutil.rmtree(other, ignore_errors=True)
+    remove_downloads(scratch, [recording.folder for recording in recordings])
+
+
+def _find_folders(source: Source, scratch: Path) -> list[Path]:
+    """Return the folders of the datasets that `source` names.
+
+    Raises:
+        DatasetError: it cannot be downloaded, or LeRobot's cache has several revisions of it.
+    """
+    return [download(source.data, scratch)] if source.data.startswith(HUB) else _local_folders(source)
+
+
+def _local_folders(source: Source) -> list[Path]:
+    """Return the folders on this machine; one that holds nothing is itself returned, to be judged.
+
+    Raises:
+        DatasetError: LeRobot's cache has several revisions of it.
+    """
+    if source.data.startswith(HUB):
+        return []
+    folder = Path(source.data).expanduser()
+    if not folder.is_dir():
+        try:
+            return [cached_folder(source.data) or folder]
+        except ConfigError as error:
+            raise DatasetError(str(error)) from None
+    try:
+        return list(find_datasets(folder).values())
+    except (DatasetError, OSError):
+        return [folder]
+
+
+def _without_repeated(recordings: list[Recording], faults: list[DatasetError]) -> list[Recording]:
+    """Return each of `recordings` once; one that is named twice, as by a folder above it, is a fault."""
+    found: dict[Path, Recording] = {}
+    for recording in recordings:
+        if found.setdefault(recording.folder.resolve(), recording) is not recording:
+            faults.append(DatasetError(f"dataset {recording.folder}: is named twice; name it once"))
+    return list(found.values())
+
+
+def _convert_once(folder: Path, scratch: Path) -> Path:
+    """Return `folder`, or the copy of it in format 3 if it is of format 2.
+
+    Raises:
+        DatasetError: an episode of it cannot be converted, or scratch is full.
+    """
+    version = _format_version(folder)
+    if not version.startswith("v2."):
+        return folder
+    own = scratch / _CONVERTED / folder_key(folder)
+    root = own / fingerprint(folder)[:16]
+    fault_file = root.with_suffix(".json")
+    if not root.is_dir() and not fault_file.is_file():
+        _log.info("%s is of format %s: written anew in scratch, once", folder, version)
+        for former in own.glob("*"):
+            shutil.rmtree(former) if former.is_dir() else former.unlink()
+        if fault := _write_copy(folder, root):
+            write_json(fault_file, fault)
+    if fault_file.is_file():
+        raise DatasetError(str(json.loads(fault_file.read_text(encoding="utf-8"))))
+    return root
+
+
+def _write_copy(folder: Path, root: Path) -> str:
+    """Write the dataset in `folder` to `root` in format 3; return why not, if an episode would be lost.
+
+    Raises:
+        DatasetError: scratch cannot be written.
+    """
+    from client.repair.main import repair_dataset
+
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lost = repair_dataset(folder, root)
+    except DatasetError as error:
+        return str(error)
+    except OSError as error:
+        raise DatasetError(
+            f"dataset {folder}: cannot be written to scratch in format v3.0 ({error.strerror}); make room"
+        ) from None
+    if not lost:
+        return ""
+    shutil.rmtree(root)
+    named = "; ".join(f"episode {number}: {why}" for number, why in sorted(lost.items())[:_MAX_NAMED])
+    return (
+        f"dataset {folder}: is of format v2, and {len(lost)} of its episodes cannot be written in v3.0 "
+        f"({named}); {repair(folder)} writes the others to a new folder: name that"
+    )
+
+
+def _format_version(folder: Path) -> str:
+    try:
+        info = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8-sig"))
+        return str(info["codebase_version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # the judgement says what is wrong

@@ -1,0 +1,45 @@
+"""In which order the frames of several recordings come."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from torch.utils.data import Dataset
+
+from client.frames import FrameStream, load_batches
+
+
+class _Numbers(Dataset):
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"frame": index}
+
+
+def _drawn(shares: list[tuple[int, float]], count: int, seed: int = 1) -> list[int]:
+    stream = FrameStream(_Numbers(sum(n for n, _ in shares)), seed=seed, name="", shares=shares)
+    return [item["frame"] for item in itertools.islice(stream, count)]
+
+
+def test_parts_are_drawn_by_their_weights_and_each_frame_of_one_equally_often() -> None:
+    drawn = _drawn([(10, 3.0), (90, 1.0)], 4000)
+    first = [frame for frame in drawn if frame < 10]
+    assert len(first) == pytest.approx(3000, abs=120)
+    counts = Counter(first)
+    assert len(counts) == 10
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(drawn) == set(range(100))
+
+
+def test_the_order_is_the_seeds_however_many_processes_load() -> None:
+    shares = [(7, 1.0), (5, 2.0)]
+    assert _drawn(shares, 50) == _drawn(shares, 50)
+    assert _drawn(shares, 50) != _drawn(shares, 50, seed=2)
+    stream = FrameStream(_Numbers(12), seed=1, name="", shares=shares)
+    batches = load_batches(stream, batch_size=1, num_workers=2, pin_memory=False)
+    shared = [int(batch["frame"][0]) for batch in itertools.islice(batches, 20)]
+    assert shared == _drawn(shares, 20)
