@@ -1,5 +1,6 @@
 """A site elsewhere, over TLS: its key is made there, and seen nowhere else; its owner sees what it does."""
 
+import json
 import shutil
 import signal
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from server.superlink.control import RefusedError, count_online, register_supern
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.membership import Owner, find_secret, wait_for
+from tests.synthetic import as_format_2, record_dataset
 
 pytestmark = pytest.mark.integration
 
@@ -41,6 +43,10 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
     certs, port, log = tmp_path / "certs", free_port(), tmp_path / "lab-b.log"
     issue_all(certs, hosts=[], sites=["site-a"])
     owner = Owner(tmp_path / "home" / "lab-b", data / "site-b")
+    kitchen = record_dataset(
+        tmp_path / "kitchen", episodes=2, frames=20, cameras=("phone", "hand"), seed=7, edge=48
+    )
+    before = {file: file.stat().st_mtime_ns for file in as_format_2(kitchen).rglob("*")}
     site = SiteFolder(owner.folder)
     sites = {"site-a": data / "site-a"}
     arguments = (data / "holdout", tmp_path / "outputs", certs, port, tmp_path / "s")
@@ -55,7 +61,9 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert digits in said
         invitation = Path(shutil.copy(sent, tmp_path))
 
-        node = owner.start(log, "join", str(invitation), "--data", str(owner.dataset))
+        cameras = ["--camera-names", "", "--camera-names", "top=phone,wrist=hand"]
+        both = ["--data", str(owner.dataset), "--data", str(kitchen), *cameras]
+        node = owner.start(log, "join", str(invitation), *both)
         wait_for(lambda: count_online(cluster.superlink) == 2, log)
         assert digits in log.read_text()
         assert "this site is ready" in log.read_text()
@@ -108,6 +116,13 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert "lab-b: has the policy of round 1 now" in capsys.readouterr().out
         exported = policy_digest(tmp_path / "outputs" / "one" / "pretrained_model")
         assert policy_digest(site.policy) == exported
+        metrics = json.loads((tmp_path / "outputs" / "one" / "metrics.json").read_text())
+        assert metrics["nodes"]["lab-b"]["episodes"] == 5
+        assert metrics["nodes"]["lab-b"]["cameras"] == ["top=top/phone", "wrist=wrist/hand"]
+        assert metrics["rounds"][0]["clients"]["lab-b"]["frames"] == 160
+        assert before == {file: file.stat().st_mtime_ns for file in kitchen.rglob("*")}
+        told = [file.read_bytes() for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
+        assert not [content for content in told if b"kitchen" in content]
         processes = [psutil.Process(again.pid), *psutil.Process(again.pid).children(recursive=True)]
         owner.run("leave")
         assert again.wait(60) == 0
