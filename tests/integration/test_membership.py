@@ -44,7 +44,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
     issue_all(certs, hosts=[], sites=["site-a"])
     owner = Owner(tmp_path / "home" / "lab-b", data / "site-b")
     kitchen = record_dataset(
-        tmp_path / "kitchen", episodes=2, frames=20, cameras=("phone", "hand"), seed=7, edge=48
+        tmp_path / "kitchen", episodes=2, frames=20, cameras=("phone", "hand"), seed=7, size=(48, 48)
     )
     before = {file: file.stat().st_mtime_ns for file in as_format_2(kitchen).rglob("*")}
     site = SiteFolder(owner.folder)
