@@ -6,6 +6,7 @@ folders are only read.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Recording:
         """Return `text`, which is about `root`, about what the owner named: a fix must be one for that."""
         if str(self.root) not in text:
             return text
-        text = text.replace(str(self.root), str(self.folder))
+        # Only the copy has the files that are named below it: their paths stay.
+        text = re.sub(rf"{re.escape(str(self.root))}(?!/)", lambda _: str(self.folder), text)
         is_named = text.startswith(self.label) or not self.source.data.startswith(HUB)
         return text if is_named else f"{self.label}: {text}"
 

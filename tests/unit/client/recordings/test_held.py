@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from client.private_paths import hide_paths
 from client.recordings import held as held_module
 from client.recordings.held import judge_recordings, mixing_faults
-from client.recordings.opened import open_recordings, private_folders
+from client.recordings.opened import Recording, open_recordings, private_folders
 from client.recordings.samples import JoinedSamples, open_recorded_samples
 from client.recordings.sources import Source
 from federation.data.description import describe_dataset
@@ -184,6 +184,14 @@ def test_format_2_with_a_lost_episode_is_one_line_with_the_command(
         assert "episode 1: the video videos/" in str(fault)
         assert f"repair DATA={copy}" in str(fault)
         monkeypatch.setattr("client.repair.main.repair_dataset", None)
+
+
+def test_a_file_that_only_the_copy_has_keeps_its_path() -> None:
+    recording = Recording(Source("/data/pick"), Path("/data/pick"), Path("/s/converted/a/b"))
+    text = "dataset /s/converted/a/b: look at /s/converted/a/b/videos/x.mp4; repair /s/converted/a/b"
+    assert recording.spell(text) == (
+        "dataset /data/pick: look at /s/converted/a/b/videos/x.mp4; repair /data/pick"
+    )
 
 
 def test_a_fault_of_a_copy_is_told_of_the_original_and_none_of_it_to_the_server(
