@@ -23,7 +23,7 @@ from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
 from federation.config import RunConfig, flatten
-from federation.errors import FederationError, RejectionCode
+from federation.errors import FederationError
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE
 from federation.policy.memory import training_gigabytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics

@@ -1,14 +1,13 @@
 """Recordings on the Hub: a revision of one is downloaded into scratch, once."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from client.recordings.sources import parse_hub_name
 from federation.errors import DatasetError
-from federation.files import write_json
+from federation.files import read_json_object, write_json
 from federation.logs import get_logger
 
 __all__ = ["download", "remove_downloads"]
@@ -29,7 +28,7 @@ def download(name: str, scratch: Path) -> Path:
     repository, revision = parse_hub_name(name)
     folder = scratch / _FOLDER / hashlib.sha256(name.encode()).hexdigest()[:16]
     whole = folder.with_suffix(".json")  # written once all files are there
-    if _is_of(whole, name) and (folder / "meta").is_dir():
+    if read_json_object(whole).get("recording") == name and (folder / "meta").is_dir():
         return folder
     from huggingface_hub import HfApi
 
@@ -54,10 +53,3 @@ def remove_downloads(scratch: Path, used: Collection[Path]) -> None:
         if folder not in used:
             whole.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_of(file: Path, name: str) -> bool:
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["recording"] == name)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
