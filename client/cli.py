@@ -105,6 +105,12 @@ def join(
         str,
         typer.Option(metavar="E", envvar="FEDERATION_MAX_EPSILON", help="most epsilon of all runs"),
     ] = "",
+    sample_cache_gb: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB", min=0, envvar="FEDERATION_SAMPLE_CACHE_GB", help="disk for decoded frames [20]"
+        ),
+    ] = None,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="join without the doctor's look")] = False,
     systemd: Annotated[
         bool, typer.Option("--systemd", help="write a unit of systemd --user that joins")
@@ -117,9 +123,10 @@ def join(
     """
     from client.membership.join import join_federation
 
-    options = {"min-noise": min_noise, "max-epsilon": max_epsilon}
+    options = {"min-noise": min_noise, "max-epsilon": max_epsilon, "sample-cache-gb": sample_cache_gb}
+    given = {key: value for key, value in options.items() if value not in ("", None)}
     where, sources = _site_folder(folder), _sources(data, camera_names, weight)
-    return join_federation(where, invitation, sources, options, unchecked=unchecked, systemd=systemd)
+    return join_federation(where, invitation, sources, given, unchecked=unchecked, systemd=systemd)
 
 
 @app.command()

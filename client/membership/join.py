@@ -29,7 +29,7 @@ def join_federation(
     folder: Path,
     invitation: Path | None,
     sources: Sequence[Source],
-    options: Mapping[str, str],
+    options: Mapping[str, str | float],
     *,
     unchecked: bool = False,
     systemd: bool = False,
@@ -39,8 +39,9 @@ def join_federation(
     Args:
         folder: the site's.
         invitation: None: the one that was accepted before.
-        sources: the owner's recordings; none: with `options`, those of the last time.
-        options: `min-noise` and `max-epsilon` as the node configuration has them.
+        sources: the owner's recordings; none: those of the last time.
+        options: of the node configuration, such as `min-noise`. Without `sources` those of the last time stay
+            where none is given here.
         unchecked: do not let the doctor look before.
         systemd: write a unit that joins, instead of joining.
 
@@ -88,33 +89,31 @@ def accept(site: SiteFolder, file: Path | None) -> Invitation:
 
 
 def write_settings(
-    site: SiteFolder, invitation: Invitation, sources: Sequence[Source], options: Mapping[str, str]
+    site: SiteFolder,
+    invitation: Invitation,
+    sources: Sequence[Source],
+    options: Mapping[str, str | float],
 ) -> None:
     """Keep the owner's choices: the list of recordings, and the node configuration, which names that.
 
-    Without recordings those of the last time stay.
+    Without recordings those of the last time stay, and of the options those that are not given anew.
 
     Raises:
         ConfigError: an option is at fault, or no recording was ever named.
     """
-    if not sources:
-        if not site.settings.exists():
-            raise ConfigError("no dataset yet: name its folder with --data")
-        return
+    if not sources and not site.settings.exists():
+        raise ConfigError("no dataset yet: name its folder with --data")
     settled = [settle(source) for source in sources]
     check_together(settled)
-    parse_privacy_rules(options)
-    settings = {
-        "name": invitation.site,
-        "dataset": str(site.recordings),
-        "scratch": str(site.scratch),
-        "policy": str(site.policy),
-        **options,
-    }
+    kept = {} if sources else tomllib.loads(site.settings.read_text(encoding="utf-8"))
+    own = {"dataset": str(site.recordings), "scratch": str(site.scratch), "policy": str(site.policy)}
+    settings = {**kept, "name": invitation.site, **own, **options}
+    parse_privacy_rules(settings)
     # A printable text as JSON is one of TOML's basic strings.
-    lines = "".join(f"{key} = {json.dumps(text, ensure_ascii=False)}\n" for key, text in settings.items())
+    lines = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
     with locked(site.path):
-        replace(site.recordings, write_list(settled), private=True)
+        if sources:
+            replace(site.recordings, write_list(settled), private=True)
         replace(site.settings, lines.encode(), private=True)
 
 

@@ -135,6 +135,24 @@ def test_flower_reads_any_folder_and_option_as_they_were_given(
     assert parse_sources(settings) == (Source(str(dataset.resolve()), {"top": "a"}),)
 
 
+def test_a_choice_that_is_not_made_anew_stays(
+    site: SiteFolder, file: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "keep_running", lambda *_: 0)
+    monkeypatch.setenv("FEDERATION_SAMPLE_CACHE_GB", "")  # as Compose passes one that is not set
+    assert _join(site, file, "--data", dataset, "--min-noise", "1.5", "--unchecked") == 0
+    assert _join(site, "--unchecked", "--max-epsilon", "8", "--sample-cache-gb", "5") == 0
+    settings = parse_config_args([str(site.settings)])
+    assert {key: settings[key] for key in ("min-noise", "max-epsilon", "sample-cache-gb")} == {
+        "min-noise": "1.5",
+        "max-epsilon": "8",
+        "sample-cache-gb": 5.0,
+    }
+    assert parse_sources(settings) == (Source(str(dataset.resolve())),)
+    assert _join(site, "--data", dataset, "--unchecked") == 0
+    assert "min-noise" not in parse_config_args([str(site.settings)])
+
+
 def test_a_path_with_a_line_break_is_refused(site: SiteFolder, invitation: Invitation) -> None:
     with pytest.raises(ConfigError, match="control character"):
         write_settings(site, invitation, [Source("a\nname = 'x'")], {})
