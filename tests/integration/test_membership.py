@@ -1,6 +1,5 @@
 """A site elsewhere, over TLS: its key is made there, and seen nowhere else; its owner sees what it does."""
 
-import json
 import shutil
 import signal
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from federation.policy.folder import policy_digest
 from server.cli import main
 from server.deploy.local_cluster import LocalCluster
 from server.run.deliveries import DELIVERIES_FILE
+from server.run.recorded import read_metrics
 from server.superlink.control import RefusedError, count_online, register_supernode, run_status, submit_run
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
@@ -116,7 +116,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert "lab-b: has the policy of round 1 now" in capsys.readouterr().out
         exported = policy_digest(tmp_path / "outputs" / "one" / "pretrained_model")
         assert policy_digest(site.policy) == exported
-        metrics = json.loads((tmp_path / "outputs" / "one" / "metrics.json").read_text())
+        metrics = read_metrics(tmp_path / "outputs" / "one")
         assert metrics["nodes"]["lab-b"]["episodes"] == 5
         assert metrics["nodes"]["lab-b"]["cameras"] == ["top=top/phone", "wrist=wrist/hand"]
         assert metrics["rounds"][0]["clients"]["lab-b"]["frames"] == 160
