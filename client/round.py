@@ -193,14 +193,17 @@ def _run_steps(
     """Train, write the progress down, and stop once nobody waits any more; return what the GPU did, too."""
     import torch
 
+    from client.decoding import decode_beside
     from client.gpu_watch import GpuWatch
     from client.state.progress import ProgressFile
     from client.training import run_training_loop
 
     progress = ProgressFile(site.scratch, request.round, components.steps)
-    with GpuWatch(active=components.device.type == "cuda") as gpu:
+    is_cuda = components.device.type == "cuda"
+    with decode_beside(components.samples) as begin, GpuWatch(active=is_cuda) as gpu:
 
         def on_step(step: int, metrics: Any) -> None:
+            begin()
             progress.update(step, metrics.policy_loss, gpu.newest)
             if step < components.steps:
                 request.check_deadline(step, components.steps)

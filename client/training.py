@@ -57,6 +57,7 @@ class TrainingComponents:
     policy: SmolVLAPolicy
     preprocessor: Any
     optimizer: torch.optim.AdamW
+    samples: SampleCache | JoinedSamples
     batches: Iterator[dict[str, Any]]
     parameters: dict[str, torch.nn.Parameter]  # the trainable ones
     received: list[Tensor]  # w_t: their values at the start of the round, in the same order; fp32 or bf16
@@ -124,6 +125,7 @@ def setup_training_components(
         policy=policy,
         preprocessor=preprocessor,
         optimizer=_build_optimizer(policy, parameters, settings, device),
+        samples=samples,
         batches=load_batches(
             FrameStream(samples, seed=seed, name=samples.name, shares=samples.shares),
             batch_size=settings.batch_size,

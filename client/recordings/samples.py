@@ -1,7 +1,7 @@
 """The training samples of all recordings of a site, each with a cache of its own on scratch."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class JoinedSamples(Dataset[dict[str, Any]]):
             return self._in_one_size(part[own])
         except DECODE_ERRORS as error:
             raise OSError(f"frame {own} of {part.name}: {one_line(first_cause(error))}") from error
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no recording has a sample that is not kept yet and could be."""
+        return all(part.is_full for part in self._parts)
+
+    def fill(self, may_go_on: Callable[[], bool]) -> int:
+        """Decode the samples of one recording after the other, as `SampleCache.fill` does."""
+        return sum(part.fill(may_go_on) for part in self._parts)
 
     def _in_one_size(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return `sample` with pictures as the policy itself would scale and pad them, so that they batch."""

@@ -18,8 +18,10 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_IMAGES, OBS_STATE
 from lerobot.utils.utils import SuppressProgressBars
 from pyarrow import dataset as parquet
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from federation.data.forward_video import ForwardVideo
 from federation.data.tables import read_tasks
 from federation.errors import DatasetError, first_cause, one_line
 
@@ -36,6 +38,29 @@ class _Reader(DatasetReader):  # type: ignore[misc]
     """LeRobot's reader, of the columns that its metadata names; data/ may have others."""
 
     arrow: Path | None = None  # where the Arrow copy of the parquet files lies
+    videos: dict[str, ForwardVideo] | None = None  # of each camera, where frames are read in their order
+
+    def _query_videos(self, query_timestamps: dict[str, list[float]], ep_idx: int) -> dict[str, Tensor]:
+        if self.videos is None:
+            return dict(super()._query_videos(query_timestamps, ep_idx))
+        pictures: dict[str, Tensor] = {}
+        for key, (seconds,) in query_timestamps.items():
+            video = self._forward_video(key, ep_idx)
+            if video.is_closed:
+                start = self._meta.episodes[ep_idx][f"videos/{key}/from_timestamp"]
+                pictures[key] = video.picture(start + seconds)
+            else:
+                pictures |= super()._query_videos({key: [seconds]}, ep_idx)
+        return pictures
+
+    def _forward_video(self, key: str, ep_idx: int) -> ForwardVideo:
+        assert self.videos is not None
+        path = self.root / self._meta.get_video_file_path(ep_idx, key)
+        if key not in self.videos or self.videos[key].path != path:
+            if former := self.videos.pop(key, None):
+                former.close()
+            self.videos[key] = ForwardVideo(path, self._tolerance_s)
+        return self.videos[key]
 
     def _load_hf_dataset(self) -> ArrowDataset:
         features = get_hf_features_from_features(self._meta.features)
@@ -61,6 +86,10 @@ class Frames(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = self._reader.get_item(index)
         return item
+
+    def read_forward(self) -> None:
+        """Expect items in their order from now on: each picture is decoded once, without a seek."""
+        self._reader.videos = {}
 
     def position(self, number: int) -> int:
         """Where the frame with this number in the dataset is among those that were opened."""

@@ -1,8 +1,9 @@
 """A site's training samples, decoded once: a file on scratch with one record for each.
 
 Training visits frames in random order, and a random frame of a video costs a seek, the decoding of its
-neighbours and a resize, for every camera and every time. Here a sample is decoded when it is first drawn
-and stored as training will see it; from the second time on it is one `pread`. Images are stored as 8-bit
+neighbours and a resize, for every camera and every time. Here a sample is decoded when it is first drawn, or
+before that in the order of the recording (`fill`, beside training), and stored as training will see it; from
+then on it is one `pread`. Images are stored as 8-bit
 values, shrunk to what the policy would shrink them to; the first draw goes through the same bytes, so
 that what is trained on does not depend on what happens to be cached.
 
@@ -16,7 +17,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,20 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from federation.data.loading import DECODE_ERRORS, open_dataset, policy_inputs, with_empty_cameras
+from federation.data.loading import (
+    DECODE_ERRORS,
+    Frames,
+    open_dataset,
+    policy_inputs,
+    with_empty_cameras,
+)
 from federation.files import fingerprint
 from federation.logs import get_logger
 
 __all__ = ["SampleCache", "open_samples", "shrunk_size"]
 
-_CHECKSUM = "crc32"
+_CHECKSUM = "crc32"  # the first of a record
+_CHECKSUM_BYTES = 4
 _TEXT_BYTES = 512  # of a task; a longer one is not cached
 _SPARE_BYTES = 2 * 10**9  # of the disk, left for weights and residuals
 _PROBED_SAMPLES = 50
@@ -58,7 +66,7 @@ class SampleCache(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Frames,
         policy: SmolVLAConfig,
         *,
         name: str,
@@ -74,7 +82,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         self._layout = self._probe_layout() if max_bytes else None
         if self._layout is None:
             return
-        length: int = len(dataset)  # type: ignore[arg-type]
+        length = len(dataset)
         key = hashlib.sha256(f"{source}/{self._layout.descr}/{length}".encode()).hexdigest()[:16]
         self._path = folder / f"{key}.samples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +103,7 @@ class SampleCache(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self._dataset)  # type: ignore[arg-type]
+        return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the sample `index`, as `policy_inputs` does, with images no larger than the policy needs.
@@ -106,6 +114,35 @@ class SampleCache(Dataset[dict[str, Any]]):
             DECODE_ERRORS: its video cannot be decoded.
         """
         return with_empty_cameras(self._recorded(index), self._policy)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file has as many blocks as it would have with a record for each sample."""
+        if self._layout is None or not self._records:
+            return True
+        return os.fstat(self._open()).st_blocks * 512 >= self._records * self._layout.itemsize
+
+    def fill(self, may_go_on: Callable[[], bool]) -> int:
+        """Decode the samples that have no record yet, in their order; return how many those were.
+
+        Args:
+            may_go_on: asked before each sample.
+        """
+        filled = 0
+        self._dataset.read_forward()
+        for index in range(self._records):
+            if not may_go_on():
+                break
+            if not self._has_record(index):
+                with contextlib.suppress(*DECODE_ERRORS):
+                    self._recorded(index)
+                    filled += 1
+        return filled
+
+    def _has_record(self, index: int) -> bool:
+        """Whether something was written for a sample: where nothing was, the checksum is 0."""
+        assert self._layout is not None
+        return any(os.pread(self._open(), _CHECKSUM_BYTES, index * self._layout.itemsize))
 
     def _recorded(self, index: int) -> dict[str, Any]:
         if (record := self._read(index)) is not None:

@@ -5,7 +5,8 @@
 The recording is like an SO-101's: two cameras of 640 x 480, encoded with LeRobot's defaults. Batch size and
 workers are those of a run's defaults. `lerobot` decodes with PyAV, as training does here;
 `lerobot_torchcodec` with TorchCodec, where that finds a shared FFmpeg (PyAV brings its own). `cache_filling`
-starts from an empty cache, `cache_full` finds nearly everything in it.
+starts from an empty cache, `cache_full` finds nearly everything in it. `filling_in_order` is the one process
+that decodes beside training, when nothing else wants its core.
 """
 
 import argparse
@@ -15,7 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from federation.data.sample_cache import SampleCache
 
 EPISODES, FRAMES = 4, 120
 WIDTH, HEIGHT = 640, 480
@@ -58,6 +62,18 @@ def samples_a_second(batches: Iterable[dict[str, Any]], count: int) -> float:
     return taken / (time.perf_counter() - started)
 
 
+def _fill(samples: "SampleCache") -> float:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    filled = samples.fill(lambda: True)
+    seconds = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    return filled / seconds
+
+
 def main() -> None:
     """Measure, print the ratios, write the JSON."""
     import torch
@@ -98,7 +114,8 @@ def main() -> None:
             stream = FrameStream(samples, seed=0, name="benchmark")
             loader = DataLoader(stream, batch_size=BATCH_SIZE, num_workers=WORKERS)
             figures[name] = samples_a_second(loader, length)
-        (file,) = (Path(folder) / "samples").iterdir()
+        figures["filling_in_order"] = _fill(open_samples(root, policy.config, Path(folder) / "own", 10**10))
+        (file,) = (Path(folder) / "samples").glob("*.samples")
         result = {
             "samples_a_second": figures,
             "ratio_to_lerobot": {name: figures[name] / figures["lerobot"] for name in figures},

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.container.cluster import REPOSITORY, Cluster, docker
+from tests.synthetic import as_format_2, record_dataset
 
 pytestmark = pytest.mark.container
 _OVERRIDE = """
@@ -43,9 +44,13 @@ def _operate(cluster: Cluster, *arguments: str) -> str:
 
 @pytest.fixture
 def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
-    """What the owner of lab-b has with a dataset, a key and the invitation."""
-    folder = tmp_path / "so100"
+    """What the owner of lab-b has with two recordings, a key and the invitation."""
+    folder, recordings = tmp_path / "so100", tmp_path / "recordings"
     folder.mkdir()
+    shutil.copytree(data / "site-a", recordings / "pick-cube")
+    as_format_2(
+        record_dataset(recordings / "kitchen", episodes=2, cameras=("phone", "hand"), seed=7, size=(48, 48))
+    )
     image = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["supernode-a"][
         "image"
     ]
@@ -57,7 +62,9 @@ def site(cluster: Cluster, data: Path, tmp_path: Path) -> Iterator[Path]:
         (folder / "env")
         .rename(folder / ".env")
         .read_text()
-        .replace("DATASET=\n", f"DATASET={data / 'site-a'}\n")
+        .replace("DATASET=\n", f"DATASET={recordings}\n")
+        .replace("RECORDINGS=\n", "RECORDINGS=/data/pick-cube,/data/kitchen\n")
+        .replace("CAMERA_NAMES=\n", "CAMERA_NAMES=;top=phone,wrist=hand\n")
     )
     user = cluster.certs.joinpath("superlink").stat().st_uid or 10001
     settings = settings.replace("SITE_UID=1000", f"SITE_UID={user}").replace("MEMORY=16g", "MEMORY=4g")
@@ -96,6 +103,7 @@ def test_a_site_elsewhere_checks_joins_and_is_shut_out(
 ) -> None:
     doctor = _compose(site, "run", "--rm", "-T", "supernode", "doctor")
     assert "this site is ready" in doctor
+    assert "/data/kitchen" in doctor
 
     _compose(site, "up", "--detach")
     _logs_with(site, "SuperNode ID", 60)

@@ -9,6 +9,7 @@ from lerobot.policies.common.vla_utils import resize_with_pad
 
 from federation.data.loading import open_dataset, policy_inputs
 from federation.data.sample_cache import SampleCache, open_samples
+from tests.synthetic import record_dataset, video_of
 
 pytestmark = pytest.mark.slow
 
@@ -148,3 +149,28 @@ def test_an_episode_that_is_left_out_leaves_the_others_as_they_are(
         torch.testing.assert_close(
             sample["observation.images.top"], item["observation.images.top"], atol=1 / 255, rtol=0
         )
+
+
+@pytest.mark.parametrize("codec", ["h264", "libsvtav1", "hevc", "image"])
+def test_filling_in_order_writes_what_a_draw_writes(policy, tmp_path: Path, codec: str) -> None:
+    root = record_dataset(tmp_path / "site", episodes=2, frames=12, codec=codec, size=(48, 64))
+    drawn, filled = (open_samples(root, policy.config, tmp_path / name, GB) for name in ("drawn", "filled"))
+    for index in (7, 20, 3, *range(len(drawn))):
+        _ = drawn[index]
+    assert not filled.is_full
+    _ = filled[7]  # a sample that is there is left as it is
+    assert filled.fill(lambda: True) == len(filled) - 1
+    assert filled.is_full
+    assert filled.fill(lambda: True) == 0
+    (one,), (other,) = ((tmp_path / name).glob("*.samples") for name in ("drawn", "filled"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_filling_passes_over_a_damaged_video_and_stops_when_told(policy, root) -> None:
+    samples = _open(root, policy)
+    assert samples.fill(iter([True, True, False]).__next__) == 2
+    video = video_of(root, "top")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    again = _open(root, policy)
+    assert 0 < again.fill(lambda: True) < len(again)
+    assert not again.is_full

@@ -1,0 +1,48 @@
+"""The process that decodes beside training: when it works, and that it ends."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.decoding import decode_beside
+from federation.data.sample_cache import SampleCache, open_samples
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def samples(data: Path, tmp_path: Path, policy) -> SampleCache:
+    return open_samples(data / "site-a", policy.config, tmp_path, 10**9)
+
+
+def test_it_waits_for_the_first_step_then_fills_the_cache_and_ends(samples: SampleCache) -> None:
+    with decode_beside(samples) as begin:
+        (process,) = psutil.Process().children()
+        time.sleep(1.5)
+        assert not samples._has_record(0)
+        begin()
+        give_up_at = time.monotonic() + 60
+        while not samples._has_record(len(samples) - 1):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        assert process.nice() == 19
+    assert not process.is_running()
+    assert samples.is_full
+
+
+def test_a_full_cache_needs_no_process(samples: SampleCache) -> None:
+    samples.fill(lambda: True)
+    with decode_beside(samples) as begin:
+        begin()
+        assert psutil.Process().children() == []
+
+
+def test_it_ends_with_the_block_also_where_training_fails(samples: SampleCache) -> None:
+    block = decode_beside(samples)
+    block.__enter__()()
+    (process,) = psutil.Process().children()
+    error = RuntimeError("training failed")
+    assert not block.__exit__(RuntimeError, error, None)
+    assert not process.is_running()
