@@ -44,7 +44,7 @@ def happened(certs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     sites = {"site-a": data / "site-a"}
     scratch = outputs / "scratch"
     with FaultyCluster(sites, data / "holdout", outputs, certs, free_port(), scratch) as cluster:
-        cluster.start_rogues(data / "site-b", _PLANS)
+        cluster.start_rogues(data / "site-b", _PLANS, _config().policy)
         status = cluster.finish(_config())
         log = (cluster.logs / "superexec.log").read_text(errors="replace")
     assert status == "finished:completed", (events(outputs / "hostile"), log[-3000:])

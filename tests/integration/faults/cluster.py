@@ -15,7 +15,10 @@ from typing import Any
 
 import psutil
 
+from client.recordings.held import judge_recordings
+from client.recordings.sources import Source
 from federation.config import RunConfig
+from federation.settings import PolicyConfig
 from server.deploy.local_cluster import LocalCluster
 from server.deploy.supervise import supervise_run
 from server.run.recorded import EVENTS_FILE
@@ -47,13 +50,21 @@ class FaultyCluster(LocalCluster):
         """SuperLink's."""
         return self._state / "superlink.db"
 
-    def start_rogues(self, dataset: Path, plans: Mapping[str, Mapping[str, str]]) -> None:
-        """Start sites that answer by their plans, see `rogue.py`, under registered keys: name -> plan."""
+    def start_rogues(
+        self, dataset: Path, plans: Mapping[str, Mapping[str, str]], policy: PolicyConfig
+    ) -> None:
+        """Start sites that answer by their plans, see `rogue.py`, under registered keys: name -> plan.
+
+        All have the same dataset, which is judged here, once, for runs with `policy`.
+        """
         with ThreadPoolExecutor(len(plans)) as pool:
             list(pool.map(self._register, plans))
+        judged = self._scratch / "judged"
+        judge_recordings([Source(str(dataset.resolve()))], policy, judged)
         for name, plan in plans.items():
             scratch = self._scratch / name
-            scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            shutil.copytree(judged, scratch, dirs_exist_ok=True)
+            scratch.chmod(0o700)
             node_config = {"name": name, "dataset": str(dataset.resolve()), "scratch": str(scratch)}
             command = [sys.executable, "-m", "tests.integration.faults.rogue"]
             command += ["--port", str(self._port + len(self._processes)), "--target", str(self._port)]

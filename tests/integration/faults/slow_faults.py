@@ -155,7 +155,7 @@ def test_a_site_that_was_out_of_memory_three_times_is_tried_again(cluster: Fault
 def test_a_rogue_site_ends_no_round_and_fills_no_memory(cluster: FaultyCluster, data: Path) -> None:
     faults = dict(enumerate(ROGUE.values(), start=1))
     plan = {str(round_): way for round_, way in enumerate(ROGUE, start=1)}
-    cluster.start_rogues(data / "site-b", {"site-c": plan})
+    cluster.start_rogues(data / "site-b", {"site-c": plan}, parse_run_config(TINY, "tests").policy)
     changes = {"federation.min_nodes": 3, "federation.quorum": 0.5, "federation.straggler_factor": 1}
     with _memory_of_server_app(cluster) as bytes_at:
         _survive(cluster, "rogue", faults, len(faults) + 1, **changes)
