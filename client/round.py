@@ -199,8 +199,8 @@ def _run_steps(
     from client.training import run_training_loop
 
     progress = ProgressFile(site.scratch, request.round, components.steps)
-    is_cuda = components.device.type == "cuda"
-    with decode_beside(components.samples) as begin, GpuWatch(active=is_cuda) as gpu:
+    device = components.device
+    with decode_beside(components.samples, device) as begin, GpuWatch(active=device.type == "cuda") as gpu:
 
         def on_step(step: int, metrics: Any) -> None:
             begin()

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from client.decoding import decode_beside
 from federation.data.sample_cache import SampleCache, open_samples
 
 pytestmark = pytest.mark.slow
+GPU = torch.device("cuda")
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def samples(data: Path, tmp_path: Path, policy) -> SampleCache:
 
 
 def test_it_waits_for_the_first_step_then_fills_the_cache_and_ends(samples: SampleCache) -> None:
-    with decode_beside(samples) as begin:
+    with decode_beside(samples, GPU) as begin:
         (process,) = psutil.Process().children()
         time.sleep(1.5)
         assert not samples._has_record(0)
@@ -34,13 +36,19 @@ def test_it_waits_for_the_first_step_then_fills_the_cache_and_ends(samples: Samp
 
 def test_a_full_cache_needs_no_process(samples: SampleCache) -> None:
     samples.fill(lambda: True)
-    with decode_beside(samples) as begin:
+    with decode_beside(samples, GPU) as begin:
+        begin()
+        assert psutil.Process().children() == []
+
+
+def test_training_on_a_cpu_is_not_slowed_down(samples: SampleCache) -> None:
+    with decode_beside(samples, torch.device("cpu")) as begin:
         begin()
         assert psutil.Process().children() == []
 
 
 def test_it_ends_with_the_block_also_where_training_fails(samples: SampleCache) -> None:
-    block = decode_beside(samples)
+    block = decode_beside(samples, GPU)
     block.__enter__()()
     (process,) = psutil.Process().children()
     error = RuntimeError("training failed")
