@@ -2,10 +2,10 @@
 
 Training visits frames in random order, and a random frame of a video costs a seek, the decoding of its
 neighbours and a resize, for every camera and every time. Here a sample is decoded when it is first drawn, or
-before that in the order of the recording (`fill`, while a GPU trains), and stored as training will see it; from
-then on it is one `pread`. Images are stored as 8-bit
-values, shrunk to what the policy would shrink them to; the first draw goes through the same bytes, so
-that what is trained on does not depend on what happens to be cached.
+before that in the order of the recording (`fill`, while a GPU trains), and stored as training will see it;
+from then on it is one `pread`. Images are stored as 8-bit values, shrunk to what the policy would shrink them
+to; the first draw goes through the same bytes, so that what is trained on does not depend on what happens to
+be cached.
 
 A record carries a checksum, so a torn or damaged one is decoded again. The file is named after the data
 set's files (their sizes and times) and the layout of a sample: data that changed is never mixed with data

@@ -175,7 +175,7 @@ def test_training_stops_at_the_step_after_which_nobody_waits(site, monkeypatch: 
 
     monkeypatch.setattr("client.training.run_training_loop", run)
     late = dataclasses.replace(read_request(_message(), _config()), stop_at=time.monotonic() - 1)
-    components: Any = SimpleNamespace(steps=3, device=SimpleNamespace(type="cpu"))
+    components: Any = SimpleNamespace(steps=3, samples=None, device=SimpleNamespace(type="cpu"))
     with pytest.raises(FederationError, match="passed after 1 of 3 steps"):
         round_module._run_steps(late, _config(), site, components)
     assert taken == [1]
@@ -188,7 +188,7 @@ def test_a_batch_beyond_the_gpus_memory_is_one_line(site, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("client.training.run_training_loop", run)
-    components: Any = SimpleNamespace(steps=3, device=SimpleNamespace(type="cpu"))
+    components: Any = SimpleNamespace(steps=3, samples=None, device=SimpleNamespace(type="cpu"))
     with pytest.raises(FederationError) as caught:
         round_module._run_steps(read_request(_message(), _config()), _config(), site, components)
     assert "not enough memory for training.batch_size = 16" in str(caught.value)
