@@ -54,7 +54,7 @@ class DockerOwner:
     """An owner with nothing but Docker: the folder of a site, and its Compose commands."""
 
     def __init__(self, folder: Path, recordings: Path) -> None:
-        self.folder, self.said = folder, ""
+        self.folder, self.recordings, self.said = folder, recordings, ""
         image = next(name for name in IMAGES if "/client:" in name)
         packed = docker_bytes("run", "--rm", image, "tar", "-c", "-C", "/app/docker/site", ".")
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
@@ -79,8 +79,9 @@ class DockerOwner:
 
     def own(self) -> None:
         """Give the files to the user of the container."""
-        for file in (self.folder, *self.folder.rglob("*")):
-            shutil.chown(file, 1000)
+        for folder in (self.folder, self.recordings):
+            for file in (folder, *folder.rglob("*")):
+                shutil.chown(file, 1000)
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` in the folder; return what it printed."""
@@ -165,6 +166,7 @@ def demonstrate(folder: Path, stack: ExitStack) -> None:
         stack.callback(owner.stop)
     arguments = (holdout, folder / "outputs", certs, port, folder / "scratch")
     with LocalCluster({"site-a": own}, *arguments) as cluster:
+        wait_until(lambda: count_online(cluster.superlink) == 1, "the operator's own site")
         joined = {name: join(scene, name, cluster, port) for name in names}
         train(scene, cluster)
         search_keys(scene, [cluster.logs, certs, folder / "outputs"])
