@@ -160,6 +160,7 @@ bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and 
 	$(PY) -m tests.benchmarks.full_size_round
 	$(PY) -m tests.benchmarks.codec_accuracy
 	$(PY) -m tests.benchmarks.data_loading
+	$(PY) -m tests.benchmarks.judgement
 	$(PY) -m tests.benchmarks.step_time
 	$(PY) -m tests.benchmarks.step_time --size smolvla --batch-sizes 1 --pairs 8 --round-steps 2
 	$(PY) -m tests.benchmarks.process_start
