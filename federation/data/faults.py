@@ -1,9 +1,8 @@
 """Which episodes of a dataset cannot be trained on, and why.
 
 Both sides ask this before they open a dataset, a site in every round: so only tables and the packets of the
-videos are read (150,000 packets a second), nothing is decoded but by
-`decoded_times`. What is damaged inside a packet is found by training, which leaves single frames out, and by
-the doctor.
+videos are read (150,000 packets a second); `decoded_times` alone decodes. What is damaged inside a packet is
+found by training, which leaves single frames out, and by the doctor.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
