@@ -6,7 +6,8 @@
 there for one half of the run only. Each has two recordings, whose cameras differ in name and size; one of
 them is of format 2.1. It needs a Docker engine and the images. Printed are, for each site, the seconds from
 its key to its join, the rounds that it took part in, and whether `lerobot-eval` drives the policy that came
-to it. The private keys are then looked for in all that the operator's side has.
+to it. In the middle of the run `lab-native` gets one more recording. The private keys are then looked for in
+all that the operator's side has.
 """
 
 import io
@@ -199,12 +200,17 @@ def train(scene: Scene, cluster: LocalCluster) -> None:
     events, half = outputs / "three" / EVENTS_FILE, f'"round_finished", "round": {_ROUNDS // 2}'
     wait_until(lambda: events.is_file() and half in events.read_text(), "half of the rounds")
     off.run("pause")
+    later = record_dataset(scene.folder / "of" / "later", episodes=4, seed=70)
+    scene.native["lab-native"].run("data", "--add", str(later))
     wait_until(lambda: run_status(cluster.superlink, run).startswith("finished"), "the run's end")
     policies = {name: home / "policy" for name, home in scene.homes.items()}
     assert [name for name, policy in policies.items() if not policy.exists()] == ["lab-off"]
     off.run("resume")
     wait_until(lambda: count_online(cluster.superlink) == len(policies) + 1, "lab-off to be back")
     assert operate(["deliver", "three", "--outputs", str(outputs), *scene.control]) == 0
+    frames = [each["clients"]["lab-native"]["frames"] for each in read_metrics(outputs / "three")["rounds"]]
+    assert frames[0] == 160, frames
+    assert frames[-1] == 160 + 4 * 40, frames
     exported = policy_digest(outputs / "three" / "pretrained_model")
     assert {policy_digest(policy) for policy in policies.values()} == {exported}
 
