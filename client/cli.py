@@ -12,6 +12,7 @@ from federation.command_line import make_app, run
 from federation.errors import ConfigError
 
 if TYPE_CHECKING:
+    from client.membership.folder import SiteFolder
     from client.recordings.sources import Source
 
 __all__ = ["app", "main"]
@@ -86,7 +87,7 @@ def key(
     """
     from client.membership.key import print_key
 
-    print_key(_site_folder(folder), name, new=new)
+    print_key(_site(folder).path, name, new=new)
 
 
 @app.command()
@@ -125,7 +126,7 @@ def join(
 
     options = {"min-noise": min_noise, "max-epsilon": max_epsilon, "sample-cache-gb": sample_cache_gb}
     given = {key: value for key, value in options.items() if value not in ("", None)}
-    where, sources = _site_folder(folder), _sources(data, camera_names, weight)
+    where, sources = _site(folder).path, _sources(data, camera_names, weight)
     return join_federation(where, invitation, sources, given, unchecked=unchecked, systemd=systemd)
 
 
@@ -143,10 +144,9 @@ def data(
 
     Example: so100-site data --add hf:ann/pick-cube@v1.0 --remove recordings/first-tries
     """
-    from client.membership.folder import SiteFolder
     from client.membership.recordings import change_recordings
 
-    change_recordings(SiteFolder(_site_folder(folder)), _sources(add, camera_names, weight), remove or [])
+    change_recordings(_site(folder), _sources(add, camera_names, weight), remove or [])
 
 
 @app.command()
@@ -155,10 +155,9 @@ def status(folder: Folder = None) -> None:
 
     Example: so100-site status
     """
-    from client.membership.folder import SiteFolder
     from client.membership.status import print_status
 
-    print_status(SiteFolder(_site_folder(folder)))
+    print_status(_site(folder))
 
 
 @app.command()
@@ -169,10 +168,9 @@ def pause(folder: Folder = None) -> None:
 
     Example: so100-site pause
     """
-    from client.membership.folder import SiteFolder
     from client.membership.leave import pause_site
 
-    pause_site(SiteFolder(_site_folder(folder)))
+    pause_site(_site(folder))
 
 
 @app.command()
@@ -181,10 +179,9 @@ def resume(folder: Folder = None) -> None:
 
     Example: so100-site resume
     """
-    from client.membership.folder import SiteFolder
     from client.membership.leave import resume_site
 
-    resume_site(SiteFolder(_site_folder(folder)))
+    resume_site(_site(folder))
 
 
 @app.command()
@@ -195,10 +192,9 @@ def leave(folder: Folder = None) -> None:
 
     Example: so100-site leave
     """
-    from client.membership.folder import SiteFolder
     from client.membership.leave import leave_federation
 
-    leave_federation(SiteFolder(_site_folder(folder)))
+    leave_federation(_site(folder))
 
 
 @app.command()
@@ -288,10 +284,10 @@ def _sources(
     return split_sources(data or [], cameras or [], weights or [])
 
 
-def _site_folder(folder: Path | None) -> Path:
-    from client.membership.folder import default_folder
+def _site(folder: Path | None) -> "SiteFolder":
+    from client.membership.folder import SiteFolder, default_folder
 
-    return folder or default_folder()
+    return SiteFolder(folder or default_folder())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

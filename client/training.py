@@ -133,11 +133,7 @@ def setup_training_components(
             pin_memory=device.type == "cuda",
         ),
         parameters=parameters,
-        # On the GPU, not copied to it at each step. On a CPU they are the message's own tensors.
-        received=[
-            halve_if_exact(weights[name].to(device)) if device.type == "cuda" else weights[name].to(device)
-            for name in parameters
-        ],
+        received=[_received(weights[name], device) for name in parameters],
         config=settings,
         steps=settings.steps_in_round(len(samples)),
         device=device,
@@ -159,6 +155,11 @@ def _build_optimizer(
         weight_decay=settings.weight_decay,
         fused=True if device.type == "cuda" else None,  # None: as torch chooses
     )
+
+
+def _received(weight: Tensor, device: torch.device) -> Tensor:
+    """Return `weight` on `device`, so that no step copies it; on a CPU it is the message's own tensor."""
+    return halve_if_exact(weight.to(device)) if device.type == "cuda" else weight.to(device)
 
 
 def halve_if_exact(received: Tensor) -> Tensor:
