@@ -46,8 +46,9 @@ class Expectations(BaseModel):
     gpu_bytes: _Bytes | None = None  # an estimate; None of the small policies
 
     def as_policy(self) -> PolicyConfig:
-        """Return the settings by which a dataset is judged."""
+        """Return the settings by which a dataset is judged: those of no policy that would be downloaded."""
         return PolicyConfig(
+            size="smolvla",
             cameras=self.cameras,
             empty_cameras=self.empty_cameras,
             joint_units=self.joint_units,

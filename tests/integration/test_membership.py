@@ -123,6 +123,8 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert before == {file: file.stat().st_mtime_ns for file in kitchen.rglob("*")}
         told = [file.read_bytes() for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
         assert not [content for content in told if b"kitchen" in content]
+        assert str(data / "site-a") in owner.run("data", "--add", str(data / "site-a"))
+        assert str(data / "site-a") not in owner.run("data", "--remove", str(data / "site-a"))
         processes = [psutil.Process(again.pid), *psutil.Process(again.pid).children(recursive=True)]
         owner.run("leave")
         assert again.wait(60) == 0
