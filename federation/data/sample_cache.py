@@ -43,7 +43,6 @@ from federation.logs import get_logger
 __all__ = ["SampleCache", "open_samples", "shrunk_size"]
 
 _CHECKSUM = "crc32"  # the first of a record
-_CHECKSUM_BYTES = 4
 _TEXT_BYTES = 512  # of a task; a longer one is not cached
 _SPARE_BYTES = 2 * 10**9  # of the disk, left for weights and residuals
 _PROBED_SAMPLES = 50
@@ -142,7 +141,7 @@ class SampleCache(Dataset[dict[str, Any]]):
     def _has_record(self, index: int) -> bool:
         """Whether something was written for a sample: where nothing was, the checksum is 0."""
         assert self._layout is not None
-        return any(os.pread(self._open(), _CHECKSUM_BYTES, index * self._layout.itemsize))
+        return any(os.pread(self._open(), self._layout[_CHECKSUM].itemsize, index * self._layout.itemsize))
 
     def _recorded(self, index: int) -> dict[str, Any]:
         if (record := self._read(index)) is not None:
