@@ -1,33 +1,27 @@
 """Server-side evaluation: how good the global weights are on data that no node has seen.
 
-The primary figure is SmolVLA's own flow-matching policy loss; beside it the mean squared error of the
-predicted action chunk, in the dataset's own units (degrees, and percent of the gripper). Noise and time
-samples are drawn from each frame's identity, so the same weights always give the same figures and a
-difference between two rounds is a difference between two models.
+What is measured is in `federation/policy/held_out.py`.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import ACTION, OBS_IMAGES
+from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
-from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, describe_dataset
-from federation.data.loading import DECODE_ERRORS, open_dataset, with_empty_cameras
+from federation.data.loading import open_dataset
 from federation.data.statistics import Statistics
-from federation.errors import DatasetError, FederationError, one_line
-from federation.logs import get_logger
-from federation.policy.build import autocast, build_processors, load_trainable
+from federation.errors import FederationError
+from federation.policy.build import build_processors, load_trainable
+from federation.policy.held_out import measure_policy, predict_episode
 from federation.settings import EvaluationConfig
 from server.evaluation.decoded_frames import DecodedFrames
 
@@ -35,7 +29,6 @@ __all__ = ["DivergedError", "Evaluator", "measure"]
 
 _VIDEO_END_BYTES = 1 << 20
 _MAX_KEPT_BYTES = 10**9  # of decoded frames, of all datasets together
-_log = get_logger("server.evaluation.held_out")
 
 
 class DivergedError(FederationError):
@@ -90,13 +83,14 @@ class Evaluator:
         measured_on: str = "",
     ) -> None:
         self._policy, self._config, self._measured_on = policy, config, measured_on
-        self._device = next(policy.parameters()).device
-        self._preprocessor, self._postprocessor = build_processors(policy, statistics)
-        self._datasets = {}
+        self._processors = build_processors(policy, statistics)
+        self._datasets: dict[str, DecodedFrames] = {}
+        self._fps: dict[str, int] = {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         choice = CameraChoice(wanted, may_lack=len(wanted))
         for name, root in datasets.items():
             description = (descriptions or {}).get(name) or describe_dataset(root, choice)
+            self._fps[name] = description.fps
             episodes = description.usable_episodes
             if config.eval_mode == "quick":
                 episodes = episodes[: config.quick_episodes]
@@ -140,70 +134,19 @@ class Evaluator:
             "seconds": time.monotonic() - started,
         }
 
-    @torch.no_grad()
+    def predict(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return `recorded` and `predicted` actions, (T, 6) each, of the first episode of the first dataset.
+
+        Raises:
+            DECODE_ERRORS: a frame of it cannot be decoded.
+        """
+        load_trainable(self._policy, weights)
+        self._policy.eval()
+        name, recorded = next(iter(self._datasets.items()))
+        truth, guesses = predict_episode(self._policy, self._processors, recorded, name)
+        return {"dataset": name, "fps": self._fps[name], "recorded": truth, "predicted": guesses}
+
     def _evaluate_dataset(self, name: str) -> dict[str, Any]:
-        losses: list[Tensor] = []
-        errors: list[Tensor] = []
-        frames = range(0, len(self._datasets[name]), self._config.frame_stride)
-        for batch, noise, time_ in self._batches(name, frames):
-            with autocast(self._device):
-                predicted = self._policy.predict_action_chunk(self._preprocessor(_observation(batch)), noise)
-                loss, _ = self._policy.forward(
-                    self._preprocessor(dict(batch)), noise, time_, reduction="none"
-                )
-            losses.append(loss.float().cpu())
-            errors.append(_squared_error(self._postprocessor(predicted.float()), batch))
-        if not losses:
-            raise DatasetError(f"evaluation dataset {name}: no frame can be decoded; check its videos")
-        all_losses, all_errors = torch.cat(losses).double(), torch.cat(errors).double()
-        return {
-            "policy_loss": all_losses.mean().item(),
-            "action_mse": all_errors.mean().item(),
-            "frames": len(all_losses),
-            "skipped_frames": len(frames) - len(all_losses),
-        }
-
-    def _batches(self, name: str, frames: range) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-        """Raw batches with the fixed noise (B, chunk_size, max_action_dim) and time (B,) of their frames."""
-        policy, size = self._policy.config, self._config.batch_size
-        samples = []
-        for frame in tqdm(frames, desc=f"evaluate {name}", unit="frame", leave=False, disable=None):
-            try:
-                item = self._datasets[name][frame]
-            except DECODE_ERRORS as error:
-                _log.warning("frame %d of %s skipped: %s", frame, name, one_line(error))
-            else:
-                draw = _fixed_draw(name, frame, policy.chunk_size, policy.max_action_dim)
-                samples.append((with_empty_cameras(item, policy), *draw))
-            if samples and (len(samples) == size or frame == frames[-1]):
-                items, noise, time_ = zip(*samples, strict=True)
-                samples = []
-                yield (
-                    default_collate(list(items)),
-                    torch.stack(noise).to(self._device),
-                    torch.stack(time_).to(self._device),
-                )
-
-
-def _observation(batch: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in batch.items() if not key.startswith(ACTION)}
-
-
-def _squared_error(predicted: Tensor, batch: dict[str, Any]) -> Tensor:
-    """Mean squared error of each sample (B,) over the actions inside its episode."""
-    inside = ~batch["action_is_pad"].unsqueeze(-1)  # (B, chunk_size, 1)
-    squared = (predicted - batch[ACTION]).square() * inside
-    errors: Tensor = squared.sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) * squared.shape[-1])
-    return errors
-
-
-def _fixed_draw(name: str, frame: int, chunk_size: int, action_dim: int) -> tuple[Tensor, Tensor]:
-    """Noise (chunk_size, action_dim) and time () of a frame, distributed as SmolVLA draws them in training.
-
-    Time is `0.999 * Beta(1.5, 1) + 0.001`; the inverse of that Beta's distribution function is `u^(2/3)`.
-    """
-    digest = hashlib.sha256(f"{name}/{frame}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    noise = torch.randn(chunk_size, action_dim, generator=generator)
-    uniform = torch.rand((), generator=generator)
-    return noise, uniform.pow(2 / 3) * 0.999 + 0.001
+        recorded, settings = self._datasets[name], self._config
+        frames = range(0, len(recorded), settings.frame_stride)
+        return measure_policy(self._policy, self._processors, recorded, name, frames, settings.batch_size)

@@ -7,7 +7,7 @@ import torch
 from federation.data.description import describe_dataset
 from federation.errors import DatasetError
 from federation.settings import EvaluationConfig
-from server.evaluation.held_out import DivergedError, Evaluator, _fixed_draw, measure
+from server.evaluation.held_out import DivergedError, Evaluator, measure
 from tests.synthetic import blank_frames
 
 pytestmark = pytest.mark.slow
@@ -87,17 +87,6 @@ def test_totals_are_weighted_by_frames(policy, weights, statistics, data) -> Non
     parts = result["datasets"].values()
     expected = sum(p["policy_loss"] * p["frames"] for p in parts) / sum(p["frames"] for p in parts)
     assert result["policy_loss"] == pytest.approx(expected)
-
-
-def test_fixed_draws_are_distributed_as_in_training() -> None:
-    draws = [_fixed_draw("x", frame, 2, 32) for frame in range(3000)]
-    times = torch.stack([time for _, time in draws]).double()
-    noise = torch.stack([noise for noise, _ in draws])
-    assert times.min() >= 0.001
-    assert times.max() <= 1.0
-    assert times.mean().item() == pytest.approx(0.001 + 0.999 * 1.5 / 2.5, abs=0.01)  # Beta(1.5, 1)
-    assert noise.mean().item() == pytest.approx(0, abs=0.01)
-    assert noise.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_a_data_set_without_a_readable_frame_is_named(policy, weights, statistics, data, tmp_path) -> None:
