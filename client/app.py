@@ -11,13 +11,15 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.base import locate_base
 from client.delivery import receive_policy
 from client.device import describe_device
-from client.privacy_rules import check_privacy
 from client.private_paths import hide_paths
 from client.recordings.held import judge_recordings
 from client.recordings.opened import private_folders
 from client.round import answer_train_request
+from client.rules.check import check_day, check_rules
+from client.rules.traffic import count_traffic
 from client.site import Site, read_site
 from client.state.contact import note_contact
 from federation import logs
@@ -68,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    check_privacy(site.privacy, config.privacy, site.scratch)
+    check_rules(site.rules, config.privacy, site.scratch)
     held = judge_recordings(site.sources, config.policy, site.scratch)
     first, cameras = held.descriptions[0], held.spell_cameras(config.policy.camera_names)
     for part in held.parts:
@@ -99,17 +101,21 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     run, verdict = str(message.content.config_records[CONFIG]["run"]), "accepted: it asks for updates"
-    down = _size(message.content, WEIGHTS)
-    note_contact(site.scratch, run, verdict, down, update=_last_update(message))
+    count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
+    note_contact(site.scratch, run, verdict, update=_last_update(message))
+    check_day(site.rules, site.scratch)
     reply = answer_train_request(message, config, site)
-    note_contact(site.scratch, run, verdict, up=_size(reply, UPDATE))
+    check_day(site.rules, site.scratch)  # training may have lasted beyond the owner's hours
+    count_traffic(site.rules, site.scratch, sent=_size(reply, UPDATE))
     return reply
 
 
 def _deliver(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    run, down = str(message.content.config_records[CONFIG]["run"]), _size(message.content, WEIGHTS)
+    run = str(message.content.config_records[CONFIG]["run"])
+    count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
+    check_day(site.rules, site.scratch)
     digest = receive_policy(message, site)
-    note_contact(site.scratch, run, "accepted: it sent the policy", down, update=_last_update(message))
+    note_contact(site.scratch, run, "accepted: it sent the policy", update=_last_update(message))
     return RecordDict({ANSWER: ConfigRecord({"sha256": digest})})
 
 
@@ -142,7 +148,7 @@ def _answer(
         logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
         logs.bind_context(run=config.run.name or None)
-        return Message(work(message, config, site), reply_to=message)
+        return Message(work(message, locate_base(config, site), site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
         code, reason = error.code, hide_paths(str(error), folders)

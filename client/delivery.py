@@ -3,19 +3,22 @@
 `client/app.py` calls `receive_policy`. torch and LeRobot are imported then.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 from flwr.app import Message
 from safetensors import SafetensorError
 
+from client.base import locate_base
 from client.received_weights import open_weights
 from client.site import Site
 from client.state.delivered_policy import note_delivered_policy
 from federation import logs
-from federation.config import parse_run_config
+from federation.config import RunConfig, parse_run_config
 from federation.errors import FederationError, PolicyError, one_line
 from federation.messages import CONFIG, SETTINGS, STATISTICS
+from federation.settings import TrainingConfig
 from federation.wire.payload import Header, record_to_statistics
 
 __all__ = ["receive_policy"]
@@ -40,7 +43,8 @@ def receive_policy(message: Message, site: Site) -> str:
     order = message.content.config_records[CONFIG]
     run, round_, expected = str(order["run"]), int(order["round"]), str(order["sha256"])  # type: ignore[arg-type]
     logs.bind_context(run=run, round_=round_)
-    config = parse_run_config(dict(message.content.config_records[SETTINGS]), f"the configuration of {run}")
+    told = parse_run_config(dict(message.content.config_records[SETTINGS]), f"the configuration of {run}")
+    config = locate_base(told, site)
     # On the CPU, whatever trains here: nothing is computed but an adapter's product.
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=site.scratch)
     sealed = Header("fp32", run, round_, base="")
@@ -55,7 +59,7 @@ def receive_policy(message: Message, site: Site) -> str:
                 f"the policy of {run} comes out with SHA-256 {found}, the server's has {expected}: install "
                 "the server's versions of safetensors, torch and lerobot"
             )
-        note_delivered_policy(staging, run, round_, expected)
+        note_delivered_policy(staging, run, round_, expected, _dense_training(config))
 
     folder = site.policy_folder
     try:
@@ -67,3 +71,10 @@ def receive_policy(message: Message, site: Site) -> str:
     seconds = time.monotonic() - started
     _log.info("the policy of round %d was delivered to %s (%.1f s)", round_, folder, seconds)
     return expected
+
+
+def _dense_training(config: RunConfig) -> TrainingConfig:
+    """Return how the run trained, for tuning the policy: an adapter's learning rate is too high for that."""
+    if config.policy.adapter == "none":
+        return config.training
+    return dataclasses.replace(config.training, learning_rate=TrainingConfig().learning_rate)

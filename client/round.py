@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors import SafetensorError
 
-from client.privacy_rules import check_privacy, count_release
 from client.received_weights import open_weights
 from client.recordings.held import Holdings, judge_recordings
+from client.rules.privacy import check_privacy, count_release
+from client.rules.traffic import check_traffic
 from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation import logs
@@ -26,6 +27,7 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE
 from federation.policy.memory import training_gigabytes
+from federation.wire.codec import encoded_bytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class TrainRequest:
     round: int
     proximal_mu: float
     undone_rounds: tuple[int, ...]  # of which nothing is in the weights any more
+    steps: int | None  # that this site is to train; None: as many as the configuration says
     key: str  # the same for the same request, however often it comes
     stop_at: float  # by `time.monotonic`: nobody waits for the answer after it
 
@@ -64,12 +67,17 @@ def read_request(message: Message, config: RunConfig) -> TrainRequest:
     """Read a train message without its weights.
 
     Raises:
-        FederationError: the server asks for a mu that is no number of at least 0.
+        FederationError: the server asks for a mu that is no number of at least 0, or for a number of steps
+            that the run does not have.
     """
     order = message.content.config_records[CONFIG]
     mu = order["proximal_mu"]
     if not isinstance(mu, float) or not 0 <= mu < math.inf:
         raise FederationError(f"the server asks for proximal_mu = {mu!r}: must be a number of at least 0")
+    steps = order.get("steps")
+    if steps is not None and (type(steps) is not int or not 1 <= steps <= config.training.local_steps):
+        most = config.training.local_steps
+        raise FederationError(f"the server asks for {steps!r} steps: must be from 1 to {most}")
     settings = {key: value for key, value in flatten(config).items() if key.startswith(_DECISIVE)}
     weights = dict(message.content.config_records[HEADER])
     known_by = json.dumps([dict(order), weights, settings], sort_keys=True)
@@ -80,6 +88,7 @@ def read_request(message: Message, config: RunConfig) -> TrainRequest:
         round=int(order["round"]),  # type: ignore[arg-type]
         proximal_mu=mu,
         undone_rounds=tuple(order["undone"]),  # type: ignore[arg-type]
+        steps=steps,
         key=hashlib.sha256(known_by.encode()).hexdigest(),
         stop_at=time.monotonic() + min(left, message.metadata.ttl),
     )
@@ -99,7 +108,7 @@ def answer_train_request(message: Message, config: RunConfig, site: Site) -> Rec
         if reply is not None:
             _log.info("this request was answered before: the same reply is sent again")
         else:
-            check_privacy(site.privacy, config.privacy, site.scratch)
+            check_privacy(site.rules, config.privacy, site.scratch)
             reply = _train(message, request, config, site)
             _keep(reply, request, config, site)
     metrics = reply.metric_records[METRICS]
@@ -125,6 +134,8 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     drop_round_state(site.scratch, request.run, request.undone_rounds)
     held = judge_recordings(site.sources, config.policy, site.scratch)
     components, weights = _set_up(message, request, config, site, held)
+    shapes = [parameter.shape for parameter in components.parameters.values()]
+    check_traffic(site.rules, site.scratch, sum(encoded_bytes(s, config.wire.upload) for s in shapes))
     state = (site.scratch, request.run, request.round, components.optimizer, components.parameters)
     if config.training.keep_optimizer:
         restore_optimizer_state(*state)
@@ -184,6 +195,7 @@ def _set_up(
         samples,
         _seed(config.run.seed, site.name, request.round),
     )
+    components.steps = request.steps or components.steps
     return components, weights
 
 
@@ -232,7 +244,7 @@ def _pack(
         clip(update.values(), config.privacy.clip_norm)
         for tensor in update.values():
             add_noise(tensor, config.privacy.clip_norm * config.privacy.noise_multiplier)
-        count_release(site.privacy, config.privacy, scratch, site.name, run, round_)
+        count_release(site.rules, config.privacy, scratch, site.name, run, round_)
     # The residual is left over from an update that had its noise: it tells nothing more.
     add_residual(scratch, run, round_, update)
     header = Header(config.wire.upload, run, round_, base)

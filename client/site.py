@@ -8,14 +8,15 @@ from typing import Any
 
 from flwr.app import Context
 
-from client.privacy_rules import PrivacyRules, parse_privacy_rules
 from client.recordings.sources import Source, parse_sources
+from client.rules.owner import NO_RULES, OwnerRules, read_rules, rules_file
 from federation.errors import ConfigError
 from federation.logs import get_logger
 
-__all__ = ["Site", "read_site"]
+__all__ = ["SAMPLE_CACHE_GB", "Site", "read_site"]
 
-_SAMPLE_CACHE_GB = 20.0
+SAMPLE_CACHE_GB = 20.0
+_FORMER_RULES = ("min-noise", "max-epsilon")  # of an earlier release: not to be dropped unseen
 _log = get_logger("client.site")
 
 
@@ -27,7 +28,7 @@ class Site:
     sources: tuple[Source, ...]  # its recordings
     scratch: Path
     sample_cache_gb: float  # disk for decoded samples
-    privacy: PrivacyRules  # what its owner insists on
+    rules: OwnerRules = NO_RULES  # what its owner insists on
     policy: Path | None = None  # where the policy is delivered to; None: `policy` in scratch
 
     @property
@@ -49,7 +50,10 @@ def read_site(context: Context) -> Site:
                 f"node configuration: {key} is missing; start the SuperNode with "
                 '--node-config \'name="site-a" dataset="/data" scratch="/scratch"\''
             )
-    cache_gb = settings.get("sample-cache-gb", _SAMPLE_CACHE_GB)
+    for key in _FORMER_RULES:
+        if settings.get(key):
+            raise ConfigError(f"node configuration: {key} is a rule of rules.toml now: so100-site rules")
+    cache_gb = settings.get("sample-cache-gb", SAMPLE_CACHE_GB)
     if not isinstance(cache_gb, int | float) or not 0 <= cache_gb < math.inf:
         raise ConfigError(
             f"node configuration: sample-cache-gb = {cache_gb!r}: must be a number of gigabytes, 0 for none"
@@ -65,7 +69,7 @@ def read_site(context: Context) -> Site:
         sources=_read_sources(settings),
         scratch=scratch,
         sample_cache_gb=float(cache_gb),
-        privacy=parse_privacy_rules(settings),
+        rules=read_rules(rules_file()),
         policy=Path(str(settings["policy"])) if settings.get("policy") else None,
     )
 

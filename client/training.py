@@ -41,6 +41,7 @@ __all__ = [
     "run_training_loop",
     "run_training_step",
     "setup_training_components",
+    "setup_with_processor",
 ]
 
 
@@ -113,14 +114,25 @@ def setup_training_components(
     Raises:
         PolicyError: `weights` do not fit.
     """
+    preprocessor, _ = build_processors(policy, statistics)
+    return setup_with_processor(config.training, policy, weights, preprocessor, samples, seed)
+
+
+def setup_with_processor(
+    settings: TrainingConfig,
+    policy: SmolVLAPolicy,
+    weights: Mapping[str, Tensor],
+    preprocessor: Any,
+    samples: SampleCache | JoinedSamples,
+    seed: int,
+) -> TrainingComponents:
+    """Do what `setup_training_components` does, with a processor that is there already."""
     torch.manual_seed(seed)
     device = next(policy.parameters()).device
     load_trainable(policy, weights)
     if device.type == "cuda":
         round_frozen(policy)
     parameters = trainable_parameters(policy)
-    preprocessor, _ = build_processors(policy, statistics)
-    settings = config.training
     return TrainingComponents(
         policy=policy,
         preprocessor=preprocessor,

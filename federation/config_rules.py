@@ -6,7 +6,9 @@ from dataclasses import fields
 
 from federation.settings import AggregationConfig, PolicyConfig, RunConfig
 
-__all__ = ["find_broken_rule"]
+__all__ = ["EARLIER_RUN", "find_broken_rule"]
+
+EARLIER_RUN = "run:"  # before the name of a run, in `policy.pretrained`
 
 _MAX_ADAM_RATE = 0.1
 _DEFAULTS = PolicyConfig()
@@ -17,6 +19,7 @@ def find_broken_rule(config: RunConfig) -> str | None:
     checks = (
         _names(config),
         _participants(config),
+        _partial_work(config),
         _normalisation(config.policy),
         _adapter(config.policy),
         _privacy(config),
@@ -29,10 +32,11 @@ def find_broken_rule(config: RunConfig) -> str | None:
 
 def _names(config: RunConfig) -> str | None:
     name, repo, cameras = config.run.name, config.hub.repo, config.policy.camera_names
-    if name and not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        return f"run.name = {name!r}: use letters, digits, '-', '_' and '.', it becomes a folder name"
-    if name.startswith("."):
-        return f"run.name = {name!r}: must not start with a dot"
+    if name and (fault := _fault_of_run_name(name)):
+        return f"run.name = {name!r}: {fault}"
+    base = config.policy.pretrained
+    if base.startswith(EARLIER_RUN) and (fault := _fault_of_run_name(base.removeprefix(EARLIER_RUN))):
+        return f"policy.pretrained = {base!r}: names no run; {fault}"
     if repo and (repo.count("/") != 1 or not all(repo.split("/"))):
         return f"hub.repo = {repo!r}: must be owner/name, e.g. 'my-lab/so101'"
     if not all(camera.isidentifier() for camera in cameras) or len(set(cameras)) != len(cameras):
@@ -43,6 +47,12 @@ def _names(config: RunConfig) -> str | None:
     return None
 
 
+def _fault_of_run_name(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        return "use letters, digits, '-', '_' and '.', it becomes a folder name"
+    return "must not start with a dot" if name.startswith(".") else ""
+
+
 def _participants(config: RunConfig) -> str | None:
     federation = config.federation
     participants = math.ceil(federation.fraction_fit * federation.min_nodes)
@@ -51,6 +61,22 @@ def _participants(config: RunConfig) -> str | None:
     return (
         f"federation.min_updates = {federation.min_updates}: with fraction_fit = {federation.fraction_fit} a "
         f"round may have {participants} participants only; raise federation.min_nodes or lower it"
+    )
+
+
+def _partial_work(config: RunConfig) -> str | None:
+    if not config.federation.partial_work:
+        return None
+    wrong = {
+        f"aggregation.method = {config.aggregation.method!r}": config.aggregation.method != "mean",
+        f"privacy.mode = {config.privacy.mode!r}": config.privacy.mode != "none",
+        f"training.local_epochs = {config.training.local_epochs}": bool(config.training.local_epochs),
+    }
+    named = next((key for key, is_wrong in wrong.items() if is_wrong), "")
+    if not named:
+        return None
+    return (
+        f"federation.partial_work = true: does not go with {named}; set that back, or partial_work to false"
     )
 
 

@@ -30,7 +30,7 @@ class RejectionCode(IntEnum):
     NORM = 1004, "an update far larger than those of the others"
     FROZEN_WEIGHTS = 1005, "another pretrained policy or other versions"
     APP_REFUSED = 1006, "the site does not let this app's code in"
-    PRIVACY = 1007, "the site's own least noise, or what it may spend, forbids it"
+    OWNER_RULE = 1007, "a rule of the site's owner forbids it"
     DATASET = 1008, "the node's dataset cannot be used"
     NODE_FAILED = 1009, "anything else that went wrong on the node"
 

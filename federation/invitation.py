@@ -45,6 +45,13 @@ class Expectations(BaseModel):
     upload_bytes: _Bytes | None = None
     gpu_bytes: _Bytes | None = None  # an estimate; None of the small policies
 
+    @property
+    def round_bytes(self) -> int | None:
+        """Return what a site receives and sends in a round; None if that is not known."""
+        if self.download_bytes is None or self.upload_bytes is None:
+            return None
+        return self.download_bytes + self.upload_bytes
+
     def as_policy(self) -> PolicyConfig:
         """Return the settings by which a dataset is judged: those of no policy that would be downloaded."""
         return PolicyConfig(

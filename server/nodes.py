@@ -95,6 +95,8 @@ class NodeTable:
     ) -> None:
         """Suspend a node whose updates were rejected three rounds in a row, or lift its suspension.
 
+        One whose owner's rules forbid the round is suspended at once.
+
         After some rounds, or a restart of its SuperNode, it is tried again; rejected at once, it is suspended
         for twice as long. A rejection for its norm is no sign of a fault at the node, and is not counted. Nor
         is a node suspended that the others are too few without: then there would be no more rounds.
@@ -117,13 +119,21 @@ class NodeTable:
             reason = rejection.reason
             count = self._rejected_in_row.get(node.node_id, 0) + 1
             self._rejected_in_row[node.node_id] = count
-            if count < _MAX_REJECTIONS_IN_ROW and node.node_id not in self._suspensions:
+            is_owners_wish = rejection.code == RejectionCode.OWNER_RULE.label
+            if (
+                count < _MAX_REJECTIONS_IN_ROW
+                and node.node_id not in self._suspensions
+                and not is_owners_wish  # asked again, it would spend what its owner does not want to spend
+            ):
                 continue
             others = sum(id_ in since for id_ in self._known if id_ != node.node_id)
             if others < self._config.federation.min_nodes:
                 _log.warning("%s is not suspended: too few nodes would be left (%s)", node.name, reason)
                 continue
-            self._suspend(node, round_, f"{count} updates in a row rejected, the last because {reason}")
+            why = (
+                reason if is_owners_wish else f"{count} updates in a row rejected, the last because {reason}"
+            )
+            self._suspend(node, round_, why)
             self._shut_out[node.node_id] = since.get(node.node_id, "")
 
     def note_holdings(self, clients: Mapping[str, Mapping[str, float]]) -> None:

@@ -16,6 +16,7 @@ from client.doctor.connection import check_superlink
 from client.doctor.dataset import check_dataset
 from client.doctor.device import check_device
 from client.doctor.machine import check_ca, check_key, check_scratch, check_software
+from client.doctor.rules import check_owner_rules
 from client.doctor.samples import check_samples
 from client.recordings.held import mixing_faults, same_frames
 from client.recordings.opened import Recording, open_recordings
@@ -39,6 +40,8 @@ def examine_site(
     ca: Path | None = None,
     superlink: str | None = None,
     gpu_bytes: int | None = None,
+    rules: Path | None = None,
+    round_bytes: int | None = None,
 ) -> bool:
     """Print the table of all checks; return whether none found an error.
 
@@ -49,6 +52,8 @@ def examine_site(
         full: decode every frame of every video.
         scratch: the SuperNode's; what it, `key`, `ca` and `superlink` ("host:port") are is left out if None.
         gpu_bytes: what the run's training takes of a GPU's memory, if that is known.
+        rules: the owner's.
+        round_bytes: what a round receives and sends, if that is known.
 
     Raises:
         ConfigError: `superlink` is malformed, or `superlink` comes without `ca`.
@@ -59,7 +64,8 @@ def examine_site(
     wanted = policy or PolicyConfig(cameras=cameras or PolicyConfig().cameras)
     failed = False
     looks = _look_at_data(sources, wanted, policy is not None, full, scratch)
-    for check in chain(looks, _look_at_machine(scratch, key, ca, address, gpu_bytes)):
+    own = check_owner_rules(rules, round_bytes) if rules else []
+    for check in chain(looks, own, _look_at_machine(scratch, key, ca, address, gpu_bytes)):
         print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
         failed |= check.level == "error"
     print("this site is not ready: fix the errors above" if failed else "this site is ready")

@@ -41,6 +41,11 @@ class SiteFolder:
         return self.path / "recordings.toml"
 
     @property
+    def rules(self) -> Path:
+        """What no run may ask of this site; missing: no rule."""
+        return self.path / "rules.toml"
+
+    @property
     def scratch(self) -> Path:
         """Decoded frames, residuals and the count of privacy: treat it as the dataset."""
         return self.path / "scratch"
@@ -49,6 +54,11 @@ class SiteFolder:
     def policy(self) -> Path:
         """The policy of the last run that sent one; it stays when the owner leaves."""
         return self.path / "policy"
+
+    @property
+    def personal(self) -> Path:
+        """That policy tuned on this site's recordings, and what it was tuned from; it stays as well."""
+        return self.path / "personal"
 
     @property
     def wish(self) -> Path:

@@ -16,8 +16,8 @@ from client.membership.key import read_own_key
 from client.membership.runner import keep_running
 from client.membership.supernode import PROGRAMS
 from client.membership.unit import write_unit
-from client.privacy_rules import parse_privacy_rules
 from client.recordings.sources import Source, check_together, parse_sources, settle, write_list
+from client.rules.owner import read_rules
 from federation.errors import CertificateError, ConfigError
 from federation.invitation import Invitation, read_invitation, spell_authority
 from federation.key_files import locked, make_folder, replace
@@ -40,20 +40,21 @@ def join_federation(
         folder: the site's.
         invitation: None: the one that was accepted before.
         sources: the owner's recordings; none: those of the last time.
-        options: of the node configuration, such as `min-noise`. Without `sources` those of the last time stay
-            where none is given here.
+        options: of the node configuration. Without `sources` those of the last time stay where none is given
+            here.
         unchecked: do not let the doctor look before.
         systemd: write a unit that joins, instead of joining.
 
     Raises:
-        FederationError: the key, the invitation or an option is at fault.
+        FederationError: the key, the invitation, an option or a rule is at fault.
     """
     site = SiteFolder(folder.resolve())
     invited = accept(site, invitation)
     write_settings(site, invited, sources, options)
     print(f"{invited.site} is invited to {invited.superlink}")
     print(f"its authority: {spell_authority(invited.authority)} (compare it with the operator's, by voice)")
-    print(f"it expects: {invited.expects.spell()}", flush=True)
+    print(f"it expects: {invited.expects.spell()}")
+    print(f"your rules: {read_rules(site.rules).spell()} ({site.rules})", flush=True)
     if not unchecked and not examine_member(folder):
         print("not joined", file=sys.stderr)
         return 1
@@ -108,7 +109,6 @@ def write_settings(
     kept = {} if sources else tomllib.loads(site.settings.read_text(encoding="utf-8"))
     own = {"dataset": str(site.recordings), "scratch": str(site.scratch), "policy": str(site.policy)}
     settings = {**kept, "name": invitation.site, **own, **options}
-    parse_privacy_rules(settings)
     # A printable text as JSON is one of TOML's basic strings.
     lines = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
     with locked(site.path):
@@ -133,7 +133,7 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
     if not sources:
         raise ConfigError("no dataset yet: name its folder with --dataset")
     if not site.invitation.exists():
-        return examine_site(sources, full=full, scratch=site.scratch, key=site.key)
+        return examine_site(sources, full=full, scratch=site.scratch, key=site.key, rules=site.rules)
     invitation = accept(site, None)
     return examine_site(
         sources,
@@ -144,4 +144,6 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
         ca=site.authority,
         superlink=invitation.superlink,
         gpu_bytes=invitation.expects.gpu_bytes,
+        rules=site.rules,
+        round_bytes=invitation.expects.round_bytes,
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from client.membership.folder import SiteFolder
 from client.membership.supernode import supernode_command, supernode_environment
+from client.rules.check import why_off
 from federation.errors import FederationError
 from federation.files import write_json
 from federation.logs import configure, get_logger
@@ -26,6 +27,7 @@ from federation.logs import configure, get_logger
 __all__ = ["LEFT", "PAUSED", "is_running", "keep_running", "wish_of"]
 
 PAUSED, LEFT = "paused", "left"
+_KEPT_OFF = "off by the owner's rules"
 _POLL_SECONDS = 0.5
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 5.0, 120.0
 _STABLE_SECONDS = 300.0  # a SuperNode that ran so long is started again at once
@@ -47,13 +49,16 @@ def keep_running(site: SiteFolder, superlink: str) -> int:
         signal.signal(number, lambda *_: stop.set())
     environment, wait, restarts = supernode_environment(site, os.environ), _FIRST_WAIT_SECONDS, 0
     with _only_one(site):
-        while not stop.is_set() and (wish := wish_of(site)) != LEFT:
-            if wish == PAUSED:
-                _log.info("paused; so100-site resume takes part again")
-                _note(site, PAUSED, restarts)
-                _sleep(site, stop, float("inf"), PAUSED)
-                continue
+        while not stop.is_set() and (reason := _reason_to_be_off(site)) != LEFT:
             site.refusal.unlink(missing_ok=True)
+            if reason:
+                is_paused = reason == PAUSED
+                _log.info(
+                    "%s", "paused; so100-site resume takes part again" if is_paused else f"off: {reason}"
+                )
+                _note(site, *((PAUSED, restarts) if is_paused else (_KEPT_OFF, restarts, reason)))
+                _sleep(site, stop, float("inf"), reason)
+                continue
             started = time.monotonic()
             command = supernode_command(site, superlink, environment)
             process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -83,6 +88,11 @@ def wish_of(site: SiteFolder) -> str:
         return ""
 
 
+def _reason_to_be_off(site: SiteFolder) -> str:
+    """Return what the owner wants or which of the owner's rules keeps the site off; "" to take part."""
+    return wish_of(site) or why_off(site.rules, site.scratch)
+
+
 def is_running(site: SiteFolder) -> bool:
     """Return whether `keep_running` is at work on this folder."""
     try:
@@ -108,7 +118,7 @@ def _only_one(site: SiteFolder) -> Iterator[None]:
 
 def _watch(process: "subprocess.Popen[bytes]", site: SiteFolder, stop: threading.Event) -> int | None:
     """Wait for the SuperNode and return its exit code; None if it was to end."""
-    while process.poll() is None and not stop.is_set() and not wish_of(site):
+    while process.poll() is None and not stop.is_set() and not _reason_to_be_off(site):
         stop.wait(_POLL_SECONDS)
     code = process.poll()
     if code is None:
@@ -121,10 +131,10 @@ def _watch(process: "subprocess.Popen[bytes]", site: SiteFolder, stop: threading
     return code
 
 
-def _sleep(site: SiteFolder, stop: threading.Event, seconds: float, wish: str) -> None:
-    """Wait so long, but no longer than the owner's wish stays as it is."""
+def _sleep(site: SiteFolder, stop: threading.Event, seconds: float, reason: str) -> None:
+    """Wait so long, but no longer than the reason to be off stays as it is."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until and wish_of(site) == wish and not stop.is_set():
+    while time.monotonic() < until and _reason_to_be_off(site) == reason and not stop.is_set():
         stop.wait(_POLL_SECONDS)
 
 

@@ -1,12 +1,13 @@
 """`so100-site status`: what goes on at this site, from what its own processes wrote down."""
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from client.membership.folder import SiteFolder
 from client.membership.runner import is_running, wish_of
+from client.rules.owner import OwnerRules, read_rules
+from client.rules.traffic import read_traffic
 from client.state.contact import read_contact
 from client.state.delivered_policy import read_delivered_policy
 from client.state.progress import PROGRESS_FILE
@@ -18,21 +19,22 @@ __all__ = ["print_status"]
 
 
 def print_status(site: SiteFolder) -> None:
-    """Print one line each: site, SuperNode, last contact, last update, round, bytes of today, policy.
+    """Print one line each: site, SuperNode, last contact, last update, round, bytes of today, rules, policy.
 
     Raises:
-        ConfigError: the folder holds no site.
+        ConfigError: the folder holds no site, or its rules cannot be read.
     """
     if not site.key.exists():
         raise ConfigError(f"{site.path} holds no site; so100-site key begins one")
-    contact = read_contact(site.scratch)
+    contact, rules = read_contact(site.scratch), read_rules(site.rules)
     lines = {
         "site": _site(site),
         "SuperNode": _supernode(site),
         "server": _server(contact),
         "update": str(contact.get("update") or "nothing known of the last one"),
         "round": _round(site.scratch / PROGRESS_FILE, contact),
-        "today": _today(contact),
+        "today": _today(rules, site.scratch),
+        "rules": rules.spell(),
         "policy": _policy(site.policy),
     }
     for what, text in lines.items():
@@ -71,10 +73,10 @@ def _round(file: Path, contact: dict[str, Any]) -> str:
     return f"{progress.get('round')}, {steps}, policy loss {progress.get('policy_loss')}, {age:.0f} s ago"
 
 
-def _today(contact: dict[str, Any]) -> str:
-    is_today = contact.get("day") == f"{datetime.now(UTC):%Y-%m-%d}"
-    down, up = (contact.get(key, 0) if is_today else 0 for key in ("down_bytes", "up_bytes"))
-    return f"{down / 1e6:.1f} MB received, {up / 1e6:.1f} MB sent (UTC)"
+def _today(rules: OwnerRules, scratch: Path) -> str:
+    traffic = read_traffic(rules, scratch)
+    down, up = traffic.received / 1e6, traffic.sent / 1e6
+    return f"{down:.1f} MB received, {up:.1f} MB sent"
 
 
 def _policy(folder: Path) -> str:

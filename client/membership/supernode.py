@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.membership.folder import SiteFolder
+from client.rules.owner import RULES_VARIABLE
 from client.supernode.wrapper import REFUSAL_VARIABLE
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
@@ -31,7 +32,8 @@ def supernode_environment(site: SiteFolder, given: Mapping[str, str]) -> dict[st
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    return usual | dict(given) | bypass_loopback(given) | {"PATH": os.pathsep.join(filter(None, path))}
+    own = {"PATH": os.pathsep.join(filter(None, path)), RULES_VARIABLE: str(site.rules)}
+    return usual | dict(given) | bypass_loopback(given) | own
 
 
 def supernode_command(site: SiteFolder, superlink: str, environment: Mapping[str, str]) -> list[str]:

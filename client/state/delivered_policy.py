@@ -1,22 +1,45 @@
 """What the policy folder of this site holds, for its owner: `delivery.json`, put in place with the folder."""
 
+import dataclasses
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from federation.files import read_json_object, write_json
+from federation.settings import TrainingConfig
 
-__all__ = ["DELIVERED_POLICY_FILE", "note_delivered_policy", "read_delivered_policy"]
+__all__ = ["DELIVERED_POLICY_FILE", "note_delivered_policy", "read_delivered_policy", "read_training"]
 
 DELIVERED_POLICY_FILE = "delivery.json"
 
 
-def note_delivered_policy(folder: Path, run: str, round_: int, sha256: str) -> None:
-    """Write into the policy folder, before it is put in place, what it holds."""
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / DELIVERED_POLICY_FILE, {"run": run, "round": round_, "sha256": sha256, "at": at})
+def note_delivered_policy(
+    folder: Path, run: str, round_: int, sha256: str, training: TrainingConfig | None = None
+) -> None:
+    """Write into the policy folder, before it is put in place, what it holds.
+
+    Args:
+        training: how the run trained; None: it is not known.
+    """
+    content = {
+        "run": run,
+        "round": round_,
+        "sha256": sha256,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training": dataclasses.asdict(training) if training else {},
+    }
+    write_json(folder / DELIVERED_POLICY_FILE, content)
 
 
 def read_delivered_policy(folder: Path) -> dict[str, Any]:
-    """Return `run`, `round`, `sha256` and `at` of the policy in `folder`; {} if there is none."""
+    """Return `run`, `round`, `sha256`, `at` and `training` of the policy in `folder`; {} if there is none."""
     return read_json_object(folder / DELIVERED_POLICY_FILE)
+
+
+def read_training(delivered: Mapping[str, Any]) -> TrainingConfig:
+    """Return how the run of a delivered policy trained; as runs do by default, if that cannot be read."""
+    try:
+        return TrainingConfig(**delivered.get("training", {}))
+    except (TypeError, ValueError):
+        return TrainingConfig()

@@ -14,9 +14,9 @@ replaced:
   nothing that was not compared, such as the server's part, which differs from release to release, can be
   imported here.
 
-The owner may allow another app with `FEDERATION_ALLOW_APP`: the SHA-256 of one bundle (the refusal prints
-it, `sha256sum app.fab` checks a bundle that was read first), or `any`. `any` saves the owner an update for
-every change, and lets whoever operates the server run any code at this site, on its data, unseen.
+The owner may allow another app with the rule `allow-app`: the SHA-256 of a bundle (the refusal prints it,
+`sha256sum app.fab` checks a bundle that was read first), or `any`. `any` saves the owner an update for every
+change, and lets whoever operates the server run any code at this site, on its data, unseen.
 
 The server can also ask for other kinds of programs (`flwr-agentapp` and the like), which have no place at a
 site; `client/supernode/bin` has this module under their names too, and it refuses them.
@@ -26,24 +26,23 @@ import atexit
 import hashlib
 import importlib
 import io
-import os
 import shutil
 import sys
 import tempfile
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from client.rules.owner import read_rules, rules_file
 from client.supernode.polling import ask_often
 from federation import logs
 from federation.errors import FederationError
 
-__all__ = ["ALLOW_APP", "ConsentError", "describe_differences", "give_consent", "main", "read_bundle"]
+__all__ = ["ConsentError", "describe_differences", "give_consent", "main", "read_bundle"]
 
-ALLOW_APP = "FEDERATION_ALLOW_APP"
 INSTALLED = Path(__file__).resolve().parents[2]  # the folder of this very `client` package
 PACKAGES = ("client", "federation")  # what runs here
 PROGRAM = "flwr-clientapp"
@@ -81,13 +80,13 @@ def main() -> int:
     return 0
 
 
-def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
+def give_consent(content: bytes, installed: Path, allowed: Sequence[str]) -> bool:
     """Return whether the bundle equals the installed app; False if it differs and the owner allowed it.
 
     Args:
         content: the bundle as received.
         installed: the folder of the packages that the owner installed.
-        allowed: `""`, `"any"` or the SHA-256 of a bundle, as the owner set it.
+        allowed: SHA-256 digests of bundles, or `"any"`, as the owner's rules have them.
 
     Raises:
         ConsentError: it differs and is not allowed, or is no bundle that could be looked into.
@@ -97,7 +96,7 @@ def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
     if not differences:
         return True
     digest = hashlib.sha256(content).hexdigest()
-    if allowed.strip().lower() in ("any", digest):
+    if "any" in allowed or digest in allowed:
         return False
     named = ", ".join(differences[:_NAMED_DIFFERENCES])
     if len(differences) > _NAMED_DIFFERENCES:
@@ -105,7 +104,8 @@ def give_consent(content: bytes, installed: Path, allowed: str) -> bool:
     theirs, here = (_version(found.get(_PROJECT_FILE, b"")) for found in (files, ours))
     raise ConsentError(
         f"this site refuses the app: version {theirs}, where {here} is installed, differs in {named}; the "
-        f"site's owner installs the server's version, or allows this app with {ALLOW_APP}={digest}"
+        f"site's owner installs the server's version, or allows this app with the rule "
+        f'allow-app = ["{digest}"]'
     )
 
 
@@ -228,8 +228,8 @@ def _guard(flower: Any) -> None:
 
     def consent_then_unpack(content: bytes, **_: Any) -> Path:
         try:
-            equal = give_consent(content, INSTALLED, os.environ.get(ALLOW_APP, ""))
-        except ConsentError as error:
+            equal = give_consent(content, INSTALLED, read_rules(rules_file()).allow_app)
+        except FederationError as error:
             _log.error("%s", error)
             raise
         folders.append(INSTALLED if equal else _unpack_allowed(content, unpack))
@@ -252,7 +252,7 @@ def _unpack_allowed(content: bytes, unpack: Any) -> Path:
 
     Flower's own folder is named after eight digits of the hash and, once there, is trusted as it is.
     """
-    _log.warning("runs an app that differs from the installed one: %s allows it", ALLOW_APP)
+    _log.warning("runs an app that differs from the installed one: the rule allow-app allows it")
     folder = tempfile.mkdtemp(prefix="allowed-app-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     app: Path = unpack(content, install_dir=Path(folder), skip_prompt=True)

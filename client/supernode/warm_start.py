@@ -26,8 +26,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from client.supernode.consent import ALLOW_APP, INSTALLED, PACKAGES, PROGRAM
+from client.rules.owner import read_rules, rules_file
+from client.supernode.consent import INSTALLED, PACKAGES, PROGRAM
 from federation import logs
+from federation.errors import ConfigError
 
 __all__ = ["WARM_START", "installed_state", "main", "start_fork_server", "why_cold"]
 
@@ -57,7 +59,7 @@ def why_cold(environment: Mapping[str, str]) -> str:
         return f"{WARM_START}={wanted}"
     if not sys.platform.startswith("linux"):
         return f"a fork after importing torch is not safe on {sys.platform}"
-    return f"{ALLOW_APP} is set" if environment.get(ALLOW_APP, "").strip() else ""
+    return ""
 
 
 def installed_state() -> dict[str, int]:
@@ -97,8 +99,10 @@ def _fork(command: Sequence[str], imported: Mapping[str, int]) -> bool:
     try:
         if installed_state() != imported:
             raise OSError("the app or a package has changed since; restart this SuperNode")
+        if read_rules(rules_file()).allow_app:
+            raise OSError("the rule allow-app lets another app run here")
         _CONTEXT.Process(target=_run_client_app, args=(list(command), dict(os.environ))).start()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ConfigError) as error:
         _log.warning("this ClientApp starts cold, it cannot be a fork: %s", str(error) or repr(error))
         return False
     return True

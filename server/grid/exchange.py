@@ -45,7 +45,7 @@ _MAX_TIMES_ASKED = 3
 _CODES_OF_SITES = (
     RejectionCode.NON_FINITE,
     RejectionCode.FROZEN_WEIGHTS,
-    RejectionCode.PRIVACY,
+    RejectionCode.OWNER_RULE,
     RejectionCode.DATASET,
 )
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)

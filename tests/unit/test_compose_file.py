@@ -10,6 +10,7 @@ import yaml
 from typer.main import get_command
 
 from client.cli import app
+from client.rules.owner import NO_RULES, RULES_VARIABLE, read_rules
 from tests import REPOSITORY
 
 SERVICES = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
@@ -35,22 +36,14 @@ def test_every_host_that_a_service_names_is_direct(name: str) -> None:
             assert service in DIRECT
 
 
-def _command(file: str, service: str) -> str:
-    services = yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8"))["services"]
-    return " ".join(services[service]["command"])
-
-
-@pytest.mark.parametrize(
-    ("file", "service", "prefix"),
-    [
-        ("docker-compose.yml", "supernode-a", "SITE_A_"),
-        ("docker-compose.yml", "supernode-b", "SITE_B_"),
-    ],
-)
-def test_a_sites_rules_of_privacy_reach_its_supernode(file: str, service: str, prefix: str) -> None:
-    command = _command(file, service)
-    assert f'min-noise="${{{prefix}MIN_NOISE:-}}"' in command
-    assert f'max-epsilon="${{{prefix}MAX_EPSILON:-}}"' in command
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_sites_rules_reach_its_supernode(name: str) -> None:
+    service = SERVICES[f"supernode-{name}"]
+    (mount,) = (each for each in service["volumes"] if "RULES" in str(each))
+    assert mount["target"] == service["environment"][RULES_VARIABLE]
+    default = re.fullmatch(rf"\$\{{SITE_{name.upper()}_RULES:-(.+)\}}", mount["source"])
+    assert default
+    assert read_rules(REPOSITORY / default[1]) == NO_RULES
 
 
 SITE = REPOSITORY / "docker" / "site"
@@ -68,13 +61,11 @@ def test_the_settings_of_a_site_elsewhere_reach_its_join() -> None:
     used = set(re.findall(r"\$\{(\w+)", (SITE / "docker-compose.yml").read_text()))
     assert used - settings.keys() == {"PULL_POLICY"}
     assert settings.keys() <= used
-    assert settings["DATASET"] == settings["FEDERATION_ALLOW_APP"] == ""
+    assert settings["DATASET"] == ""
     assert settings["IMAGE"] == SERVICES["supernode-a"]["image"]
     (join,) = (command for name, command in get_command(app).commands.items() if name == "join")
     read = {option.envvar for option in join.params if option.envvar}
     assert read <= service["environment"].keys()
-    assert service["environment"]["FEDERATION_MIN_NOISE"] == "${MIN_NOISE:-}"
-    assert service["environment"]["FEDERATION_MAX_EPSILON"] == "${MAX_EPSILON:-}"
 
 
 def test_the_container_of_a_site_is_locked_down_and_opens_no_port() -> None:

@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from certs.issue import issue_all
+from client.rules.owner import RULES_VARIABLE
 from federation.config import RunConfig
 from federation.policy.adapter import add_adapter
 from federation.policy.build import build_policy, trainable_parameters
@@ -64,8 +65,9 @@ def run_once(ours: bool, certs: Path, shapes_file: Path) -> dict[str, Any]:
         os.environ |= {
             "ROUND_TRIP_SHAPES": str(shapes_file),
             "ROUND_TRIP_RESULT": str(result),
-            "FEDERATION_ALLOW_APP": "any",  # the sites agree to run this app
+            RULES_VARIABLE: str(folder / "rules.toml"),
         }
+        (folder / "rules.toml").write_text('allow-app = ["any"]', encoding="utf-8")
         for name in SITES:
             (folder / name).mkdir()
         sites = {name: folder / name for name in SITES}

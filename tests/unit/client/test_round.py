@@ -13,7 +13,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import round as round_module
-from client.privacy_rules import PrivacyRules
 from client.recordings.sources import Source
 from client.round import answer_train_request, read_request
 from client.site import Site
@@ -50,7 +49,7 @@ def _reply() -> RecordDict:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site("site-a", (Source(str(tmp_path / "data")),), tmp_path, 1.0, PrivacyRules())
+    return Site("site-a", (Source(str(tmp_path / "data")),), tmp_path, 1.0)
 
 
 @pytest.fixture
@@ -84,6 +83,7 @@ def test_a_request_that_comes_again_is_answered_with_the_reply_that_was_kept(sit
     [
         (_message(sha256="1" * 64), _config()),
         (_message(proximal_mu=0.002), _config()),
+        (_message(steps=7), _config()),
         (_message(round=4), _config()),
         (_message(run="another"), _config()),
         (_message(undone=[2]), _config()),
@@ -92,7 +92,7 @@ def test_a_request_that_comes_again_is_answered_with_the_reply_that_was_kept(sit
         (_message(), _config(**{"run.seed": 1})),
         (_message(), _config(**NOISY)),
     ],
-    ids=["weights", "mu", "round", "run", "undone", "steps", "codec", "seed", "privacy"],
+    ids=["weights", "mu", "fewer", "round", "run", "undone", "steps", "codec", "seed", "privacy"],
 )
 def test_another_request_is_trained_anew(site, trained, message: Message, config: RunConfig) -> None:
     answer_train_request(_message(), _config(), site)
@@ -217,3 +217,10 @@ def test_a_clock_that_is_behind_gives_no_more_time_than_the_message_has(
 def test_a_mu_that_is_no_number_of_at_least_0_is_refused(mu: object) -> None:
     with pytest.raises(FederationError, match="the server asks for proximal_mu"):
         read_request(_message(proximal_mu=mu), _config())
+
+
+@pytest.mark.parametrize("steps", [0, -1, 201, 1.5, "3", True])
+def test_steps_that_the_run_does_not_have_are_not_trained(site, trained, steps: object) -> None:
+    with pytest.raises(FederationError, match=r"the server asks for .* steps: must be from 1 to 200"):
+        answer_train_request(_message(steps=steps), _config(), site)
+    assert trained == []

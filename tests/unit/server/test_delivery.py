@@ -11,6 +11,7 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from client import app
+from client.rules.traffic import TRAFFIC_FILE
 from client.state.contact import read_contact
 from client.state.delivered_policy import read_delivered_policy
 from federation import logs
@@ -129,7 +130,8 @@ def test_each_site_comes_to_the_very_file_that_the_server_exported(
     assert read_metrics(folder)["delivered"].keys() == {"site-a", "site-b"}
     contact = read_contact(tmp_path / "site-a" / "scratch")
     assert contact["update"] == "rejected in round 1: NaN in it"
-    assert contact["down_bytes"] == read_deliveries(folder)["site-a"]["bytes"]
+    received = json.loads((tmp_path / "site-a" / "scratch" / TRAFFIC_FILE).read_text())["received"]
+    assert received == read_deliveries(folder)["site-a"]["bytes"]
     deliver_at_end(grid, folder)  # type: ignore[arg-type]
     assert len(grid.sent) == 2
 

@@ -19,6 +19,7 @@ from tests.fake_grid import FakeGrid
 from tests.unit.server.replies import (
     NAN,
     OUT_OF_MEMORY,
+    Rejection,
     answer_with_more_frames,
     installed,
     make_answer,
@@ -238,6 +239,17 @@ def test_three_refusals_in_a_row_suspend_a_node_and_a_restart_lifts_it(record, r
     assert len(table.wait_for_nodes()) == 2
     table.count_rejections(7, {"a": NAN}, {"b"})
     assert len(table.wait_for_nodes()) == 2  # it begins anew
+
+
+def test_a_node_whose_owner_forbids_the_round_is_suspended_at_once(record, reported) -> None:
+    grid = FakeGrid({10: make_answer("a", reported), 11: make_answer("b", reported)})
+    table = _table(grid, record, min_nodes=1)
+    table.wait_for_nodes()
+    table.count_rejections(1, {"a": Rejection("owner_rule", "rule gigabytes-a-day = 5: used up")}, {"b"})
+    (event,) = _suspended(record)
+    assert (event["node"], event["until_round"]) == ("a", 5)
+    assert event["reason"] == "rule gigabytes-a-day = 5: used up"
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
 
 
 def test_a_suspended_node_is_tried_again_by_itself_after_ever_longer(record, reported) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from client.privacy_rules import PrivacyRules
 from client.recordings import held
 from client.recordings.sources import Source
 from client.round import answer_train_request
@@ -67,7 +66,7 @@ def _federate(
     config = parse_run_config(settings, "tests")
     record = RunRecord(folder, "run", config)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), "m")
-    sites = [Site(name, (Source(str(data / name)),), folder / name, 0.0, PrivacyRules()) for name in NAMES]
+    sites = [Site(name, (Source(str(data / name)),), folder / name, 0.0) for name in NAMES]
     for site in sites:
         site.scratch.mkdir()
     answers = {

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from client.privacy_rules import PrivacyRules
 from client.recordings import held
 from client.recordings.sources import Source, parse_sources, write_list
 from client.round import answer_train_request
@@ -53,7 +52,7 @@ def _rounds(
     for round_, sources in enumerate(rounds, start=1):
         (folder / "recordings.toml").write_bytes(write_list(sources))
         read = parse_sources({"dataset": str(folder / "recordings.toml")})
-        site = Site("site-a", read, scratch, 1.0, PrivacyRules())
+        site = Site("site-a", read, scratch, 1.0)
         grid = FakeGrid({10: lambda message, site=site: answer_train_request(message, config, site)})
         entries.append(run_round(grid, model, [node], round_, config, record))  # type: ignore[arg-type]
         assert list(entries[-1].clients) == ["site-a"], (entries[-1].rejected, entries[-1].missing)

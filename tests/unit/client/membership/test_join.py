@@ -17,6 +17,7 @@ from client.membership.join import accept, write_settings
 from client.membership.key import print_key
 from client.membership.supernode import supernode_command, supernode_environment
 from client.recordings.sources import Source, parse_sources
+from client.rules.owner import RULES_VARIABLE
 from federation.errors import CertificateError, ConfigError
 from federation.invitation import Invitation, spell_authority
 
@@ -89,8 +90,6 @@ def test_what_is_missing_is_one_line_with_the_command(
     ("option", "message"),
     [
         (["--camera-names", "top"], "must be POLICY_CAMERA=OWN_CAMERA"),
-        (["--min-noise", "much"], "min-noise = 'much'"),
-        (["--max-epsilon", "0"], "max-epsilon = '0'"),
         (["--data", "nowhere"], "--data nowhere: no dataset there"),
     ],
 )
@@ -122,15 +121,14 @@ def test_flower_reads_any_folder_and_option_as_they_were_given(
     (dataset / "meta").mkdir(parents=True)
     invited = Invitation.model_construct(site="lab-b")
     source = Source(str(dataset), {"top": "a"})
-    write_settings(site, invited, [source], {"min-noise": "", "max-epsilon": "8"})
+    write_settings(site, invited, [source], {"sample-cache-gb": 5.0})
     settings = parse_config_args([str(site.settings)])
     assert settings == {
         "name": "lab-b",
         "dataset": str(site.recordings),
         "scratch": str(site.scratch),
         "policy": str(site.policy),
-        "min-noise": "",
-        "max-epsilon": "8",
+        "sample-cache-gb": 5.0,
     }
     assert parse_sources(settings) == (Source(str(dataset.resolve()), {"top": "a"}),)
 
@@ -140,17 +138,22 @@ def test_a_choice_that_is_not_made_anew_stays(
 ) -> None:
     monkeypatch.setattr(join, "keep_running", lambda *_: 0)
     monkeypatch.setenv("FEDERATION_SAMPLE_CACHE_GB", "")  # as Compose passes one that is not set
-    assert _join(site, file, "--data", dataset, "--min-noise", "1.5", "--unchecked") == 0
-    assert _join(site, "--unchecked", "--max-epsilon", "8", "--sample-cache-gb", "5") == 0
+    assert _join(site, file, "--data", dataset, "--sample-cache-gb", "5", "--unchecked") == 0
+    assert _join(site, "--unchecked") == 0
     settings = parse_config_args([str(site.settings)])
-    assert {key: settings[key] for key in ("min-noise", "max-epsilon", "sample-cache-gb")} == {
-        "min-noise": "1.5",
-        "max-epsilon": "8",
-        "sample-cache-gb": 5.0,
-    }
+    assert settings["sample-cache-gb"] == 5.0
     assert parse_sources(settings) == (Source(str(dataset.resolve())),)
     assert _join(site, "--data", dataset, "--unchecked") == 0
-    assert "min-noise" not in parse_config_args([str(site.settings)])
+    assert "sample-cache-gb" not in parse_config_args([str(site.settings)])
+
+
+def test_a_rule_that_cannot_be_read_joins_nothing(
+    site: SiteFolder, file: Path, dataset: Path, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.rules.write_text("min-noise = 'much'")
+    assert _join(site, file, "--data", dataset, "--unchecked") == 2
+    assert f"{site.rules}: min-noise = 'much': must be a number above 0" in capsys.readouterr().err
+    assert started == []
 
 
 def test_a_path_with_a_line_break_is_refused(site: SiteFolder, invitation: Invitation) -> None:
@@ -191,6 +194,8 @@ def test_the_doctor_looks_with_what_the_invitation_says(
         "ca": site.authority,
         "superlink": "localhost:9",
         "gpu_bytes": invitation.expects.gpu_bytes,
+        "rules": site.rules,
+        "round_bytes": invitation.expects.round_bytes,
     }
     with pytest.raises(_StartedError):
         _join(site)  # as the last time
@@ -222,6 +227,7 @@ def test_the_supernode_gets_the_sites_files_and_programs(
         "--host": "127.0.0.1",
     }
     assert environment["FLWR_HOME"] == "/tmp/flwr"
+    assert environment[RULES_VARIABLE] == str(site.rules)
     assert "127.0.0.1" in environment["NO_PROXY"]
 
 

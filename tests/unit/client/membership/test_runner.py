@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -98,6 +99,23 @@ def test_a_pause_lasts_until_it_is_lifted(
     assert _state(site)["state"] == "paused"
     assert is_running(site)
     assert main(["resume", *folder]) == 0
+    _wait_for(lambda: len(_lines(started)) == 2)
+
+
+def test_the_owners_rules_keep_it_off_and_let_it_back(
+    runner: "subprocess.Popen[bytes]", site: SiteFolder, started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now()
+    closed = f"{now + timedelta(hours=1):%H:%M}-{now + timedelta(hours=2):%H:%M}"
+    node, _ = map(int, _lines(started)[0].split())
+    site.rules.write_text(f'hours = "{closed}"')
+    _wait_for(lambda: not psutil.pid_exists(node))
+    _wait_for(lambda: _state(site)["state"] == "off by the owner's rules")
+    assert _state(site)["why"] == f"rule hours = {closed}"
+    site.rules.write_text("hours = 1")  # halfway through typing
+    _wait_for(lambda: "must be hours" in str(_state(site)["why"]))
+    assert len(_lines(started)) == 1
+    site.rules.unlink()
     _wait_for(lambda: len(_lines(started)) == 2)
 
 

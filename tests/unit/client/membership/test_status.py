@@ -13,6 +13,8 @@ from client.cli import main
 from client.membership.folder import SiteFolder
 from client.membership.join import accept
 from client.membership.status import print_status
+from client.rules.owner import NO_RULES
+from client.rules.traffic import TRAFFIC_FILE, count_traffic
 from client.state.contact import CONTACT_FILE, note_contact, read_contact
 from client.state.delivered_policy import DELIVERED_POLICY_FILE, note_delivered_policy
 from client.state.progress import ProgressFile
@@ -39,7 +41,8 @@ def test_before_and_after_an_invitation(
         "server": "no run has asked this site for anything yet",
         "update": "nothing known of the last one",
         "round": "none trained yet",
-        "today": "0.0 MB received, 0.0 MB sent (UTC)",
+        "today": "0.0 MB received, 0.0 MB sent",
+        "rules": "none",
         "policy": "none yet; it comes at the end of a run",
     }
 
@@ -50,7 +53,8 @@ def test_a_round_and_what_the_server_thinks(
     accept(site, file)
     ProgressFile(site.scratch, 3, 40).update(40, 0.5)
     for _ in range(2):
-        note_contact(site.scratch, "demo-1", "accepted: it asks for updates", 10**6, 5 * 10**5)
+        count_traffic(NO_RULES, site.scratch, received=10**6)
+        count_traffic(NO_RULES, site.scratch, sent=5 * 10**5)
     note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="rejected in round 2: NaN")
     site.policy.mkdir()
     note_delivered_policy(site.policy, "demo-0", 6, "0" * 64)
@@ -60,7 +64,7 @@ def test_a_round_and_what_the_server_thinks(
     assert lines["server"].startswith("takes nothing from this site until round 7: NaN; last heard 2")
     assert lines["server"].endswith(", run demo-1")
     assert lines["round"].startswith("3, step 40 of 40, policy loss 0.5, ")
-    assert lines["today"] == "2.0 MB received, 1.0 MB sent (UTC)"
+    assert lines["today"] == "2.0 MB received, 1.0 MB sent"
     assert lines["update"] == "rejected in round 2: NaN"  # until the server tells of another
     assert lines["policy"].startswith(f"round 6 of demo-0, in {site.policy}, since 2")
     note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="")
@@ -71,13 +75,18 @@ def test_the_bytes_of_another_day_are_not_todays(
     site: SiteFolder, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accept(site, file)
-    note_contact(site.scratch, "r", "v", 10**6, 10**6)
-    before = read_contact(site.scratch) | {"day": "2000-01-01"}
-    (site.scratch / CONTACT_FILE).write_text(json.dumps(before))
+    count_traffic(NO_RULES, site.scratch, received=10**6)
+    before = json.loads((site.scratch / TRAFFIC_FILE).read_text()) | {"day": "2000-01-01"}
+    (site.scratch / TRAFFIC_FILE).write_text(json.dumps(before))
     capsys.readouterr()
     assert _status(site, capsys)["today"].startswith("0.0 MB")
-    note_contact(site.scratch, "r", "v", 10**6, 0)
-    assert read_contact(site.scratch)["down_bytes"] == 10**6
+
+
+def test_the_rules_are_shown(site: SiteFolder, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accept(site, file)
+    site.rules.write_text('hours = "20:00-07:00"\ngigabytes-a-day = 5')
+    capsys.readouterr()
+    assert _status(site, capsys)["rules"] == "hours = 20:00-07:00; gigabytes-a-day = 5"
 
 
 @given(st.none() | st.integers() | st.text() | st.dictionaries(st.text(max_size=5), st.integers()))
@@ -87,11 +96,17 @@ def test_a_damaged_file_costs_nobody_anything(tmp_path_factory: pytest.TempPathF
     site.key.touch()
     site.scratch.mkdir()
     site.policy.mkdir()
-    files = (site.scratch / CONTACT_FILE, site.scratch / "progress.json", site.policy / DELIVERED_POLICY_FILE)
+    files = (
+        site.scratch / CONTACT_FILE,
+        site.scratch / TRAFFIC_FILE,
+        site.scratch / "progress.json",
+        site.policy / DELIVERED_POLICY_FILE,
+    )
     for file in (*files, site.state):
         file.write_text(json.dumps(content))
     print_status(site)
-    note_contact(site.scratch, "r", "v", 1, 1)
+    note_contact(site.scratch, "r", "v")
+    count_traffic(NO_RULES, site.scratch, received=1)
 
 
 def test_a_request_to_join_is_a_contact(
@@ -103,6 +118,6 @@ def test_a_request_to_join_is_a_contact(
     def refuse(*_: object) -> None:
         raise FederationError("a rule of its owner")
 
-    monkeypatch.setattr(app, "check_privacy", refuse)
+    monkeypatch.setattr(app, "check_rules", refuse)
     join(data / "site-a", tmp_path / "scratch", policy_fps=30)
     assert read_contact(tmp_path / "scratch")["verdict"] == "not served: a rule of its owner"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
 
+from client.rules.owner import RULES_VARIABLE
 from client.supernode import consent
-from client.supernode.consent import ALLOW_APP, INSTALLED, ConsentError, give_consent, read_bundle
+from client.supernode.consent import INSTALLED, ConsentError, give_consent, read_bundle
 from server.superlink.control import app_files
 
 pytestmark = pytest.mark.slow
@@ -45,7 +47,7 @@ def _edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def _refusal(bundle: bytes, allowed: str = "") -> str:
+def _refusal(bundle: bytes, allowed: Sequence[str] = ()) -> str:
     with pytest.raises(ConsentError) as refused:
         give_consent(bundle, INSTALLED, allowed)
     assert "\n" not in str(refused.value)
@@ -53,7 +55,7 @@ def _refusal(bundle: bytes, allowed: str = "") -> str:
 
 
 def test_the_installed_version_is_run(app: Path) -> None:
-    assert give_consent(build_fab_from_disk(app), INSTALLED, "") is True
+    assert give_consent(build_fab_from_disk(app), INSTALLED, ()) is True
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_any_difference_is_refused_by_name_with_the_way_to_allow_it(app: Path, c
     bundle = build_fab_from_disk(app)
     message = _refusal(bundle)
     assert f"version '0.1.0', where '0.1.0' is installed, differs in {named};" in message
-    assert f"{ALLOW_APP}={hashlib.sha256(bundle).hexdigest()}" in message
+    assert f'allow-app = ["{hashlib.sha256(bundle).hexdigest()}"]' in message
     assert str(INSTALLED) not in message  # it goes to the server
 
 
@@ -100,7 +102,7 @@ def test_any_difference_is_refused_by_name_with_the_way_to_allow_it(app: Path, c
 )
 def test_what_does_not_run_at_a_site_may_differ(app: Path, change) -> None:
     change(app)
-    assert give_consent(build_fab_from_disk(app), INSTALLED, "") is True
+    assert give_consent(build_fab_from_disk(app), INSTALLED, ()) is True
 
 
 def test_a_refusal_says_which_versions_differ(app: Path) -> None:
@@ -124,16 +126,16 @@ def test_of_many_differences_the_first_are_named_and_the_rest_counted(app: Path)
 
 def test_a_site_without_its_own_app_runs_none(app: Path, tmp_path: Path) -> None:
     with pytest.raises(ConsentError, match="installation lacks pyproject"):
-        give_consent(build_fab_from_disk(app), tmp_path / "nothing", "")
+        give_consent(build_fab_from_disk(app), tmp_path / "nothing", ())
 
 
 def test_the_owner_allows_one_bundle_or_any(app: Path) -> None:
     (app / "client" / "more.py").touch()
     bundle = build_fab_from_disk(app)
-    assert give_consent(bundle, INSTALLED, hashlib.sha256(bundle).hexdigest().upper()) is False
-    assert give_consent(bundle, INSTALLED, "any") is False
+    assert give_consent(bundle, INSTALLED, [hashlib.sha256(bundle).hexdigest()]) is False
+    assert give_consent(bundle, INSTALLED, ["any"]) is False
     for other in ("0" * 64, hashlib.sha256(bundle).hexdigest()[:8], "yes", "*"):
-        assert "refuses the app" in _refusal(bundle, other)
+        assert "refuses the app" in _refusal(bundle, [other])
 
 
 @pytest.mark.parametrize(
@@ -141,30 +143,30 @@ def test_the_owner_allows_one_bundle_or_any(app: Path) -> None:
     ["../x.py", "/x.py", "client/../../x.py", "client\\x.py", "client//x.py", "./x.py", "client/", "."],
 )
 def test_a_name_that_is_no_plain_path_is_refused_even_if_anything_is_allowed(name: str) -> None:
-    assert "not a plain path" in _refusal(_zip((name, b"")), "any")
+    assert "not a plain path" in _refusal(_zip((name, b"")), ["any"])
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_comes_twice_is_refused() -> None:
-    assert "or twice" in _refusal(_zip(("a.py", b"1"), ("a.py", b"2")), "any")
+    assert "or twice" in _refusal(_zip(("a.py", b"1"), ("a.py", b"2")), ["any"])
 
 
 def test_bundles_that_would_fill_the_memory_are_refused() -> None:
-    assert "unpacks to more than" in _refusal(_zip(("a.py", bytes(consent._MAX_CONTENT_BYTES + 1))), "any")
+    assert "unpacks to more than" in _refusal(_zip(("a.py", bytes(consent._MAX_CONTENT_BYTES + 1))), ["any"])
     many = _zip(*((f"{number}.py", b"") for number in range(consent._MAX_FILES + 1)))
-    assert "has 1001 files" in _refusal(many, "any")
-    assert "at most 10485760 are accepted" in _refusal(bytes(10 * 1024 * 1024 + 1), "any")
+    assert "has 1001 files" in _refusal(many, ["any"])
+    assert "at most 10485760 are accepted" in _refusal(bytes(10 * 1024 * 1024 + 1), ["any"])
 
 
 def test_a_false_size_in_the_header_does_not_help() -> None:
     content = bytes(consent._MAX_CONTENT_BYTES + 1)
     bundle = _zip(("a.py", content)).replace(len(content).to_bytes(4, "little"), (1).to_bytes(4, "little"))
-    _refusal(bundle, "any")
+    _refusal(bundle, ["any"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", bytes(range(200))])
 def test_what_is_no_zip_file_is_refused(content: bytes) -> None:
-    assert "cannot be read as a zip file" in _refusal(content, "any")
+    assert "cannot be read as a zip file" in _refusal(content, ["any"])
 
 
 def test_a_zip_file_cut_anywhere_is_refused(app: Path) -> None:
@@ -250,7 +252,8 @@ def test_an_allowed_app_is_unpacked_into_a_new_folder_and_replaces_the_installed
     app: Path, flower: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (app / "client" / "more.py").write_text("ANSWER = 42")
-    monkeypatch.setenv(ALLOW_APP, "any")
+    (app / "rules.toml").write_text('allow-app = ["any"]')
+    monkeypatch.setenv(RULES_VARIABLE, str(app / "rules.toml"))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))  # it removes this project's
     monkeypatch.setattr("atexit.register", lambda *_, **__: None)
     consent._guard(flower)

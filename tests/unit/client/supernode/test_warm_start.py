@@ -11,7 +11,8 @@ import pytest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, subprocess_executor
 
-from client.supernode import consent, warm_start
+from client.rules.owner import RULES_VARIABLE
+from client.supernode import warm_start
 from client.supernode.warm_start import WARM_START, installed_state, why_cold
 from tests import REPOSITORY
 
@@ -76,9 +77,6 @@ def test_each_scratch_has_an_arrow_copy_of_its_own(found: list[dict[str, Any]]) 
         ({WARM_START: "1"}, ""),
         ({WARM_START: ""}, ""),
         ({WARM_START: "0"}, "FEDERATION_WARM_START=0"),
-        ({consent.ALLOW_APP: "any"}, "FEDERATION_ALLOW_APP is set"),
-        ({consent.ALLOW_APP: "ab" * 32}, "FEDERATION_ALLOW_APP is set"),
-        ({consent.ALLOW_APP: " "}, ""),
     ],
 )
 def test_who_starts_cold(environment: dict[str, str], reason: str) -> None:
@@ -192,6 +190,18 @@ def test_a_changed_app_starts_cold_with_a_warning(
     assert started.forks == []
     assert started.cold == [("flwr-clientapp", {})]
     assert "restart this SuperNode" in capfd.readouterr().err
+
+
+def test_where_the_owner_allows_another_app_it_starts_cold_from_then_on(
+    started: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RULES_VARIABLE, str(tmp_path / "rules.toml"))
+    started.launch()
+    for content in (f'allow-app = ["{"ab" * 32}"]', "allow-app = 1"):
+        (tmp_path / "rules.toml").write_text(content)
+        started.launch()
+    assert len(started.forks) == 1
+    assert started.cold == [("flwr-clientapp", {})] * 2
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionRefusedError(111, "Connection refused")])

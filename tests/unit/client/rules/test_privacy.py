@@ -6,15 +6,14 @@ from unittest.mock import Mock
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import given
-from hypothesis import strategies as st
 
 from client import app
-from client.privacy_rules import PrivacyRules, check_privacy, count_release, parse_privacy_rules
 from client.round import answer_train_request
+from client.rules.owner import NO_RULES, RULES_VARIABLE, OwnerRules
+from client.rules.privacy import check_budget, check_privacy, count_release
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
-from federation.errors import ConfigError, FederationError
+from federation.errors import FederationError, RejectionCode
 from federation.messages import CONFIG, HEADER, METRICS
 from federation.policy.build import frozen_fingerprint
 from federation.privacy_budget import NOT_COVERED, epsilon
@@ -35,88 +34,60 @@ def _task() -> None:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower stamps a message with them
 
 
-def _context(folder: Path, config: dict, dataset: Path | None = None, **settings: object) -> Context:
+@pytest.fixture
+def rules_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the owner of the site that is asked writes rules."""
+    monkeypatch.setenv(RULES_VARIABLE, str(tmp_path / "rules.toml"))
+    return tmp_path / "rules.toml"
+
+
+def _context(folder: Path, config: dict, dataset: Path | None = None) -> Context:
     own = {"name": "site-a", "dataset": str(dataset or folder / "data"), "scratch": str(folder / "scratch")}
-    return SimpleNamespace(node_config=own | settings, run_config=config)  # type: ignore[return-value]
+    return SimpleNamespace(node_config=own, run_config=config)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(
-    ("settings", "rules"),
-    [
-        ({}, PrivacyRules()),
-        ({"min-noise": "", "max-epsilon": " "}, PrivacyRules()),  # as Compose passes what is not set
-        ({"min-noise": 1, "max-epsilon": 8.5}, PrivacyRules(1.0, 8.5)),
-        ({"min-noise": "0.5", "max-epsilon": "8"}, PrivacyRules(0.5, 8.0)),
-    ],
-)
-def test_the_rules_are_read_from_the_node_configuration(settings: dict, rules: PrivacyRules) -> None:
-    assert parse_privacy_rules({"name": "site-a", "cameras": "", **settings}) == rules
-
-
-@pytest.mark.parametrize("value", [0, -1.0, "nan", "inf", "much", True, float("nan"), 10**400])
-def test_a_rule_that_is_no_number_is_not_taken_for_none(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"node configuration: min-noise = .*: must be a number above 0"):
-        parse_privacy_rules({"min-noise": value})
-
-
-@pytest.mark.parametrize(
-    "key", ["min_noise", "Min-Noise", "minnoise", "max-epsilom", "max_epsilon", "MAX-EPSILON"]
-)
-def test_a_misspelt_rule_is_not_taken_for_none(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"unknown key '{key}': did you mean m"):
-        parse_privacy_rules({key: 1.0})
-
-
-@given(st.dictionaries(st.text(max_size=12), st.text(max_size=8) | st.floats() | st.integers() | st.none()))
-def test_any_node_configuration_is_read_or_refused_in_one_line(settings: dict) -> None:
-    try:
-        assert isinstance(parse_privacy_rules(settings), PrivacyRules)
-    except ConfigError as error:
-        assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize("rules", [PrivacyRules(min_noise=0.1), PrivacyRules(max_epsilon=1000.0)])
+@pytest.mark.parametrize("rules", [OwnerRules(min_noise=0.1), OwnerRules(max_epsilon=1000.0)])
 @pytest.mark.parametrize("mode", ["none", "central"])
-def test_a_site_cannot_verify_noise_that_is_not_its_own(rules: PrivacyRules, mode: str) -> None:
+def test_a_site_cannot_verify_noise_that_is_not_its_own(rules: OwnerRules, mode: str) -> None:
     with pytest.raises(
         FederationError, match=rf"the run has privacy.mode = '{mode}'.*set privacy.mode = 'local'"
     ):
-        rules.check(PrivacyConfig(mode=mode), Ledger())
-    rules.check(LOCAL, Ledger())
-    PrivacyRules().check(PrivacyConfig(mode=mode), Ledger())
+        check_budget(rules, PrivacyConfig(mode=mode), Ledger())
+    check_budget(rules, LOCAL, Ledger())
+    check_budget(NO_RULES, PrivacyConfig(mode=mode), Ledger())
 
 
 def test_less_noise_than_the_owner_wants_is_refused() -> None:
-    PrivacyRules(min_noise=1.0).check(LOCAL, Ledger())
+    check_budget(OwnerRules(min_noise=1.0), LOCAL, Ledger())
     with pytest.raises(FederationError, match=r"min-noise = 1.5: .*privacy.noise_multiplier = 1; raise that"):
-        PrivacyRules(min_noise=1.5).check(LOCAL, Ledger())
+        check_budget(OwnerRules(min_noise=1.5), LOCAL, Ledger())
 
 
 def test_the_budget_is_of_all_runs_together_and_includes_the_next_release() -> None:
-    rules = PrivacyRules(max_epsilon=epsilon({1.0: 1, 0.5: 1}, 1e-5) * 1.0001)
+    rules = OwnerRules(max_epsilon=epsilon({1.0: 1, 0.5: 1}, 1e-5) * 1.0001)
     before = Ledger((Release("another run", 7, ("site-a",), 0.5),))
-    rules.check(LOCAL, before)
+    check_budget(rules, LOCAL, before)
     spent = Ledger((*before.releases, Release("run", 1, ("site-a",), 1.0)))
     with pytest.raises(FederationError, match=r"max-epsilon = .*: one more release .* over 3 releases"):
-        rules.check(LOCAL, spent)
+        check_budget(rules, LOCAL, spent)
     with pytest.raises(FederationError, match="max-epsilon"):
-        rules.check(LOCAL, Ledger(before.releases, unreadable=1))
+        check_budget(rules, LOCAL, Ledger(before.releases, unreadable=1))
 
 
 def test_a_large_delta_does_not_make_the_budget_larger() -> None:
-    rules = PrivacyRules(max_epsilon=epsilon({1.0: 1}, 1e-5) - 0.01)
+    rules = OwnerRules(max_epsilon=epsilon({1.0: 1}, 1e-5) - 0.01)
     with pytest.raises(FederationError, match="at delta 1e-05"):
-        rules.check(PrivacyConfig(mode="local", noise_multiplier=1.0, delta=0.1), Ledger())
-    stricter = PrivacyRules(max_epsilon=epsilon({1.0: 1}, 1e-5) + 0.01)
+        check_budget(rules, PrivacyConfig(mode="local", noise_multiplier=1.0, delta=0.1), Ledger())
+    stricter = OwnerRules(max_epsilon=epsilon({1.0: 1}, 1e-5) + 0.01)
     with pytest.raises(FederationError, match="at delta 1e-09"):
-        stricter.check(PrivacyConfig(mode="local", noise_multiplier=1.0, delta=1e-9), Ledger())
+        check_budget(stricter, PrivacyConfig(mode="local", noise_multiplier=1.0, delta=1e-9), Ledger())
 
 
 def test_a_release_is_counted_before_it_leaves_until_the_budget_is_spent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure()
-    rules = PrivacyRules(max_epsilon=epsilon({1.0: 2}, 1e-5) + 0.01)
+    rules = OwnerRules(max_epsilon=epsilon({1.0: 2}, 1e-5) + 0.01)
     for round_ in (1, 2):
         check_privacy(rules, LOCAL, tmp_path)
         count_release(rules, LOCAL, tmp_path, "site-a", f"run-{round_}", round_)
@@ -136,45 +107,51 @@ def test_a_release_is_counted_before_it_leaves_until_the_budget_is_spent(
 
 @pytest.mark.parametrize("work", [app._join, answer_train_request])
 @pytest.mark.parametrize(
-    ("config", "settings", "why"),
+    ("config", "rule", "why"),
     [
-        ({}, {"min-noise": "1"}, "min-noise = 1: the run has privacy.mode = 'none'"),
+        ({}, "min-noise = 1", "rule min-noise = 1: the run has privacy.mode = 'none'"),
         (
             flatten(RunConfig(privacy=PrivacyConfig("central"))),
-            {"max-epsilon": 8.0},
-            "max-epsilon = 8: the run",
+            "max-epsilon = 8.0",
+            "rule max-epsilon = 8: the run",
         ),
         (
             flatten(RunConfig(privacy=PrivacyConfig("local", noise_multiplier=0.5))),
-            {"min-noise": 1.0},
-            "min-noise = 1: the run has privacy.noise_multiplier = 0.5",
+            "min-noise = 1.0",
+            "rule min-noise = 1: the run has privacy.noise_multiplier = 0.5",
         ),
-        (flatten(RunConfig(privacy=LOCAL)), {"max-epsilon": 1.0}, "max-epsilon = 1: one more release"),
         (
             flatten(RunConfig(privacy=LOCAL)),
-            {"min_noise": 1.0},
-            "unknown key 'min_noise': did you mean min-noise?",
+            "max-epsilon = 1.0",
+            "rule max-epsilon = 1: one more release",
         ),
     ],
 )
 def test_a_weaker_run_is_denied_before_anything_is_read_or_trained(
-    tmp_path: Path, work: Callable, config: dict, settings: dict, why: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    rules_file: Path,
+    work: Callable,
+    config: dict,
+    rule: str,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    rules_file.write_text(rule)
     order = ConfigRecord({"run": "run", "round": 1, "undone": [], "proximal_mu": 0.0, "fingerprint": ""})
     message = Message(RecordDict({CONFIG: order, HEADER: ConfigRecord({"sha256": ""})}), 1, "train")
-    reply = app._answer(message, _context(tmp_path, config, **settings), work)
+    reply = app._answer(message, _context(tmp_path, config), work)
     # There is no dataset at all: what came first is the rule.
-    assert f"node configuration: {why}" in reply.error.reason
+    assert why in reply.error.reason
+    assert reply.error.code == RejectionCode.OWNER_RULE
     assert why in capsys.readouterr().err
     assert not (tmp_path / "scratch" / LEDGER_FILE).exists()
 
 
 def test_the_server_names_the_site_that_denied_the_join(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rules_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reply = app._answer(
-        Message(RecordDict(), 1, "query"), _context(tmp_path, {}, **{"min-noise": 1.0}), app._join
-    )
+    rules_file.write_text("min-noise = 1.0")
+    reply = app._answer(Message(RecordDict(), 1, "query"), _context(tmp_path, {}), app._join)
     grid = FakeGrid({10: Error(code=reply.error.code, reason=reply.error.reason)})
     grid.registered = {10: "site-a"}
     settings = {"federation.join_timeout_seconds": 0.1, "federation.min_nodes": 1}
@@ -183,12 +160,12 @@ def test_the_server_names_the_site_that_denied_the_join(
     monkeypatch.setattr(nodes.time, "sleep", Mock(side_effect=TimeoutError))  # it would wait for others
     with pytest.raises(TimeoutError):
         table.wait_for_nodes()
-    assert "join of node site-a denied: node configuration: min-noise = 1" in capsys.readouterr().err
+    assert "join of node site-a denied: rule min-noise = 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
-    tmp_path: Path, data: Path, policy, weights, statistics, tiny_config: RunConfig
+    tmp_path: Path, rules_file: Path, data: Path, policy, weights, statistics, tiny_config: RunConfig
 ) -> None:
     changes = {"privacy.mode": "local", "privacy.noise_multiplier": 2.0, "training.local_steps": 1}
     flat = flatten(tiny_config) | changes
@@ -196,7 +173,8 @@ def test_every_round_that_is_trained_is_one_release_in_the_sites_ledger(
     model = GlobalModel(weights, statistics, frozen_fingerprint(policy))
     record = RunRecord(tmp_path / "outputs", "run", config)
     spent = epsilon({2.0: 2}, 1e-5)
-    context = _context(tmp_path, flat, data / "site-a", **{"max-epsilon": spent + 0.01})
+    rules_file.write_text(f"max-epsilon = {spent + 0.01}")
+    context = _context(tmp_path, flat, data / "site-a")
 
     def ask(mu: float) -> Message:
         return app._answer(

@@ -1,21 +1,28 @@
-"""The owner's command line, `so100-site`: each command calls one function of a room, imported then."""
+"""The commands of `so100-site`: each calls one function of a room, imported then."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import click
 import typer
 
-from federation.command_line import make_app, run
+from client.cli.options import (
+    NAMES_HELP,
+    WEIGHT_HELP,
+    Ca,
+    CameraNames,
+    Data,
+    Folder,
+    Key,
+    Scratch,
+    SuperLink,
+    Weights,
+    as_site,
+    as_sources,
+)
+from federation.command_line import make_app
 from federation.errors import ConfigError
 
-if TYPE_CHECKING:
-    from client.membership.folder import SiteFolder
-    from client.recordings.sources import Source
-
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = make_app(
     "Take part in a federation with an SO-100 or SO-101 arm.",
@@ -26,51 +33,6 @@ app = make_app(
         "so100-site repair recordings/pick-cube --without 3,7",
     ],
 )
-
-
-class _Whole(click.ParamType[str]):
-    """A text that an environment variable gives whole, whatever blanks are in it."""
-
-    name, envvar_list_splitter = "text", "\0"
-
-
-_TEXT = _Whole()
-_NAMES = "their names here, once for all recordings or for each"
-_WEIGHT = "how often each recording is drawn, once for each; default: by its frames"
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        "--dataset",
-        metavar="RECORDING",
-        envvar="FEDERATION_DATASET",
-        click_type=_TEXT,
-        help="a folder, owner/name of LeRobot's cache or hf:owner/name@revision; once for each",
-    ),
-]
-Weights = Annotated[
-    list[str] | None,
-    typer.Option("--weight", metavar="W", envvar="FEDERATION_WEIGHTS", click_type=_TEXT, help=_WEIGHT),
-]
-Scratch = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", envvar="FEDERATION_SCRATCH", help="the SuperNode's scratch folder"),
-]
-CameraNames = Annotated[
-    list[str] | None,
-    typer.Option(metavar="POLICY=OWN,...", envvar="FEDERATION_CAMERA_NAMES", click_type=_TEXT, help=_NAMES),
-]
-SuperLink = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", envvar="FEDERATION_SUPERLINK", help="try the way to it")
-]
-Ca = Annotated[
-    Path | None, typer.Option(metavar="FILE", envvar="FEDERATION_CA", help="ca.crt, to verify SuperLink with")
-]
-Key = Annotated[
-    Path | None, typer.Option(metavar="FILE", envvar="FEDERATION_KEY", help="node.key of this site")
-]
-_FOLDER_HELP = "this site's own; default: ~/.local/share/so100-federation"
-Folder = Annotated[Path | None, typer.Option(metavar="FOLDER", envvar="FEDERATION_SITE", help=_FOLDER_HELP)]
 
 
 @app.command()
@@ -87,7 +49,7 @@ def key(
     """
     from client.membership.key import print_key
 
-    print_key(_site(folder).path, name, new=new)
+    print_key(as_site(folder).path, name, new=new)
 
 
 @app.command()
@@ -99,13 +61,6 @@ def join(
     data: Data = None,
     camera_names: CameraNames = None,
     weight: Weights = None,
-    min_noise: Annotated[
-        str, typer.Option(metavar="Z", envvar="FEDERATION_MIN_NOISE", help="least noise multiplier of a run")
-    ] = "",
-    max_epsilon: Annotated[
-        str,
-        typer.Option(metavar="E", envvar="FEDERATION_MAX_EPSILON", help="most epsilon of all runs"),
-    ] = "",
     sample_cache_gb: Annotated[
         float | None,
         typer.Option(
@@ -124,9 +79,8 @@ def join(
     """
     from client.membership.join import join_federation
 
-    options = {"min-noise": min_noise, "max-epsilon": max_epsilon, "sample-cache-gb": sample_cache_gb}
-    given = {key: value for key, value in options.items() if value not in ("", None)}
-    where, sources = _site(folder).path, _sources(data, camera_names, weight)
+    given = {} if sample_cache_gb is None else {"sample-cache-gb": sample_cache_gb}
+    where, sources = as_site(folder).path, as_sources(data, camera_names, weight)
     return join_federation(where, invitation, sources, given, unchecked=unchecked, systemd=systemd)
 
 
@@ -134,8 +88,8 @@ def join(
 def data(
     add: Annotated[list[str] | None, typer.Option(metavar="RECORDING", help="name one more")] = None,
     remove: Annotated[list[str] | None, typer.Option(metavar="RECORDING", help="name one no more")] = None,
-    camera_names: Annotated[list[str] | None, typer.Option(metavar="POLICY=OWN,...", help=_NAMES)] = None,
-    weight: Annotated[list[str] | None, typer.Option(metavar="W", help=_WEIGHT)] = None,
+    camera_names: Annotated[list[str] | None, typer.Option(metavar="POLICY=OWN,...", help=NAMES_HELP)] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="W", help=WEIGHT_HELP)] = None,
     folder: Folder = None,
 ) -> None:
     """List this site's recordings, or change which these are, from the next round on.
@@ -146,7 +100,42 @@ def data(
     """
     from client.membership.recordings import change_recordings
 
-    change_recordings(_site(folder), _sources(add, camera_names, weight), remove or [])
+    change_recordings(as_site(folder), as_sources(add, camera_names, weight), remove or [])
+
+
+@app.command()
+def rules(folder: Folder = None) -> None:
+    """Print what you insist on, whatever a run asks: noise, hours, gigabytes a day, code.
+
+    The rules are a file in this site's folder; the first call writes it, with every rule explained.
+
+    Example: so100-site rules
+    """
+    from client.membership.rules import print_rules
+
+    print_rules(as_site(folder))
+
+
+@app.command()
+def personalise(
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="of the tuning; default: four passes over the frames")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-9, max=1.0, help="the highest one; default: that of the run")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="draws the episodes to measure on")] = 0,
+    folder: Folder = None,
+) -> None:
+    """Tune the policy that was delivered on your own recordings, and see which is better on your arm.
+
+    A tenth of your episodes is kept to measure on. Both policies stay, and nothing leaves this machine.
+
+    Example: so100-site personalise
+    """
+    from client.personal.main import personalise_site
+
+    personalise_site(as_site(folder), steps, learning_rate, seed)
 
 
 @app.command()
@@ -157,7 +146,7 @@ def status(folder: Folder = None) -> None:
     """
     from client.membership.status import print_status
 
-    print_status(_site(folder))
+    print_status(as_site(folder))
 
 
 @app.command()
@@ -170,7 +159,7 @@ def pause(folder: Folder = None) -> None:
     """
     from client.membership.leave import pause_site
 
-    pause_site(_site(folder))
+    pause_site(as_site(folder))
 
 
 @app.command()
@@ -181,7 +170,7 @@ def resume(folder: Folder = None) -> None:
     """
     from client.membership.leave import resume_site
 
-    resume_site(_site(folder))
+    resume_site(as_site(folder))
 
 
 @app.command()
@@ -194,7 +183,7 @@ def leave(folder: Folder = None) -> None:
     """
     from client.membership.leave import leave_federation
 
-    leave_federation(_site(folder))
+    leave_federation(as_site(folder))
 
 
 @app.command()
@@ -218,7 +207,7 @@ def doctor(
 
     Example: so100-site doctor --data recordings/pick-cube --camera-names top=phone,wrist=none
     """
-    sources = _sources(data, camera_names, None)
+    sources = as_sources(data, camera_names, None)
     if folder:
         from client.membership.join import examine_member
 
@@ -274,26 +263,3 @@ def exporter(
     from client.supernode.exporter import serve_progress
 
     serve_progress(node, scratch, host, port)
-
-
-def _sources(
-    data: list[str] | None, cameras: list[str] | None, weights: list[str] | None
-) -> "tuple[Source, ...]":
-    from client.recordings.sources import split_sources
-
-    return split_sources(data or [], cameras or [], weights or [])
-
-
-def _site(folder: Path | None) -> "SiteFolder":
-    from client.membership.folder import SiteFolder, default_folder
-
-    return SiteFolder(folder or default_folder())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` name, by default those of the process; return its exit code."""
-    return run(app, "so100-site", arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
