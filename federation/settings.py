@@ -52,9 +52,13 @@ class FederationConfig:
     min_updates: Whole = setting(1, "good updates below which the weights stay as they are", ge=1)
     round_deadline_seconds: Real = setting(1800.0, "that a round may take at most", gt=0)
     quorum: Real = setting(
-        0.75, "share of the asked nodes after whose replies the others get limited time", gt=0, le=1
+        0.75, "share of nodes after whose replies the others have limited time", gt=0, le=1
     )
     straggler_factor: Real = setting(4.0, "that time, as a multiple of the median reply time", ge=1)
+    partial_work: bool = setting(
+        False,
+        "a slow site takes as many `local_steps` as fit into the middle one's time, and weighs the same",
+    )
     join_timeout_seconds: Real = setting(300.0, "then too few nodes are reported and waited for", gt=0)
 
 
@@ -67,7 +71,10 @@ class PolicyConfig:
         "`tiny` (demo), `small` (trained whole, `make arm`), `smolvla` (full size, random weights) or the "
         "policy that `pretrained` names",
     )
-    pretrained: str = setting("lerobot/smolvla_base", "Hub id or folder of the policy to fine-tune")
+    pretrained: str = setting(
+        "lerobot/smolvla_base",
+        "Hub id or folder of the policy to fine-tune, or `run:NAME`, an earlier run's that the sites have",
+    )
     vlm: str = setting("", "Hub id or folder that overrides the pretrained policy's `vlm_model_name`")
     cameras: str = setting("top,wrist", "what the policy sees, as `observation.images.<each of these>`")
     empty_cameras: Whole = setting(0, "how many of them a site may lack", ge=0)
@@ -237,15 +244,11 @@ class EvaluationConfig:
         "else above 1",
         ge=0,
     )
-    patience: Whole = setting(
-        0, "end the run after so many evaluations in a row without gain; 0: never", ge=0
-    )
+    patience: Whole = setting(0, "end after so many evaluations in a row without gain; 0: never", ge=0)
     min_gain: Real = setting(
         0.01, "what counts as gain: this part of the best policy loss so far", ge=0, le=0.5
     )
-    sim_frequency: Whole = setting(
-        0, "every how many rounds the policy drives the simulated arm, beside the run; 0: never", ge=0
-    )
+    sim_frequency: Whole = setting(0, "every how many rounds it drives the simulated arm; 0: never", ge=0)
     sim_episodes: Whole = setting(20, "simulated picks of one such evaluation", ge=1)
     sim_variants: str = setting("site-a,site-b", "scenes that they are in, in turn")
 

@@ -8,8 +8,10 @@ its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVA
 import gc
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
@@ -17,14 +19,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
+from federation.data.description import DatasetDescription
 from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
 from server.delivery import FormerPolicy, deliver_at_end, deliver_only
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.evaluation.plateau import describe_plateau
+from server.join_answer import Node
 from server.nodes import NodeTable
 from server.output.tracking import Tracking, evaluation_scalars, round_scalars
 from server.run.accountant import format_max_epsilon, privacy_spent
+from server.run.base import locate_base
 from server.run.environment import folder_of
 from server.run.records import RunRecord, new_run_name
 from server.run.round_record import RoundRecord
@@ -110,25 +115,22 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     """Prepare the run, while the nodes join, then do its rounds; return why it ended early, "" if not."""
     if config.privacy.mode != "none":
         _log.info("differential privacy by %s noise. %s", config.privacy.mode, NOT_COVERED)
-    datasets, descriptions = find_evaluation_datasets(config)
+    local = locate_base(config, record.folder.parent)
+    datasets, descriptions = find_evaluation_datasets(local)
     held_out = {name: description.simulated for name, description in descriptions.items()}
-    nodes = NodeTable(grid, config, record, held_out)
-    with ThreadPoolExecutor(1) as pool:  # torch and LeRobot take long to import: meanwhile the nodes join
-        building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
-        checking = pool.submit(check_samples, config, datasets, descriptions)
-        online = nodes.wait_for_nodes()
-        policy = building.result()
-        checking.result()
+    nodes = NodeTable(grid, local, record, held_out)
+    policy, online = _build_while_nodes_join(local, nodes, datasets, descriptions)
 
     from server.evaluation.held_out import Evaluator, measure
     from server.output.after_round import AfterRound
+    from server.output.predictions import note_predictions
     from server.resume import begin_or_resume, evaluate_best_anew
     from server.run.checkpoints import Checkpoints
 
     after_round = endings.enter_context(AfterRound(policy, config, record))
     measured_on = measure(datasets, descriptions, config.evaluation)
     checkpoints = Checkpoints(record.folder / "checkpoints", config.checkpoint, flatten(config), measured_on)
-    model, checkpoint = begin_or_resume(policy, online, checkpoints, config, record)
+    model, checkpoint = begin_or_resume(policy, online, checkpoints, local, record)
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions, measured_on)
     if checkpoint is not None and not checkpoints.best_is_comparable:
         evaluate_best_anew(policy, evaluator, checkpoints, record)
@@ -154,8 +156,25 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
             last = round_
             break
         after_round.start(round_, model)
+    note_predictions(record.folder, evaluator, model, last)
     after_round.finish(model, checkpoints, last)
     return ended_early
+
+
+def _build_while_nodes_join(
+    config: RunConfig,
+    nodes: NodeTable,
+    datasets: Mapping[str, Path],
+    descriptions: Mapping[str, DatasetDescription],
+) -> tuple["SmolVLAPolicy", dict[int, Node]]:
+    """Return the policy and the nodes that joined meanwhile: torch and LeRobot take long to import."""
+    with ThreadPoolExecutor(1) as pool:
+        building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
+        checking = pool.submit(check_samples, config, datasets, descriptions)
+        online = nodes.wait_for_nodes()
+        policy = building.result()
+        checking.result()
+    return policy, online
 
 
 def _evaluate_before_training(

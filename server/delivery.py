@@ -32,6 +32,7 @@ from federation.wire.payload import Header, pack_tensors, statistics_to_record
 from server.grid.calls import online_nodes
 from server.grid.exchange import Exchange, Reply, WaitPolicy
 from server.grid.late_replies import LateReplies
+from server.output.model_card import model_card
 from server.run.deliveries import note_delivery, read_deliveries
 from server.run.recorded import is_being_written, is_finished, joined_sites, read_metrics, recorded_runs
 from server.run.round_record import last_update_of, recorded_rounds
@@ -159,7 +160,7 @@ def delivery_request(folder: Path, digest: str) -> RecordDict:
     header = Header("fp32", folder.name, last, base="")
     tensors = sorted((checkpoint.average or checkpoint.weights).items())
     weights, packed_header, _ = pack_tensors(tensors, header)
-    card = (folder / _EXPORT / "README.md").read_text(encoding="utf-8")
+    card = model_card(metrics, last)  # without the plot, which does not travel
     facts: dict[str, Any] = {"run": folder.name, "round": last, "sha256": digest, "card": card}
     return RecordDict(
         {

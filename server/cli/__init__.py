@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from federation.command_line import run
 from server.cli.commands import app
+from server.cli.results import results
 from server.cli.services import services
 
 __all__ = ["app", "main"]
 
+app.add_typer(results)
 app.add_typer(services)
 
 

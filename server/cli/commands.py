@@ -8,10 +8,10 @@ import typer
 from federation.command_line import make_app
 from federation.errors import ConfigError
 
-__all__ = ["app"]
+__all__ = ["OUTPUTS", "Outputs", "Run", "app"]
 
 _CLONE = Path(__file__).resolve().parents[2]
-_START, _RESULTS, _SITES = "Run a federation", "Results", "Sites elsewhere"
+_START, _SITES = "Run a federation", "Sites elsewhere"
 _SCENES = "site-a,site-b"
 
 app = make_app(
@@ -28,9 +28,6 @@ Certs = Annotated[Path, typer.Option(help="folder of certificates and keys")]
 Outputs = Annotated[Path, typer.Option(help="folder of the runs")]
 Port = Annotated[int, typer.Option(help="SuperLink's port; each site takes one of those after it")]
 Run = Annotated[str, typer.Argument(metavar="RUN")]
-OneRun = Annotated[str | None, typer.Argument(metavar="RUN")]
-Policy = Annotated[Path | None, typer.Option(metavar="FOLDER", help="a policy folder instead of a run")]
-Scenes = Annotated[str, typer.Option(help="scenes of the simulation, which episodes take in turn")]
 Control = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="SuperLink, where it is not in docker compose")
 ]
@@ -140,87 +137,6 @@ def rollback(
     roll_back(outputs / run, round_)
 
 
-@app.command(rich_help_panel=_RESULTS)
-def report(run: Run, outputs: Outputs = OUTPUTS) -> None:
-    """Write report.html and the plots of a run again.
-
-    Example: so100-server report demo-20261123-184002
-    """
-    from server.output.report.report import write_report
-
-    print(write_report(outputs / run))
-
-
-@app.command(rich_help_panel=_RESULTS)
-def simulate(
-    run: OneRun = None,
-    policy: Policy = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default: simulation.json there")] = None,
-    episodes: Annotated[int, typer.Option(help="number of episodes")] = 20,
-    scenes: Scenes = _SCENES,
-    seed: Annotated[int, typer.Option(help="of the first episode")] = 1_000_000_000,
-    videos: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="for videos of three episodes")
-    ] = None,
-    outputs: Outputs = OUTPUTS,
-    check: Annotated[bool, typer.Option("--check", hidden=True)] = False,
-    with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
-) -> None:
-    """Let a policy drive the simulated arm and count its successes.
-
-    The policy is that of a run after its last round, or --policy.
-
-    Example: so100-server simulate demo-20261123-184002 --episodes 50
-    """
-    from server.evaluation.closed_loop import check_simulator, end_with_stdin, evaluate_policy
-
-    if with_stdin:
-        end_with_stdin()
-    if check:
-        check_simulator(scenes)
-        return
-    folder = _policy_folder(run, policy, outputs)
-    file = out or (policy or outputs / str(run)) / "simulation.json"
-    evaluate_policy(folder, file, episodes, seed, scenes, videos)
-
-
-@app.command(rich_help_panel=_RESULTS)
-def compare(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
-    episodes: Annotated[int, typer.Option(help="number of episodes")] = 50,
-    scenes: Scenes = _SCENES,
-    as_json: Annotated[bool, typer.Option("--json", help="print every episode, as JSON")] = False,
-) -> None:
-    """Compare two policies on the same episodes of the simulated arm.
-
-    A and B are pretrained_model folders.
-
-    Example: so100-server compare outputs/one/pretrained_model outputs/other/pretrained_model
-    """
-    from server.evaluation.compare import compare_policies
-
-    compare_policies(a, b, episodes, scenes, as_json=as_json)
-
-
-@app.command(rich_help_panel=_RESULTS)
-def serve(
-    run: OneRun = None,
-    policy: Policy = None,
-    port: Annotated[int, typer.Option(help="on the loopback address")] = 8080,
-    outputs: Outputs = OUTPUTS,
-) -> None:
-    """Serve a policy to a robot, by LeRobot's asynchronous inference.
-
-    The policy is that of a run after its last round, or --policy.
-
-    Example: so100-server serve demo-20261123-184002
-    """
-    from server.deploy.serve import serve_policy
-
-    serve_policy(_policy_folder(run, policy, outputs), port)
-
-
 @app.command(rich_help_panel=_SITES)
 def invite(
     name: Site,
@@ -268,12 +184,6 @@ def deliver(run: Run, control: Control = None, outputs: Outputs = OUTPUTS, certs
     from server.deploy.deliver import deliver_policy
 
     return deliver_policy(run, outputs, certs, control)
-
-
-def _policy_folder(run: str | None, policy: Path | None, outputs: Path) -> Path:
-    if (run is None) == (policy is None):
-        raise ConfigError("name one policy: a run such as demo-20261123-184002, or --policy FOLDER")
-    return policy or outputs / str(run) / "pretrained_model"
 
 
 def _require_clone() -> None:

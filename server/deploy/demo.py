@@ -29,6 +29,7 @@ from federation.judgement.judge import DatasetUse, describe_fitting, judge_datas
 from federation.proxies import check_proxies
 from server.deploy.demo_display import RunDisplay, print_summary
 from server.deploy.local_cluster import LocalCluster, require_free_port
+from server.run.base import locate_base
 from server.run.recorded import EVENTS_FILE, config_to_resume, read_metrics
 from server.run.records import new_run_name
 from server.superlink.control import run_status, submit_run
@@ -70,13 +71,14 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
         FederationError: something is wrong with the input, a certificate or the port. Nothing was started.
     """
     check_proxies()
-    sites, evaluation, descriptions = _check_data(config, data)
+    local = locate_base(config, outputs)
+    sites, evaluation, descriptions = _check_data(local, data)
     _issue_missing_keys(certs, sites)
     verify_server_certificate(certs)
     require_free_port(port)
     scratch = outputs / ".scratch"
     with console.status("looking at samples of the datasets; half a minute the first time"):
-        warnings = _check_samples(config, {**sites, "server": evaluation}, descriptions, scratch)
+        warnings = _check_samples(local, {**sites, "server": evaluation}, descriptions, scratch)
     for warning in warnings:
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     started = time.monotonic()

@@ -15,6 +15,7 @@ from federation.policy.build import build_processors, load_trainable
 from federation.policy.folder import save_adapter_folder, save_policy_folder
 from server.model import GlobalModel
 from server.output.model_card import model_card
+from server.output.predictions import PLOT_FILE, write_plot
 from server.run.checkpoint_file import load_checkpoint
 from server.run.checkpoints import Checkpoints
 
@@ -62,9 +63,12 @@ def write_cards(folder: Path, metrics: dict[str, Any], last: int, best: int | No
     Args:
         last, best: rounds after which the last and the best weights are; None: none were found.
     """
+    write_plot(folder, folder / "pretrained_model" / PLOT_FILE)
     for ending, round_ in (("", last), ("_best", best)):
         if round_ is not None:
-            _write_card(folder / f"pretrained_model{ending}", model_card(metrics, round_))
+            is_drawn = (folder / f"pretrained_model{ending}" / PLOT_FILE).is_file()
+            card = model_card(metrics, round_, plot=PLOT_FILE if is_drawn else "")
+            _write_card(folder / f"pretrained_model{ending}", card)
             _write_card(folder / f"adapter{ending}", model_card(metrics, round_, alone=True))
 
 

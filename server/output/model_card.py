@@ -119,6 +119,10 @@ On data that no site trained on.
 | {{ "round %d" | format(n) if n else "before training" }} | {{ "%.4f" | format(found.policy_loss) }} \
 | {{ "%.3f" | format(found.action_mse) }} | {{ found.frames }} |
 {% endfor %}
+{% if plot %}
+
+![Recorded and predicted actions of one held-out episode]({{ plot }})
+{% endif %}
 {% if simulated %}
 
 In closed loop on a simulated SO-101:
@@ -157,13 +161,14 @@ the power switch while it drives a real arm.
 """)
 
 
-def model_card(metrics: Mapping[str, Any], round_: int, *, alone: bool = False) -> str:
+def model_card(metrics: Mapping[str, Any], round_: int, *, alone: bool = False, plot: str = "") -> str:
     """Return the card as Markdown with the Hub's front matter.
 
     Args:
         metrics: the run's record, as in `federated_metrics.json`.
         round_: after which the weights were taken.
         alone: the folder holds the adapter and not what it is merged into.
+        plot: file beside the card that shows predicted and recorded actions; "": there is none.
     """
     config = metrics["config"]
     base = config["policy.pretrained"]
@@ -175,6 +180,7 @@ def model_card(metrics: Mapping[str, Any], round_: int, *, alone: bool = False) 
         config=config,
         round=round_,
         alone=alone,
+        plot=plot,
         adapter=adapter,
         lora_settings=[key for key in config if key.startswith("policy.lora_")] if adapter else [],
         is_hub_id=config["policy.size"] == "pretrained" and base.count("/") == 1 and base[0] not in "./~",

@@ -13,7 +13,7 @@ server.log                the ServerApp's log
 import fcntl
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -210,6 +210,11 @@ class RunRecord:
         self._drop_simulations(lambda simulated: simulated > round_)
         self.event("rolled_back", to_round=round_, rounds_dropped=later)
         self.close("failed", f"rolled back to round {round_} by the operator: resume it")
+
+    @property
+    def rounds(self) -> Sequence[RoundRecord]:
+        """Return the complete rounds, in their order."""
+        return self._rounds
 
     @property
     def entry_behind(self) -> RoundRecord | None:

@@ -6,7 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from federation.files import write_atomically
+from server.output.predictions import PLOT_FILE, draw_predictions, read_predictions
 from server.output.report.formats import format_duration, format_size
 from server.output.report.plots import PLOTS, draw
 from server.output.report.simulation import read_simulation
@@ -39,15 +42,21 @@ def write_report(folder: Path) -> Path:
     (folder / "plots").mkdir(exist_ok=True)
     plots = {}
     for name in PLOTS:
-        plot = draw(name, metrics, rounds)
-        plot.savefig(folder / "plots" / f"{name}.png", dpi=120)
-        vector = io.BytesIO()
-        plot.savefig(vector, format="svg", metadata={"Date": None})
-        plots[name] = base64.b64encode(vector.getvalue()).decode()
+        plots[name] = _embed(draw(name, metrics, rounds), folder / "plots" / f"{name}.png")
+    if found := read_predictions(folder):
+        plots["predicted_actions"] = _embed(draw_predictions(found), folder / "plots" / PLOT_FILE)
     page = _page(metrics, rounds, plots, folder)
     report = folder / "report.html"
     write_atomically(report, lambda staging: staging.write_text(page, encoding="utf-8"))
     return report
+
+
+def _embed(plot: Figure, file: Path) -> str:
+    """Save `plot` to `file`; return it as SVG in base64."""
+    plot.savefig(file, dpi=120)
+    vector = io.BytesIO()
+    plot.savefig(vector, format="svg", metadata={"Date": None})
+    return base64.b64encode(vector.getvalue()).decode()
 
 
 def _shut_out(folder: Path) -> list[tuple[str, str, str]]:

@@ -69,6 +69,9 @@ figure { margin: .8rem 0 0 } figcaption { color: var(--quiet); font-size: .85rem
 {% endif %}
 <h2>Is it learning?</h2>
 {{ plot("policy_loss", "Policy loss on held-out data, round by round; lower is better.") }}
+{% if "predicted_actions" in plots %}
+{{ plot("predicted_actions", "Actions of a held-out episode, recorded and predicted.") }}
+{% endif %}
 {% if simulation %}
 <h2>Does it do the task?</h2>
 <p class=quiet>The policy drives the simulated SO-101; every row has the same seeds. The return is how far an

@@ -57,6 +57,18 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"policy.cameras": "top,top"}, "policy.cameras = 'top,top': must be different names"),
         ({"policy.cameras": ""}, "policy.cameras = ''"),
         ({"policy.normalisation": "none"}, "must be one of federated, pretrained, site"),
+        (
+            {"federation.partial_work": True, "aggregation.method": "median"},
+            "federation.partial_work = true: does not go with aggregation.method = 'median'; set that back",
+        ),
+        (
+            {"federation.partial_work": True, "privacy.mode": "local"},
+            "does not go with privacy.mode = 'local'",
+        ),
+        (
+            {"federation.partial_work": True, "training.local_epochs": 0.5},
+            "does not go with training.local_epochs = 0.5",
+        ),
         ({"policy.size": "tiny", "policy.normalisation": "pretrained"}, "'tiny' has no statistics"),
         ({"policy.adaptr": "lora"}, "unknown key 'policy.adaptr': did you mean policy.adapter?"),
         ({"policy.adapter": "dora"}, "policy.adapter = 'dora': must be one of none, lora"),

@@ -36,6 +36,7 @@ ROOMS = {
     "demo": "server.deploy.demo.start_demo",
     "resume": "server.deploy.demo.resume_demo",
     "rollback": "server.deploy.rollback.roll_back",
+    "push": "server.deploy.push.push_run",
     "report": "server.output.report.report.write_report",
     "simulate": "server.evaluation.closed_loop.evaluate_policy",
     "compare": "server.evaluation.compare.compare_policies",
@@ -77,6 +78,8 @@ OWN = (Path("a.toml"), Path("d"), Path("o"), Path("c"), 9000)
         ("compare a b", (Path("a"), Path("b"), 50, BOTH)),
         ("serve run-1", (POLICY, 8080)),
         ("serve --policy p --port 9", (Path("p"), 9)),
+        ("push run-1", (RUNS / "run-1", None)),
+        ("push run-1 --repo lab/so101 --outputs o", (Path("o/run-1"), "lab/so101")),
         (
             "invite lab-b --key AAAA --superlink fed.org:443",
             (KEYS, "lab-b", "AAAA", "fed.org:443", DEMO, None),
