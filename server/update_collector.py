@@ -44,7 +44,9 @@ class UpdateCollector:
         config: RunConfig,
         record: RunRecord,
         max_examples: Mapping[str, int],
+        asked_steps: Mapping[str, int] | None = None,
     ) -> None:
+        """`asked_steps`: of each node, where they are not the same for all."""
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
         self._norms: dict[str, tuple[float, float]] = {}  # with what it is divided by to be compared
@@ -58,7 +60,7 @@ class UpdateCollector:
         max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
         self._judge = NormJudge(model.norms, max_ratio, asked=len(max_examples))
         self._shapes, self._expected, self._record = model.shapes, expected, record
-        self._max_examples = max_examples
+        self._max_examples, self._asked_steps = max_examples, asked_steps or {}
         self._max_weight = max_weight(max_examples.values())
         self._config = config
 
@@ -138,7 +140,12 @@ class UpdateCollector:
         return max(self._max_examples[name], claimed)
 
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
-        self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
+        training, steps = self._config.training, self._asked_steps.get(name)
+        if steps is None:
+            self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
+        else:  # by what it was asked for: a site that claims fewer steps gains nothing
+            whole = training.local_steps * training.frames_in_step
+            self.aggregator.add(update, whole, steps / training.local_steps)
         self.clients[name] = metrics
         self._record.event(
             "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]

@@ -32,8 +32,12 @@ class Aggregator(Protocol):
 
     weighs: bool  # whether an update of more examples counts for more
 
-    def add(self, update: Payload, num_examples: float) -> None:
-        """Take one update, trained on `num_examples` frames, or one that counts like so many."""
+    def add(self, update: Payload, num_examples: float, share: float = 1.0) -> None:
+        """Take one update, trained on `num_examples` frames, or one that counts like so many.
+
+        Args:
+            share: of the round's steps that it was trained for.
+        """
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the aggregated update of every parameter, fp32; nothing if none was added. Call it once."""
@@ -41,6 +45,9 @@ class Aggregator(Protocol):
 
 class WeightedMean:
     """`sum(n_k * update_k) / sum(n_k)` (McMahan et al., AISTATS 2017, alg. 1), streaming.
+
+    Of updates that took different numbers of steps it is the mean of the updates for a step, times the mean
+    number of steps (FedNova, Wang et al., NeurIPS 2020, eq. 6): fewer steps weigh no less.
 
     Args:
         shapes: parameter name -> shape.
@@ -51,25 +58,26 @@ class WeightedMean:
 
     def __init__(self, shapes: Mapping[str, torch.Size], clip_norm: float = 0.0) -> None:
         self._sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        self._weight = 0.0
+        self._weight = self._work = 0.0
         self._clip_norm = clip_norm
 
-    def add(self, update: Payload, num_examples: float) -> None:
+    def add(self, update: Payload, num_examples: float, share: float = 1.0) -> None:
         """Fold in one update, decoding a chunk at a time."""
-        factor = num_examples
+        factor = num_examples / share
         if self._clip_norm:
-            factor *= min(1.0, self._clip_norm / max(update.norm(), 1e-12))
+            factor *= min(1.0, self._clip_norm / max(update.norm() / share, 1e-12))
         for name, start, values in update.parts():
             # Not add_(alpha=...): that fuses the product into the sum, and then even two nodes give
             # other bits in another order of arrival.
             self._sums[name].view(-1)[start : start + len(values)].add_(values.mul_(factor))
         self._weight += num_examples
+        self._work += num_examples * share
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the mean of what was added."""
         if self._weight:
             for name, total in self._sums.items():
-                yield name, total.div_(self._weight)
+                yield name, total.div_(self._weight).mul_(self._work / self._weight)
 
 
 class PrivateMean:
@@ -84,7 +92,7 @@ class PrivateMean:
         self._mean = WeightedMean(shapes, config.clip_norm)
         self._deviation, self._count = config.noise_multiplier * config.clip_norm, 0
 
-    def add(self, update: Payload, num_examples: float) -> None:
+    def add(self, update: Payload, num_examples: float, share: float = 1.0) -> None:
         """Fold in one update."""
         self._mean.add(update, 1)
         self._count += 1
@@ -104,7 +112,7 @@ class Robust:
         self._config = config
         self._updates: list[Payload] = []
 
-    def add(self, update: Payload, num_examples: float) -> None:
+    def add(self, update: Payload, num_examples: float, share: float = 1.0) -> None:
         """Keep the update; examples do not weigh in a robust rule."""
         self._updates.append(update)
 

@@ -94,10 +94,11 @@ VARIANTS = {
 }
 
 # Easier than the four above, so that a toy-sized policy learns them on two cores: each cube lies within
-# a patch of 5 x 2.5 cm, the two 11 cm apart, and nearly square to the table.
+# a patch of 5 x 2.5 cm, left and right 11 cm apart, and nearly square to the table.
 for _base, _name, _bearing_range_deg in (
     ("site-a", "left", (8.0, 20.0)),
     ("site-b", "right", (-20.0, -8.0)),
+    ("site-c", "middle", (-6.0, 6.0)),
 ):
     VARIANTS[_name] = replace(
         VARIANTS[_base],

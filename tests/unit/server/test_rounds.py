@@ -129,6 +129,33 @@ def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statist
     assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
 
 
+def test_with_partial_work_each_node_is_asked_for_its_own_steps_and_weighs_the_same(
+    record, statistics
+) -> None:
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0, partial_work=True),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        training=dataclasses.replace(FAST, local_steps=40, batch_size=1),
+    )
+    fast = {"num_examples": 40, "train_seconds": 10.0, "reply_seconds": 10.0}
+    slow = {"num_examples": 10, "train_seconds": 10.0, "reply_seconds": 10.0}
+    record.round_finished(RoundRecord(1, clients={"a": fast, "b": slow}))
+    grid = FakeGrid({10: make_reply(4.0, num_examples=40), 11: make_reply(1.0, num_examples=10)})
+    model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    entry = run_round(grid, model, make_nodes("a", "b"), 1, settings, record)  # type: ignore[arg-type]
+    asked = {m.metadata.dst_node_id: m.content[CONFIG]["steps"] for m in grid.sent.values()}
+    assert asked == {10: 40, 11: 10}
+    assert sorted(entry.clients) == ["a", "b"]
+    # Each went 0.1 a step: so does their mean, for the 25 steps that they took in the mean.
+    torch.testing.assert_close(model.weights["w"], torch.full((2,), 2.5))
+
+
+def test_without_partial_work_nobody_is_asked_for_steps(record, statistics) -> None:
+    grid = FakeGrid({10: make_reply(1.0)})
+    run_one_round(grid, record, statistics, "a")
+    assert all("steps" not in message.content[CONFIG] for message in grid.sent.values())
+
+
 def test_the_train_request_names_the_reverted_rounds(record, statistics) -> None:
     grid = FakeGrid({10: make_reply(1.0)})
     run_one_round(grid, record, statistics, "a")

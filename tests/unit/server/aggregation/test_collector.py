@@ -44,6 +44,28 @@ def test_the_mean_equals_numpys_weighted_average_in_float64() -> None:
         np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_of_updates_of_different_numbers_of_steps_it_is_fednovas_mean() -> None:
+    updates, weights, steps = _updates(3), [4.0, 4.0, 8.0], np.array([40, 10, 20])
+    aggregator = WeightedMean(SHAPES)
+    for update, weight, taken in zip(updates, weights, steps, strict=True):
+        aggregator.add(_payload(update), weight, taken / 40)
+    result = dict(aggregator.aggregate())
+    effective = np.average(steps, weights=weights)
+    for name in SHAPES:
+        a_step = [update / taken for update, taken in zip(_stacked(updates, name), steps, strict=True)]
+        expected = effective * np.average(a_step, axis=0, weights=weights)
+        np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_clipped_is_what_all_steps_would_have_made() -> None:
+    update = {"a": torch.full((4, 3), 1.0), "b": torch.zeros(())}
+    aggregator = WeightedMean(SHAPES, clip_norm=2.0)
+    aggregator.add(_payload(update), 1.0, 0.25)
+    result = dict(aggregator.aggregate())
+    # A norm of 3.5 in a quarter of the steps is one of 14 in all: cut to 2, a quarter of which is left.
+    assert torch.linalg.vector_norm(result["a"]).item() == pytest.approx(0.5)
+
+
 def test_two_updates_give_the_same_bits_in_either_order() -> None:
     updates = _updates(2)
     forward = _aggregate(AggregationConfig(), updates, [3, 5])

@@ -1,0 +1,69 @@
+"""How many steps each site of a round is asked for, where `federation.partial_work` lets slow ones do fewer.
+
+Each is asked for as many as it gets done in the time that the middle site takes for all of them, by the speed
+that its newest update reported (FedCompass, Li et al., ICLR 2024). So a slow site is in every round, and no
+round waits for it. The mean takes the steps out again (`WeightedMean`). All of it comes from the record, so a
+run that was resumed asks for the same.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.settings import TrainingConfig
+from server.run.round_record import RoundRecord
+
+__all__ = ["asked_steps"]
+
+_LEAST_SECONDS = 1e-6
+_ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
+_PROBE_SHARE = 0.25  # of the steps, of a site whose speed nobody knows
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """What an update took."""
+
+    step_seconds: float
+    other_seconds: float  # of the round trip: transfers, set-up, Flower
+
+    def seconds(self, steps: int) -> float:
+        return self.other_seconds + steps * self.step_seconds
+
+
+def asked_steps(
+    names: Sequence[str], rounds: Sequence[RoundRecord], training: TrainingConfig
+) -> dict[str, int]:
+    """Return the steps that each of the sites `names` is asked for, from 1 to `training.local_steps`.
+
+    Args:
+        rounds: those that are complete, in their order.
+    """
+    most = training.local_steps
+    probe = max(1, int(_PROBE_SHARE * most))
+    speeds = {name: speed for name in names if (speed := _speed(name, rounds, training))}
+    if not speeds:
+        return dict.fromkeys(names, probe)
+    seconds = statistics.median_low(speed.seconds(most) for speed in speeds.values())
+    return {name: _fitting(speeds[name], seconds, most) if name in speeds else probe for name in names}
+
+
+def _fitting(speed: _Speed, seconds: float, most: int) -> int:
+    """Return how many steps fit into `seconds`: one at least."""
+    steps = (seconds - speed.other_seconds) / speed.step_seconds
+    return max(1, int(min(steps + _ROUNDING, most)))
+
+
+def _speed(name: str, rounds: Sequence[RoundRecord], training: TrainingConfig) -> _Speed | None:
+    """Return what the newest update of a site took; None if it has sent none."""
+    for entry in reversed(rounds):
+        if told := entry.clients.get(name):
+            return _read(told, training)
+    return None
+
+
+def _read(told: Mapping[str, float], training: TrainingConfig) -> _Speed:
+    steps = max(1, training.steps_taken(int(told["num_examples"])))
+    whole = told["reply_seconds"]  # by the server's clock: a site cannot claim to have trained for longer
+    trained = min(told["train_seconds"], whole)
+    return _Speed(max(trained / steps, _LEAST_SECONDS), whole - trained)
