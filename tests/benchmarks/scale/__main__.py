@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.issue import issue_all
+from client.rules.owner import RULES_VARIABLE
 from server.deploy.local_cluster import LocalCluster
-from server.superlink.control import app_files, run_status, start_run
+from server.superlink.control import app_files, count_online, run_status, start_run
 from tests.integration.conftest import free_port
 from tests.integration.superlink import with_database
 
@@ -75,7 +76,8 @@ def run_once(ours: bool, nodes: int, weights: int, certs: Path) -> dict[str, flo
     """Some rounds on a fresh cluster."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ |= {"SCALE_FOLDER": str(folder), "FEDERATION_ALLOW_APP": "any"}
+        os.environ |= {"SCALE_FOLDER": str(folder), RULES_VARIABLE: str(folder / "rules.toml")}
+        (folder / "rules.toml").write_text('allow-app = ["any"]', encoding="utf-8")
         sites = {f"site-{i}": folder for i in range(nodes)}
         with _Cluster(sites, folder, folder, certs, free_port(), folder / "scratch") as cluster:
             app = app_files() | {
@@ -84,6 +86,9 @@ def run_once(ours: bool, nodes: int, weights: int, certs: Path) -> dict[str, flo
             }
             settings = {"ours": ours, "weights": weights, "rounds": _ROUNDS, "nodes": nodes}
             superlink = psutil.Process(cluster.process_id("superlink"))
+            while count_online(cluster.superlink) < nodes:  # many take minutes to start on few cores
+                cluster.check_processes()
+                time.sleep(1)
             run_id = start_run(cluster.superlink, app, settings)
             _wait_for(folder / "started.json", cluster, run_id)
             cpu, size = sum(superlink.cpu_times()[:2]), cluster.database_bytes()
@@ -113,7 +118,9 @@ def _wait_for(file: Path, cluster: LocalCluster, run_id: int) -> None:
         if time.monotonic() > give_up_at or run_status(cluster.superlink, run_id).startswith("finished"):
             if file.exists():
                 return
-            raise SystemExit((cluster.logs / "superexec.log").read_text(errors="replace")[-3000:])
+            failed = file.with_name("failed.json")
+            logs = (cluster.logs / "superexec.log").read_text(errors="replace")[-3000:]
+            raise SystemExit(failed.read_text(encoding="utf-8") if failed.exists() else logs)
         time.sleep(1)
 
 
@@ -134,14 +141,23 @@ def main() -> None:
                     figures = run_once(way == "ours", nodes, weights, certs)
                     rows.append({"nodes": nodes, "size": size, "way": way, **figures})
                     print(rows[-1], flush=True)
+                    _write(options.out, rows)
+    _print_table(rows)
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write what there is so far, over the rows of the same numbers of nodes in the file."""
+    kept = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    measured = {row["nodes"] for row in rows}
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "rounds": _ROUNDS,
-        "rows": rows,
+        "rows": sorted(
+            [*(row for row in kept if row["nodes"] not in measured), *rows], key=lambda r: r["nodes"]
+        ),
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _print_table(rows)
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -37,7 +37,11 @@ def main(grid: Grid, context: Context) -> None:
     process = psutil.Process()
     before, times = sum(process.cpu_times()[:4]), [time.time()]
     work = _ours if config["ours"] else _stock
-    work(grid, weights, rounds, times, folder)
+    try:
+        work(grid, weights, rounds, times, folder)
+    except Exception as error:  # Flower shows it nowhere
+        _write(folder / "failed.json", {"error": repr(error)})
+        raise
     _write(
         folder / "result.json",
         {

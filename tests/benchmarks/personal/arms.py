@@ -1,0 +1,111 @@
+"""The policies that are compared: of a federation, of one owner alone, and tuned by that owner."""
+
+import dataclasses
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.personal.split import split_episodes
+from client.personal.tune import steps_of, tune
+from client.recordings.held import Holding, Holdings
+from client.recordings.opened import Recording
+from client.recordings.sources import Source
+from federation.config import RunConfig, load_run_config
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.policy.build import build_policy, build_processors
+from federation.policy.folder import load_policy_folder, save_policy_folder
+from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
+from tests.benchmarks.closed_loop.train import train
+
+__all__ = ["FEDERATION", "Arm", "drive_arm", "train_arm"]
+
+FEDERATION = "federation"
+_CPU = torch.device("cpu")
+_ROOM_BYTES = 2 * 10**9
+_ACTIONS = 50  # taken of each chunk
+_FIRST_SEED = 2_100_000_000  # beyond those of all other episodes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy: `kind` is `federation`, `alone` or `personal`."""
+
+    kind: str
+    seed: int
+    scene: str = ""  # of the owner's recordings
+    demonstrations: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the name of its folder."""
+        return (
+            "-".join(map(str, filter(None, (self.kind, self.scene, self.demonstrations)))) + f"-{self.seed}"
+        )
+
+
+def train_arm(arm: Arm, data: Path, work: Path) -> Path:
+    """Return the folder of the policy of `arm`, trained first if it is not in `work` yet."""
+    torch.set_num_threads(1)
+    folder = work / arm.name
+    if (folder / "config.json").exists():
+        return folder
+    config = load_run_config(Path("configs/arm.toml"), {"run.seed": arm.seed})
+    started = time.monotonic()
+    if arm.kind == FEDERATION:
+        sites = (("site-a",), ("site-b",))
+        train(config, sites, config.run.num_rounds, data, work / f".scratch-{arm.seed}", folder)
+    else:
+        _train_on_own(arm, config, data, work, folder)
+    about = {"seconds": time.monotonic() - started}
+    (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    return folder
+
+
+def _train_on_own(arm: Arm, config: RunConfig, data: Path, work: Path, folder: Path) -> None:
+    held = _first_demonstrations(_recorded(arm.scene, data), arm)
+    scratch = work / f".scratch-{arm.name}"
+    if arm.kind == "personal":
+        policy, processors = load_policy_folder(work / Arm(FEDERATION, arm.seed).name, _CPU)
+        held, _ = split_episodes(held, arm.seed)  # as so100-site personalise does
+        steps = steps_of(config.training, held)
+    else:
+        policy = build_policy(config.policy, seed=arm.seed, device=_CPU, cache=scratch)
+        processors = build_processors(policy, merge_statistics([held.statistics]))
+        steps = config.run.num_rounds * config.training.local_steps
+    training = dataclasses.replace(config.training, local_steps=steps)
+    tune(policy, processors, held, training, scratch, _ROOM_BYTES, arm.seed)
+    save_policy_folder(folder, policy, processors, "Benchmark of personal policies.\n")
+
+
+def _recorded(scene: str, data: Path) -> Path:
+    """Return the folder of the recordings of a scene; the new owner's lie beside those of the federation."""
+    sites = {"left": data / "site-a", "right": data / "site-b"}
+    return sites.get(scene, data.with_name(f"{data.name}-new") / "new")
+
+
+def _first_demonstrations(root: Path, arm: Arm) -> Holdings:
+    """Return `arm.demonstrations` of the recorded ones, drawn by the seed; fewer are among more."""
+    description = describe_dataset(root)
+    order = random.Random(arm.seed).sample(range(description.episodes), description.episodes)
+    out = {**dict.fromkeys(order[arm.demonstrations :], "not among these"), **description.left_out}
+    few = dataclasses.replace(description, left_out=out)
+    return Holdings((Holding(Recording(Source(str(root)), root, root), few),))
+
+
+def drive_arm(arm: Arm, scene: str, episodes: int, work: Path) -> dict[str, Any]:
+    """Return what the policy of `arm` reaches in `scene`; driven once, and kept."""
+    torch.set_num_threads(1)
+    file = work / arm.name / f"driven-{scene}-{episodes}.json"
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    controller = policy_controller(work / arm.name, _ACTIONS)
+    result = drive(controller, open_scenes([scene]), episodes, _FIRST_SEED)
+    file.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return result
