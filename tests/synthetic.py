@@ -78,7 +78,7 @@ def record_dataset(
                     "task": "follow the square",
                 }
             )
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)  # a fork of a process with threads may hang
     dataset.finalize()
     return root
 

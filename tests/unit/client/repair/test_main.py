@@ -255,7 +255,7 @@ def record_more(root: Path) -> LeRobotDataset:
     for k in range(FRAMES):
         joints = np.full(6, k, np.float32)
         dataset.add_frame(pictures | {"action": joints, "observation.state": joints, "task": "another"})
-    dataset.save_episode()
+    dataset.save_episode(parallel_encoding=False)
     return dataset
 
 

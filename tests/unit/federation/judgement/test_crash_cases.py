@@ -205,7 +205,7 @@ def _record_with_depth(root: Path) -> Path:
                     "task": "follow the square",
                 }
             )
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)  # a fork of a process with threads may hang
     dataset.finalize()
     return root
 
