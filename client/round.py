@@ -27,7 +27,6 @@ from federation.config import RunConfig, flatten
 from federation.errors import FederationError
 from federation.messages import CONFIG, HEADER, METRICS, STATISTICS, UPDATE
 from federation.policy.memory import training_gigabytes
-from federation.wire.codec import encoded_bytes
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors, record_to_statistics
 
 if TYPE_CHECKING:
@@ -130,6 +129,7 @@ def _train(message: Message, request: TrainRequest, config: RunConfig, site: Sit
     from client.device import peak_memory_bytes
     from client.state.optimizer import keep_optimizer_state, restore_optimizer_state
     from client.state.round_state import drop_round_state
+    from federation.wire.codec import encoded_bytes
 
     drop_round_state(site.scratch, request.run, request.undone_rounds)
     held = judge_recordings(site.sources, config.policy, site.scratch)

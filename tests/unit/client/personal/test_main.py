@@ -56,12 +56,12 @@ def test_the_policy_is_tuned_and_both_stay_with_their_figures(
     tune = tuning.tune
     monkeypatch.setattr(tuning, "tune", watch)
     delivered = policy_digest(member.policy)
-    assert main(["personalise", "--folder", str(member.path), "--steps", "40"]) == 0
+    assert main(["personalise", "--folder", str(member.path), "--steps", "25"]) == 0
     result = json.loads((member.personal / RESULT_FILE).read_text())
     assert (result["run"], result["round"], result["sha256"]) == ("demo-1", 6, delivered)
     assert result["episodes"] == {"learnt": 2, "measured": 1}
     assert seen["held"].episodes == 2
-    assert (seen["training"].local_steps, seen["training"].learning_rate) == (40, 2e-3)
+    assert (seen["training"].local_steps, seen["training"].learning_rate) == (25, 2e-3)
     assert (
         result[TUNED]["policy_loss"] < result[FEDERATION]["policy_loss"]
     )  # drawn at random, it has to learn
@@ -69,7 +69,7 @@ def test_the_policy_is_tuned_and_both_stay_with_their_figures(
     assert result[TUNED]["frames"] == result[FEDERATION]["frames"] == 40
     assert policy_digest(member.personal / FEDERATION) == policy_digest(member.policy) == delivered
     printed = capsys.readouterr().out
-    assert "round 6 of demo-1: 2 episodes to learn from, 1 to measure on; 40 steps of 4 frames" in printed
+    assert "round 6 of demo-1: 2 episodes to learn from, 1 to measure on; 25 steps of 4 frames" in printed
     assert f"let the arm run {member.personal / TUNED}" in printed
     assert "tuned" in next(line for line in printed.splitlines() if "better here" in line)
     card = (member.personal / TUNED / "README.md").read_text()
@@ -93,14 +93,14 @@ def test_what_was_tuned_is_a_policy_folder_with_the_normalisation_of_the_run(mem
 
 
 def test_a_policy_that_gets_worse_is_named_as_such_and_stays_too(member: SiteFolder) -> None:
-    personalise_site(member, steps=60)
+    personalise_site(member, steps=15)
     first = policy_digest(member.personal / TUNED)
     # The tuned one is the delivered one now; a learning rate that spoils it.
     save = member.personal / TUNED
     note_delivered_policy(save, "demo-2", 7, first, TRAINING)
     (member.policy).rename(member.path / "former")
     save.rename(member.policy)
-    result = personalise_site(member, steps=20, learning_rate=0.5)
+    result = personalise_site(member, steps=5, learning_rate=0.5)
     assert result["better"] == FEDERATION
     assert (result["run"], result["round"]) == ("demo-2", 7)
     assert policy_digest(member.personal / FEDERATION) == first != policy_digest(member.personal / TUNED)
@@ -109,7 +109,7 @@ def test_a_policy_that_gets_worse_is_named_as_such_and_stays_too(member: SiteFol
 def test_the_same_seed_gives_the_same_policy(member: SiteFolder) -> None:
     digests = []
     for seed in (0, 0, 1):
-        personalise_site(member, steps=3, seed=seed)
+        personalise_site(member, steps=1, seed=seed)
         digests.append(policy_digest(member.personal / TUNED))
     assert digests[0] == digests[1] != digests[2]
 
@@ -126,7 +126,7 @@ def test_what_is_missing_is_one_line(
 
 
 def test_a_failure_leaves_what_was_there(member: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    personalise_site(member, steps=3)
+    personalise_site(member, steps=1)
     before = policy_digest(member.personal / TUNED)
 
     def fail(*_: Any) -> None:
@@ -146,7 +146,7 @@ def test_where_files_cannot_have_two_names_they_are_copied(
         raise OSError("not on this file system")
 
     monkeypatch.setattr(personal.os, "link", refuse)
-    personalise_site(member, steps=3)
+    personalise_site(member, steps=1)
     assert policy_digest(member.personal / FEDERATION) == policy_digest(member.policy)
 
 
