@@ -68,7 +68,7 @@ def docker(*arguments: str, timeout: float = 120) -> str:
 
 
 class Cluster:
-    """A copy in `folder` of what an operator has, with two runs to submit: `two-rounds` and `faults`."""
+    """A copy in `folder` of what an operator has, with three runs to submit."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.project = folder, "so100-test"
@@ -80,6 +80,7 @@ class Cluster:
         (folder / "configs").mkdir()
         simulated = "sim_frequency = 2\nsim_episodes = 2\n"
         self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240) + simulated)
+        self.write_config("one-round", CONFIG.format(rounds=1, deadline=240))
         self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)

@@ -46,30 +46,25 @@ def bad_network(cluster: Cluster) -> Iterator[None]:
 
 def _both_took_part(cluster: Cluster, run: str) -> bool:
     metrics = json.loads(cluster.read(run, "federated_metrics.json"))
-    return [sorted(entry["clients"]) for entry in metrics["rounds"]] == [["site-a", "site-b"]] * 2
+    return [sorted(entry["clients"]) for entry in metrics["rounds"]] == [["site-a", "site-b"]]
 
 
-def test_a_site_cut_off_for_15_and_for_95_seconds_takes_part_in_every_round(
-    cluster: Cluster, finished_run: str
-) -> None:
+def test_a_site_cut_off_for_95_seconds_takes_part_in_the_round(cluster: Cluster, finished_run: str) -> None:
     container = cluster.container("supernode-b")
     (network,) = container["NetworkSettings"]["Networks"]
-    run = cluster.submit("two-rounds")
-    for round_, seconds in ((1, 15), (2, 95)):
-        cluster.wait_for(
-            run, lambda event, r=round_: event["event"] == "round_started" and event["round"] == r, 300
-        )
-        docker("network", "disconnect", network, container["Id"])
-        time.sleep(seconds)
-        docker("network", "connect", network, container["Id"])
+    run = cluster.submit("one-round")
+    cluster.wait_for(run, lambda event: event["event"] == "round_started", 300)
+    docker("network", "disconnect", network, container["Id"])
+    time.sleep(95)
+    docker("network", "connect", network, container["Id"])
     cluster.wait_for(run, lambda event: event["event"] == "run_finished", 400)
     assert _both_took_part(cluster, run)
 
 
-def test_a_site_behind_a_slow_and_lossy_network_takes_part_in_every_round(
+def test_a_site_behind_a_slow_and_lossy_network_takes_part_in_the_round(
     cluster: Cluster, finished_run: str, bad_network: None
 ) -> None:
-    run = cluster.submit("two-rounds")
+    run = cluster.submit("one-round")
     cluster.wait_for(run, lambda event: event["event"] == "run_finished", 400)
     assert _both_took_part(cluster, run)
 

@@ -72,10 +72,6 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
             *(("ok", what) for what in ("connection", "TLS", "health", "clock"))
         ]
 
-        (flower,) = psutil.Process(node.pid).children()
-        flower.kill()
-        wait_for(lambda: log.read_text().count("Starting Flower SuperNode") >= 2, log)
-        wait_for(lambda: count_online(cluster.superlink) == 2, log)
         assert "paused" in owner.run("pause")
         wait_for(lambda: count_online(cluster.superlink) == 1, log)
         owner.run("resume")
