@@ -51,7 +51,7 @@ def _run(cluster: _Cluster, name: str, **changes: Any) -> tuple[dict[str, Any], 
 
 def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluster: _Cluster) -> None:
     outputs, scratch, rules = cluster._outputs, cluster._scratch, cluster._outputs / "rules-site-b.toml"
-    first, _ = _run(cluster, "one", **{"federation.min_nodes": 2})
+    first, _ = _run(cluster, "one", **{"federation.min_nodes": 2, "run.num_rounds": 1})
     exported = policy_digest(outputs / "one" / "pretrained_model")
     assert policy_digest(scratch / "site-b" / "policy") == exported
 
@@ -62,8 +62,8 @@ def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluste
     assert _denied(events) == ("site-b", "rule min-noise = 1: the run has privacy.mode = 'none'")
     assert "rule min-noise = 1" in (cluster.logs / "site-b.log").read_text()
     assert [sorted(entry["clients"]) for entry in second["rounds"]] == [["site-a"]]
-    best = min(entry["evaluation"]["policy_loss"] for entry in first["rounds"])
-    assert second["baseline"]["policy_loss"] == pytest.approx(best, rel=1e-4)
+    losses = [first["baseline"]["policy_loss"], first["rounds"][0]["evaluation"]["policy_loss"]]
+    assert second["baseline"]["policy_loss"] == pytest.approx(min(losses), rel=1e-4)
     assert second["config"]["policy.pretrained"] == "run:one"
 
     # Nor has it the policy that the next run starts from.
@@ -72,12 +72,12 @@ def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluste
     assert _denied(events) == ("site-b", "policy.pretrained = 'run:two': this site has the policy of one")
 
     # The gigabytes of its day are used up by the second round, and the run goes on without it.
-    a_round = sum(entry["bytes"]["down"] + entry["bytes"]["up"] for entry in first["rounds"]) / 4
+    a_round = sum(entry["bytes"]["down"] + entry["bytes"]["up"] for entry in first["rounds"]) / 2
     used = json.loads((scratch / "site-b" / TRAFFIC_FILE).read_text())
     rules.write_text(f"gigabytes-a-day = {(used['received'] + used['sent'] + 1.5 * a_round) / 1e9}")
-    fourth, events = _run(cluster, "four", **{"run.num_rounds": 3})
+    fourth, events = _run(cluster, "four", **{"run.num_rounds": 2})
     took_part = [sorted(entry["clients"]) for entry in fourth["rounds"]]
-    assert took_part == [["site-a", "site-b"], ["site-a"], ["site-a"]]
+    assert took_part == [["site-a", "site-b"], ["site-a"]]
     rejected = recorded_rounds(fourth)[1].rejected["site-b"]
     assert rejected.code == "owner_rule"
     assert "rule gigabytes-a-day" in rejected.reason
