@@ -58,6 +58,7 @@ def draw_predictions(found: dict[str, Any]) -> Figure:
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
     figure.supxlabel("seconds", fontsize=9)
+    figure.supylabel("action, as recorded", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure

@@ -112,6 +112,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert "lab-b: has the policy of round 1 now" in capsys.readouterr().out
         exported = policy_digest(tmp_path / "outputs" / "one" / "pretrained_model")
         assert policy_digest(site.policy) == exported
+        assert f"both are in {site.personal}; let the arm run" in owner.run("personalise", "--steps", "3")
         metrics = read_metrics(tmp_path / "outputs" / "one")
         assert metrics["nodes"]["lab-b"]["episodes"] == 5
         assert metrics["nodes"]["lab-b"]["cameras"] == ["top=top/phone", "wrist=wrist/hand"]
