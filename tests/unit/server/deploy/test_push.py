@@ -1,33 +1,19 @@
 """so100-server push, with the real `huggingface_hub` client, against a small local Hub."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 
 from federation.config import parse_run_config
 from server.cli import main
 from server.output import hub as hub_module
 from server.run.records import RunRecord
-from tests.local_hub import TOKEN, LocalHub, local_hub
+from tests.local_hub import LocalHub
 from tests.unit.server.monitoring.test_exporter import _entry, _evaluation
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    with local_hub() as server:
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=server.url))
-        monkeypatch.setattr(hub_module, "_SECONDS_BEFORE_RETRIES", (0.0,))
-        yield server
 
 
 def _run(outputs: Path, status: str = "finished", **changes: Any) -> Path:

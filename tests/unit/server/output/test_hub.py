@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -14,23 +13,11 @@ from federation.errors import ConfigError
 from federation.settings import HubConfig
 from server.output import hub as hub_module
 from server.output.hub import Hub
-from tests.local_hub import TOKEN, LocalHub, local_hub
+from tests.local_hub import LocalHub
 
 pytestmark = pytest.mark.slow
 
 CONFIG = HubConfig(repo="lab/so101", push_frequency=2)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    with local_hub() as server:
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(hub_module, "HfApi", lambda: huggingface_hub.HfApi(endpoint=server.url))
-        monkeypatch.setattr(hub_module, "_SECONDS_BEFORE_RETRIES", (0.0, 0.0))
-        yield server
 
 
 @pytest.fixture
