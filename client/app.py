@@ -71,6 +71,7 @@ def train(message: Message, context: Context) -> Message:
 
 def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
     check_rules(site.rules, config.privacy, site.scratch)
+    config = locate_base(config, site)
     held = judge_recordings(site.sources, config.policy, site.scratch)
     first, cameras = held.descriptions[0], held.spell_cameras(config.policy.camera_names)
     for part in held.parts:
@@ -104,7 +105,7 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
     note_contact(site.scratch, run, verdict, update=_last_update(message))
     check_day(site.rules, site.scratch)
-    reply = answer_train_request(message, config, site)
+    reply = answer_train_request(message, locate_base(config, site), site)
     check_day(site.rules, site.scratch)  # training may have lasted beyond the owner's hours
     count_traffic(site.rules, site.scratch, sent=_size(reply, UPDATE))
     return reply
@@ -148,7 +149,7 @@ def _answer(
         logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
         logs.bind_context(run=config.run.name or None)
-        return Message(work(message, locate_base(config, site), site), reply_to=message)
+        return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
         code, reason = error.code, hide_paths(str(error), folders)

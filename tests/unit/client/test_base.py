@@ -1,13 +1,20 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
+from client import app
 from client.base import locate_base
 from client.recordings.sources import Source
 from client.site import Site
+from client.state.contact import read_contact
 from client.state.delivered_policy import note_delivered_policy
-from federation.config import parse_run_config
+from federation.config import flatten, parse_run_config
 from federation.errors import FederationError, RejectionCode
+from federation.messages import REASON
 
 CONFIG = parse_run_config({"policy.pretrained": "run:demo-1"}, "tests")
 
@@ -33,3 +40,13 @@ def test_a_site_without_it_says_which_it_has_and_what_helps(held: str, site: Sit
         locate_base(CONFIG, site)
     assert error.value.code == RejectionCode.FROZEN_WEIGHTS
     assert f"this site has the policy of {held}; so100-server deliver demo-1 sends it" in str(error.value)
+
+
+def test_a_site_without_it_still_hears_why_it_takes_no_part(site: Site) -> None:
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower stamps a message with them
+    content = RecordDict({REASON: ConfigRecord({"text": "until round 7"})})
+    node = {"name": "site-a", "dataset": "/data", "scratch": str(site.scratch)}
+    context: Any = SimpleNamespace(node_config=node, run_config=flatten(CONFIG))
+    reply = app._answer(Message(content, 1, "query"), context, app._shut_out)
+    assert not reply.has_error()
+    assert read_contact(site.scratch)["verdict"] == "takes nothing from this site until round 7"
