@@ -51,12 +51,13 @@ def keep_running(site: SiteFolder, superlink: str) -> int:
     with _only_one(site):
         while not stop.is_set() and (reason := _reason_to_be_off(site)) != LEFT:
             site.refusal.unlink(missing_ok=True)
+            if reason == PAUSED:
+                _log.info("paused; so100-site resume takes part again")
+                _note(site, PAUSED, restarts)
+            elif reason:
+                _log.info("off: %s", reason)
+                _note(site, _KEPT_OFF, restarts, reason)
             if reason:
-                is_paused = reason == PAUSED
-                _log.info(
-                    "%s", "paused; so100-site resume takes part again" if is_paused else f"off: {reason}"
-                )
-                _note(site, *((PAUSED, restarts) if is_paused else (_KEPT_OFF, restarts, reason)))
                 _sleep(site, stop, float("inf"), reason)
                 continue
             started = time.monotonic()

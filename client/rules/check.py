@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from client.rules.hours import is_open
+from client.rules.hours import is_open, spell_hours
 from client.rules.owner import NO_RULES, OwnerRules, RuleError, read_rules
 from client.rules.privacy import check_privacy
 from client.rules.traffic import check_traffic, is_used_up
@@ -48,4 +48,4 @@ def why_off(file: Path, scratch: Path) -> str:
 
 
 def _spell_hours(rules: OwnerRules) -> str:
-    return f"rule hours = {', '.join(span.spell() for span in rules.hours)}"
+    return f"rule hours = {spell_hours(rules.hours)}"

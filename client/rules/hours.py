@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["Hours", "Span", "is_open", "parse_hours"]
+__all__ = ["Hours", "Span", "is_open", "parse_hours", "spell_hours"]
 
 _SPAN = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})", re.ASCII)
 _DAY_MINUTES = 24 * 60
@@ -44,6 +44,11 @@ def parse_hours(texts: Sequence[str]) -> Hours:
 def is_open(hours: Hours, now: datetime) -> bool:
     """Return whether `now` is in one of `hours`; always, if there are none."""
     return not hours or any(span.holds(now.hour * 60 + now.minute) for span in hours)
+
+
+def spell_hours(hours: Hours) -> str:
+    """Return e.g. `20:00-07:00, 12:30-13:30`."""
+    return ", ".join(span.spell() for span in hours)
 
 
 def _parse_span(text: str) -> Span:

@@ -16,7 +16,7 @@ from tomllib import loads
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from client.rules.hours import Hours, parse_hours
+from client.rules.hours import Hours, parse_hours, spell_hours
 from federation.errors import ConfigError, FederationError, RejectionCode, one_line
 
 __all__ = ["NO_RULES", "RULES_VARIABLE", "TEMPLATE", "OwnerRules", "RuleError", "read_rules", "rules_file"]
@@ -71,7 +71,7 @@ class OwnerRules:
         """Return the rules as they are written in the file, on one line."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         texts = {
-            "hours": ", ".join(span.spell() for span in self.hours),
+            "hours": spell_hours(self.hours),
             "allow_app": ", ".join(self.allow_app),
         }
         lines = [

@@ -8,11 +8,11 @@ import typer
 from federation.command_line import make_app
 from federation.errors import ConfigError
 
-__all__ = ["OUTPUTS", "Outputs", "Run", "app"]
+__all__ = ["OUTPUTS", "SCENES", "Outputs", "Run", "app"]
 
 _CLONE = Path(__file__).resolve().parents[2]
 _START, _SITES = "Run a federation", "Sites elsewhere"
-_SCENES = "site-a,site-b"
+SCENES = "site-a,site-b"
 
 app = make_app(
     "Run a federation of SO-100 and SO-101 arms. make calls these commands.",
@@ -68,7 +68,7 @@ def sample_data(
     out: Annotated[Path, typer.Option(help="folder to record into")] = Path("data/sample"),
     episodes: Annotated[int, typer.Option(help="at each site")] = 10,
     eval_episodes: Annotated[int, typer.Option(help="held out")] = 4,
-    scenes: Annotated[str, typer.Option(help="the first at site-a, the next at site-b, ...")] = _SCENES,
+    scenes: Annotated[str, typer.Option(help="the first at site-a, the next at site-b, ...")] = SCENES,
     seed: Annotated[int, typer.Option(help="of the cubes' places")] = 0,
     workers: Annotated[int, typer.Option(help="processes that simulate")] = 2,
 ) -> None:

@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 
 from federation.errors import ConfigError
-from server.cli.commands import OUTPUTS, Outputs, Run
+from server.cli.commands import OUTPUTS, SCENES, Outputs, Run
 
 __all__ = ["results"]
 
 _RESULTS = "Results"
-_SCENES = "site-a,site-b"
 
 OneRun = Annotated[str | None, typer.Argument(metavar="RUN")]
 Policy = Annotated[Path | None, typer.Option(metavar="FOLDER", help="a policy folder instead of a run")]
@@ -37,7 +36,7 @@ def simulate(
     policy: Policy = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="default: simulation.json there")] = None,
     episodes: Annotated[int, typer.Option(help="number of episodes")] = 20,
-    scenes: Scenes = _SCENES,
+    scenes: Scenes = SCENES,
     seed: Annotated[int, typer.Option(help="of the first episode")] = 1_000_000_000,
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="for videos of three episodes")
@@ -69,7 +68,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
     episodes: Annotated[int, typer.Option(help="number of episodes")] = 50,
-    scenes: Scenes = _SCENES,
+    scenes: Scenes = SCENES,
     as_json: Annotated[bool, typer.Option("--json", help="print every episode, as JSON")] = False,
 ) -> None:
     """Compare two policies on the same episodes of the simulated arm.

@@ -1,8 +1,8 @@
 """`so100-server push`: put the policy of a run that is over on the Hugging Face Hub."""
 
-import dataclasses
 from pathlib import Path
 
+from federation.config import parse_run_config
 from federation.errors import ConfigError, FederationError
 from server.output.hub import Hub
 from server.run.recorded import evaluations_behind, is_finished, read_metrics, recorded_config
@@ -20,15 +20,16 @@ def push_run(folder: Path, repo: str | None = None, *, best: bool = False, publi
         public: make a repository that is missing a public one.
 
     Raises:
-        ConfigError: no repository is named, or the Hub refuses the token.
+        ConfigError: no repository is named or its name is malformed, or the Hub refuses the token.
         FederationError: the run has not finished, or the push failed.
     """
     config = recorded_config(folder)
     if not is_finished(folder):
         raise FederationError(f"run {folder.name} has not finished: resume it; its end pushes, with hub.repo")
-    settings = dataclasses.replace(config.hub, repo=repo or config.hub.repo, private=not public)
-    if settings.repo.count("/") != 1:
+    repo = repo or config.hub.repo
+    if not repo:
         raise ConfigError("name a repository: --repo owner/name; the run's hub.repo is empty")
+    settings = parse_run_config({"hub.repo": repo, "hub.private": not public}, "--repo").hub
     policy = folder / ("pretrained_model_best" if best else "pretrained_model")
     if not policy.is_dir():
         raise FederationError(f"{policy}: no policy there; make resume RUN={folder.name} exports it")

@@ -48,11 +48,10 @@ def draw_predictions(found: dict[str, Any]) -> Figure:
     panels = figure.subplots(2, 3, sharex=True).flat
     seconds = [number / found["fps"] for number in range(len(found["recorded"]))]
     for joint, (axes, name) in enumerate(zip(panels, _JOINTS, strict=True)):
-        for values, colour, label in (
-            ("recorded", "0.45", "recorded"),
-            ("predicted", "#0072B2", "predicted"),
-        ):
-            axes.plot(seconds, [action[joint] for action in found[values]], color=colour, lw=1.4, label=label)
+        for values, colour in (("recorded", "0.45"), ("predicted", "#0072B2")):
+            axes.plot(
+                seconds, [action[joint] for action in found[values]], color=colour, lw=1.4, label=values
+            )
         axes.set_title(name, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
