@@ -1,20 +1,12 @@
-"""What benchmarks that federate without Flower share: pooled datasets, updates as the server gets them."""
+"""Updates as the server gets them, for benchmarks that federate without Flower."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from federation.wire.payload import Header, Payload, open_payload, pack_tensors
 
-__all__ = ["Pooled", "as_received"]
-
-
-class Pooled(ConcatDataset[dict[str, Any]]):
-    """The samples of several sites as one dataset."""
-
-    name = "pooled"
+__all__ = ["as_received"]
 
 
 def as_received(update: Mapping[str, Tensor]) -> Payload:

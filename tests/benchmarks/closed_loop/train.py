@@ -5,13 +5,14 @@ codec (fp32 here) and the order of frames.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from client.recordings.samples import JoinedSamples
 from client.training import TrainingComponents, TrainingResult, run_training_loop, setup_training_components
 from federation.config import RunConfig
 from federation.data.description import describe_dataset
@@ -20,7 +21,7 @@ from federation.data.sample_cache import open_samples
 from federation.policy.build import build_policy, build_processors, load_trainable, trainable_parameters
 from federation.policy.folder import save_policy_folder
 from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
-from tests.benchmarks.in_process import Pooled, as_received
+from tests.benchmarks.in_process import as_received
 
 __all__ = ["Aggregate", "as_in_a_run", "train"]
 
@@ -73,8 +74,8 @@ def train(
     statistics = merge_statistics([describe_dataset(data / site).statistics for site in sites])
     samples = {site: open_samples(data / site, policy.config, scratch / site, 2 * 10**9) for site in sites}
     pooled = ["+".join(learner) for learner in learners]
-    datasets: Mapping[str, Any] = {
-        name: Pooled([samples[site] for site in learner])
+    datasets = {
+        name: JoinedSamples([samples[site] for site in learner], policy.config, ())
         for name, learner in zip(pooled, learners, strict=True)
     }
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from client.recordings.samples import JoinedSamples
 from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig, parse_run_config
 from federation.data.description import describe_dataset
@@ -24,7 +25,7 @@ from server.aggregation.collector import apply_update, make_aggregator, make_ser
 from server.evaluation.held_out import Evaluator
 from server.join_answer import Node
 from server.sampling import sample_nodes
-from tests.benchmarks.in_process import Pooled, as_received
+from tests.benchmarks.in_process import as_received
 from tests.benchmarks.study.arms import Arm
 from tests.benchmarks.study.scaffold import Scaffold
 
@@ -64,7 +65,8 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
         own = {site: merge_statistics([statistics]) for site, statistics in reported.items()}
         shared = merge_statistics(list(reported.values()))
         if arm.pooled:
-            samples, own = {"pooled": Pooled(list(samples.values()))}, {"pooled": shared}
+            pooled = JoinedSamples(list(samples.values()), policy.config, ())
+            samples, own = {"pooled": pooled}, {"pooled": shared}
         statistics = {site: shared if arm.shared_normalisation else own[site] for site in samples}
         weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
         evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
