@@ -2,18 +2,19 @@
 
 Each is asked for as many as it gets done in the time that the middle site takes for all of them, by the speed
 that its newest update reported (FedCompass, Li et al., ICLR 2024). So a slow site is in every round, and no
-round waits for it. The mean takes the steps out again (`WeightedMean`). All of it comes from the record, so a
-run that was resumed asks for the same.
+round waits for it but the one in which its speed is found. The mean takes the steps out again
+(`WeightedMean`). All of it comes from the record, so a run that was resumed asks for the same.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from federation.config import RunConfig
 from federation.settings import TrainingConfig
 from server.run.round_record import RoundRecord
 
-__all__ = ["asked_steps"]
+__all__ = ["Pace", "asked_steps", "pace_of_round"]
 
 _LEAST_SECONDS = 1e-6
 _ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
@@ -29,6 +30,28 @@ class _Speed:
 
     def seconds(self, steps: int) -> float:
         return self.other_seconds + steps * self.step_seconds
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a round asks of its sites."""
+
+    steps: Mapping[str, int] | None = None  # by name; None: all that the configuration names
+    waited_for: frozenset[str] = frozenset()  # until the deadline: the round finds out how fast they are
+
+
+def pace_of_round(names: Sequence[str], rounds: Sequence[RoundRecord], config: RunConfig) -> Pace:
+    """Return what a round asks of the sites `names`.
+
+    A site that was waited for in vain once is not waited for again.
+
+    Args:
+        rounds: those that are complete, in their order.
+    """
+    if not config.federation.partial_work:
+        return Pace()
+    heard_of = {name for entry in rounds for name in (*entry.clients, *entry.missing)}
+    return Pace(asked_steps(names, rounds, config.training), frozenset(names) - heard_of)
 
 
 def asked_steps(

@@ -25,7 +25,7 @@ from server.grid.late_replies import LateReplies
 from server.grid.replies import limits_of_update
 from server.join_answer import Node
 from server.model import GlobalModel
-from server.pace import asked_steps
+from server.pace import Pace, pace_of_round
 from server.run.accountant import count_requests
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
@@ -56,16 +56,14 @@ def run_round(
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
     mu = proximal_mu(config, previous)
     names = {node.node_id: node.name for node in nodes}
-    steps = None
-    if config.federation.partial_work:
-        steps = asked_steps(list(names.values()), record.rounds, config.training)
-    exchange, base = _send(grid, model, names, round_, config, record, mu, steps)
+    pace = pace_of_round(list(names.values()), record.rounds, config)
+    exchange, base = _send(grid, model, names, round_, config, record, mu, pace)
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)
     training = config.training
     max_examples = {n.name: training.steps_in_round(n.frames) * training.frames_in_step for n in nodes}
-    collector = UpdateCollector(model, expected, config, record, max_examples, steps)
+    collector = UpdateCollector(model, expected, config, record, max_examples, pace.steps)
     aggregate_seconds = _collect(exchange, collector, names)
     if late is not None:
         late.watch(exchange)
@@ -85,13 +83,9 @@ def _send(
     config: RunConfig,
     record: RunRecord,
     mu: float,
-    steps: Mapping[str, int] | None,
+    pace: Pace,
 ) -> tuple[Exchange, str]:
-    """Send the weights to the nodes `names`; return the exchange and the SHA-256 of what was sent.
-
-    Args:
-        steps: that each is asked for; None: all that the configuration names.
-    """
+    """Send the weights to the nodes `names`; return the exchange and the SHA-256 of what was sent."""
     base = ""
 
     def make_content() -> RecordDict:
@@ -106,14 +100,20 @@ def _send(
             count_requests(config.privacy, record.folder, round_, [names[id_] for id_ in node_ids])
 
     settings = config.federation
-    policy = WaitPolicy(settings.round_deadline_seconds, settings.quorum, settings.straggler_factor)
+    policy = WaitPolicy(
+        settings.round_deadline_seconds,
+        settings.quorum,
+        settings.straggler_factor,
+        frozenset(node_id for node_id, name in names.items() if name in pace.waited_for),
+    )
     payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
     limits = limits_of_update(payload_bytes)
 
     def address(content: RecordDict, node_id: int) -> RecordDict:
         own = {LAST_UPDATE: ConfigRecord({"text": record.last_update_of(names[node_id])})}
-        if steps is not None:
-            own[CONFIG] = ConfigRecord({**content.config_records[CONFIG], "steps": steps[names[node_id]]})
+        if pace.steps is not None:
+            asked = {"steps": pace.steps[names[node_id]]}
+            own[CONFIG] = ConfigRecord({**content.config_records[CONFIG], **asked})
         return RecordDict({**content, **own})
 
     exchange = Exchange(grid, make_content, TRAIN, str(round_), policy, limits, count, address)

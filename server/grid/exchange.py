@@ -59,6 +59,7 @@ class WaitPolicy:
     deadline_seconds: float
     quorum: float = 1.0  # share of the asked nodes
     straggler_factor: float = math.inf  # times the median reply time, for the rest
+    patient_with: frozenset[int] = frozenset()  # nodes that are waited for until the deadline all the same
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class Exchange:
         """Wait no longer for nodes that take many times as long as the others."""
         seconds = list(self._reply_seconds.values())
         limit = max(self._policy.straggler_factor * statistics.median(seconds), _MIN_WAIT_SECONDS)
-        for node_id in sorted(self._waiting):
+        for node_id in sorted(self._waiting - self._policy.patient_with):
             if self._seconds_since_asked(node_id) > limit:
                 self._waiting.discard(node_id)
                 reason = f"no reply within {limit:.0f} s while {len(seconds)} nodes have replied"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.settings import TrainingConfig
-from server.pace import asked_steps
+from federation.config import RunConfig
+from federation.settings import FederationConfig, TrainingConfig
+from server.pace import Pace, asked_steps, pace_of_round
 from server.run.round_record import RoundRecord
 
 TRAINING = TrainingConfig(local_steps=40, batch_size=4)
@@ -75,3 +76,18 @@ def test_each_is_asked_for_one_step_at_least_and_all_at_most(
     assert asked.keys() == {*sites, "new"}
     assert all(1 <= steps <= 40 for steps in asked.values())
     assert max(asked.values()) == 40  # whoever sets the time takes all of them
+
+
+PARTIAL = RunConfig(federation=FederationConfig(partial_work=True), training=TRAINING)
+
+
+def test_a_round_waits_once_for_a_site_that_nobody_knows() -> None:
+    first = pace_of_round(["a", "b"], [], PARTIAL)
+    assert first == Pace({"a": 10, "b": 10}, frozenset("ab"))
+    rounds = [RoundRecord(1, clients={"a": _update(0.25)}, missing=["b"])]
+    assert pace_of_round(["a", "b"], rounds, PARTIAL) == Pace({"a": 40, "b": 10})
+    assert pace_of_round(["a", "new"], rounds, PARTIAL).waited_for == {"new"}
+
+
+def test_without_partial_work_a_round_asks_for_all_and_waits_for_nobody() -> None:
+    assert pace_of_round(["a"], [], RunConfig()) == Pace(None, frozenset())

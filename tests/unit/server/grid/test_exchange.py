@@ -166,6 +166,13 @@ def test_stragglers_are_left_behind_once_the_quorum_is_in() -> None:
     assert "while 3 nodes have replied" in replies[8].error
 
 
+def test_a_node_that_the_round_is_patient_with_is_no_straggler() -> None:
+    policy = WaitPolicy(1.0, quorum=0.5, straggler_factor=0.0, patient_with=frozenset({8}))
+    replies = _exchange(FakeGrid({5: RecordDict(), 7: None, 8: None, 9: RecordDict()}), policy)
+    assert "while 2 nodes have replied" in replies[7].error
+    assert "no reply within 1 s" in replies[8].error
+
+
 def test_below_the_quorum_the_deadline_counts() -> None:
     answers = {5: RecordDict(), 6: RecordDict(), 7: Error(2, "no"), 8: None}
     started = time.monotonic()
