@@ -1,5 +1,6 @@
 """An endless, shuffled stream of training samples that survives damaged frames."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -102,6 +103,11 @@ def load_batches(
         pin_memory=pin_memory,
         collate_fn=_collate,
     )
+    if num_workers:
+        # The processes are forks. A collector in one of them that freed a decoder of this process would wait
+        # for good for the decoder's threads, which only this process has.
+        gc.collect()
+        gc.freeze()
     return _raising(iter(loader))  # the processes start here, not at the first batch
 
 

@@ -1,7 +1,10 @@
 """In which order the frames of several recordings come."""
 
+import gc
 import itertools
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from torch.utils.data import Dataset
@@ -43,3 +46,33 @@ def test_the_order_is_the_seeds_however_many_processes_load() -> None:
     batches = load_batches(stream, batch_size=1, num_workers=2, pin_memory=False)
     shared = [int(batch["frame"][0]) for batch in itertools.islice(batches, 20)]
     assert shared == _drawn(shares, 20)
+
+
+class _Decoder:
+    """Garbage for the collector alone: it refers to itself."""
+
+    def __init__(self, freed_by: Path) -> None:
+        self._itself, self._freed_by = self, freed_by
+
+    def __del__(self) -> None:
+        with self._freed_by.open("a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class _Collecting(_Numbers):
+    def __getitem__(self, index: int) -> dict[str, int]:
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def test_no_process_that_loads_frees_what_this_one_opened(tmp_path: Path) -> None:
+    freed_by = tmp_path / "freed"
+    gc.disable()
+    try:
+        _Decoder(freed_by)
+        stream = FrameStream(_Collecting(12), seed=1, name="")
+        next(load_batches(stream, batch_size=1, num_workers=2, pin_memory=False))
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert freed_by.read_text(encoding="utf-8") == f"{os.getpid()}\n"
