@@ -22,7 +22,7 @@ from federation.errors import DatasetError, one_line
 from federation.logs import get_logger
 from federation.policy.build import Processors, autocast
 
-__all__ = ["Recorded", "measure_policy", "predict_episode"]
+__all__ = ["Recorded", "held_out_batches", "measure_policy", "predict_episode"]
 
 _log = get_logger("federation.policy.held_out")
 
@@ -56,7 +56,7 @@ def measure_policy(
     device = next(policy.parameters()).device
     losses: list[Tensor] = []
     errors: list[Tensor] = []
-    for batch, noise, time_ in _batches(policy, recorded, name, frames, batch_size):
+    for batch, noise, time_ in held_out_batches(policy, recorded, name, frames, batch_size):
         with autocast(device):
             predicted = policy.predict_action_chunk(preprocessor(_observation(batch)), noise.to(device))
             loss, _ = policy.forward(
@@ -75,10 +75,10 @@ def measure_policy(
     }
 
 
-def _batches(
+def held_out_batches(
     policy: SmolVLAPolicy, recorded: Recorded, name: str, frames: Sequence[int], batch_size: int
 ) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-    """Raw batches with the fixed noise (B, chunk_size, max_action_dim) and time (B,) of their frames."""
+    """Yield raw batches with the fixed noise (B, chunk, max_action_dim) and time (B,) of their frames."""
     settings = policy.config
     samples = []
     for frame in tqdm(frames, desc=f"evaluate {name}", unit="frame", leave=False, disable=None):
