@@ -246,13 +246,12 @@ def _pack(
             add_noise(tensor, config.privacy.clip_norm * config.privacy.noise_multiplier)
         count_release(site.rules, config.privacy, scratch, site.name, run, round_)
     # The residual is left over from an update that had its noise: it tells nothing more.
-    add_residual(scratch, run, round_, update)
+    add_residual(scratch, run, round_, update, request.steps)
     header = Header(config.wire.upload, run, round_, base)
     arrays, header_record, sealed = pack_tensors(update.items(), header)
     sent = open_payload(arrays, header_record, {n: u.shape for n, u in update.items()}, sealed)
-    keep_residual(
-        scratch, run, round_, {name: update[name].sub_(decoded) for name, decoded in sent.tensors()}
-    )
+    residual = {name: update[name].sub_(decoded) for name, decoded in sent.tensors()}
+    keep_residual(scratch, run, round_, residual, request.steps)
     return RecordDict({UPDATE: arrays, HEADER: ConfigRecord(dict(header_record))})
 
 

@@ -1,11 +1,16 @@
-"""How many steps each site of a round is asked for, where `federation.partial_work` lets slow ones do fewer.
+"""How long a round waits for whom, and how many steps it asks of each site.
 
-Each is asked for as many as it gets done in the time that the middle site takes for all of them, by the speed
-that its newest update reported (FedCompass, Li et al., ICLR 2024). So a slow site is in every round, and no
-round waits for it but the one in which its speed is found. The mean takes the steps out again
-(`WeightedMean`). All of it comes from the record, so a run that was resumed asks for the same.
+A site that did not answer when it was asked last makes up no quorum: of two or three sites one that is always
+silent would else hold up every round until its deadline.
+
+With `federation.partial_work` a slow site does fewer steps. Each is asked for as many as it gets done in the
+time that the middle site takes for all of them, by the speed that its newest update reported (FedCompass, Li
+et al., ICLR 2024). So a slow site is in every round, and no round waits for it but the one in which its speed
+is found. The mean takes the steps out again (`WeightedMean`). All of it comes from the record, so a run that
+was resumed asks for the same.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +24,7 @@ __all__ = ["Pace", "asked_steps", "pace_of_round"]
 _LEAST_SECONDS = 1e-6
 _ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
 _PROBE_SHARE = 0.25  # of the steps, of a site whose speed nobody knows
+_LEAST_SHARE = 1 / 16  # the norm of an update goes by the root of its steps: at most four times the others'
 
 
 @dataclass(frozen=True)
@@ -36,28 +42,28 @@ class _Speed:
 class Pace:
     """What a round asks of its sites."""
 
+    doubted: frozenset[str] = frozenset()  # makes up no quorum
     steps: Mapping[str, int] | None = None  # by name; None: all that the configuration names
     waited_for: frozenset[str] = frozenset()  # until the deadline: the round finds out how fast they are
 
 
 def pace_of_round(names: Sequence[str], rounds: Sequence[RoundRecord], config: RunConfig) -> Pace:
-    """Return what a round asks of the sites `names`.
-
-    A site that was waited for in vain once is not waited for again.
+    """Return what a round asks of the sites `names`, each of which it waits for once at most.
 
     Args:
         rounds: those that are complete, in their order.
     """
+    answered = {name: name not in e.missing for e in rounds for name in (*e.clients, *e.rejected, *e.missing)}
+    doubted = frozenset(name for name in names if not answered.get(name, True))
     if not config.federation.partial_work:
-        return Pace()
-    heard_of = {name for entry in rounds for name in (*entry.clients, *entry.missing)}
-    return Pace(asked_steps(names, rounds, config.training), frozenset(names) - heard_of)
+        return Pace(doubted)
+    return Pace(doubted, asked_steps(names, rounds, config.training), frozenset(names) - answered.keys())
 
 
 def asked_steps(
     names: Sequence[str], rounds: Sequence[RoundRecord], training: TrainingConfig
 ) -> dict[str, int]:
-    """Return the steps that each of the sites `names` is asked for, from 1 to `training.local_steps`.
+    """Return the steps that each of the sites `names` is asked for, a sixteenth to all of `local_steps`.
 
     Args:
         rounds: those that are complete, in their order.
@@ -72,9 +78,9 @@ def asked_steps(
 
 
 def _fitting(speed: _Speed, seconds: float, most: int) -> int:
-    """Return how many steps fit into `seconds`: one at least."""
+    """Return how many steps fit into `seconds`, and not too few to count."""
     steps = (seconds - speed.other_seconds) / speed.step_seconds
-    return max(1, int(min(steps + _ROUNDING, most)))
+    return max(math.ceil(_LEAST_SHARE * most), int(min(steps + _ROUNDING, most)))
 
 
 def _speed(name: str, rounds: Sequence[RoundRecord], training: TrainingConfig) -> _Speed | None:

@@ -61,9 +61,10 @@ def run_round(
     send_seconds = time.monotonic() - started
 
     expected = Header(config.wire.upload, record.name, round_, base)
-    training = config.training
-    max_examples = {n.name: training.steps_in_round(n.frames) * training.frames_in_step for n in nodes}
-    collector = UpdateCollector(model, expected, config, record, max_examples, pace.steps)
+    training, asked = config.training, pace.steps or {}
+    steps = {node.name: asked.get(node.name) or training.steps_in_round(node.frames) for node in nodes}
+    max_examples = {name: count * training.frames_in_step for name, count in steps.items()}
+    collector = UpdateCollector(model, expected, config, record, max_examples, asked)
     aggregate_seconds = _collect(exchange, collector, names)
     if late is not None:
         late.watch(exchange)
@@ -105,6 +106,7 @@ def _send(
         settings.quorum,
         settings.straggler_factor,
         frozenset(node_id for node_id, name in names.items() if name in pace.waited_for),
+        frozenset(node_id for node_id, name in names.items() if name in pace.doubted),
     )
     payload_bytes = sum(encoded_bytes(shape, config.wire.upload) for shape in model.shapes.values())
     limits = limits_of_update(payload_bytes)

@@ -44,9 +44,9 @@ class UpdateCollector:
         config: RunConfig,
         record: RunRecord,
         max_examples: Mapping[str, int],
-        asked_steps: Mapping[str, int] | None = None,
+        asked_steps: Mapping[str, int],
     ) -> None:
-        """`asked_steps`: of each node, where they are not the same for all."""
+        """`asked_steps`: of each node, where they are not the same for all; else empty."""
         self.aggregator = make_aggregator(config.aggregation, config.privacy, model.shapes)
         self.clients: dict[str, dict[str, int | float]] = {}
         self._norms: dict[str, tuple[float, float]] = {}  # with what it is divided by to be compared
@@ -60,7 +60,7 @@ class UpdateCollector:
         max_ratio = 0.0 if config.privacy.mode == "central" else config.aggregation.max_norm_ratio
         self._judge = NormJudge(model.norms, max_ratio, asked=len(max_examples))
         self._shapes, self._expected, self._record = model.shapes, expected, record
-        self._max_examples, self._asked_steps = max_examples, asked_steps or {}
+        self._max_examples, self._asked_steps = max_examples, asked_steps
         self._max_weight = max_weight(max_examples.values())
         self._config = config
 
@@ -74,7 +74,7 @@ class UpdateCollector:
         try:
             update, metrics = verify_reply(reply, self._shapes, self._expected, self._most(name, reply))
             norm = update.norm()
-            scale, largest = self._norm_bounds(int(metrics["num_examples"]))
+            scale, largest = self._norm_bounds(name, int(metrics["num_examples"]))
             is_usable = self._judge.is_within_recent_norms(norm, scale, largest)
         except WireError as error:
             self._reject(name, error)
@@ -119,15 +119,24 @@ class UpdateCollector:
             _log.warning("an update is held in memory, scratch cannot be written: %s", one_line(error))
             return update
 
-    def _norm_bounds(self, num_examples: int) -> tuple[float, float]:
+    def _norm_bounds(self, name: str, num_examples: int) -> tuple[float, float]:
         """Return what the norm of an update of so many frames is divided by, and the most that it can be.
 
         A site with more data takes more steps, and the root of them is what counts: a claim gives four times
-        the room of the median site at most.
+        the room of the median site at most. One that was asked for fewer is judged as it counts in the mean.
+
+        Raises:
+            WireError: it took other steps than it was asked for.
         """
         training, num_weights = self._config.training, sum(shape.numel() for shape in self._shapes.values())
         steps, scale = float(training.local_steps), 1.0
-        if training.local_epochs:
+        if name in self._asked_steps:
+            steps = float(self._asked_steps[name])
+            scale = steps / training.local_steps
+            if num_examples != self._max_examples[name]:
+                asked = f"{steps:.0f} steps, which are of {self._max_examples[name]}"
+                raise WireError(f"num_examples = {num_examples}: the site was asked for {asked}")
+        elif training.local_epochs:
             most = _MAX_STEPS_RATIO * self._max_weight / training.frames_in_step
             steps = min(training.steps_taken(num_examples), most)
             scale = math.sqrt(steps / training.local_steps)
@@ -135,6 +144,8 @@ class UpdateCollector:
 
     def _most(self, name: str, reply: Reply) -> int:
         """Return how many frames node `name` can have trained on: it may hold more than when it joined."""
+        if name in self._asked_steps:
+            return self._max_examples[name]
         training = self._config.training
         claimed = training.steps_in_round(claimed_frames(reply)) * training.frames_in_step
         return max(self._max_examples[name], claimed)
@@ -143,7 +154,7 @@ class UpdateCollector:
         training, steps = self._config.training, self._asked_steps.get(name)
         if steps is None:
             self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
-        else:  # by what it was asked for: a site that claims fewer steps gains nothing
+        else:
             whole = training.local_steps * training.frames_in_step
             self.aggregator.add(update, whole, steps / training.local_steps)
         self.clients[name] = metrics

@@ -198,20 +198,21 @@ def doctor(
         str | None, typer.Option(envvar="FEDERATION_CAMERAS", help="those of the run; default: top,wrist")
     ] = None,
     camera_names: CameraNames = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", envvar="FEDERATION_SITE", help="a site's own: all that it names"),
-    ] = None,
+    folder: Folder = None,
 ) -> int:
     """Say what would go wrong at this site, before it takes part.
+
+    Without --data, and of a site whose folder is named, everything is looked at that the folder names: the
+    recordings against the invitation, the key, the rules and the way to SuperLink.
 
     Example: so100-site doctor --data recordings/pick-cube --camera-names top=phone,wrist=none
     """
     sources = as_sources(data, camera_names, None)
-    if folder:
+    site = as_site(folder)
+    if folder or (not sources and site.settings.exists()):
         from client.membership.join import examine_member
 
-        return 0 if examine_member(folder, sources, full) else 1
+        return 0 if examine_member(site.path, sources, full) else 1
     if not sources:
         raise ConfigError("Missing option '--data' (env var: 'FEDERATION_DATASET')")
     from client.doctor.main import examine_site

@@ -51,11 +51,9 @@ def join_federation(
     site = SiteFolder(folder.resolve())
     invited = accept(site, invitation)
     write_settings(site, invited, sources, options)
-    print(f"{invited.site} is invited to {invited.superlink}")
-    print(f"its authority: {spell_authority(invited.authority)} (compare it with the operator's, by voice)")
-    print(f"it expects: {invited.expects.spell()}")
-    print(f"your rules: {read_rules(site.rules).spell()} ({site.rules})", flush=True)
-    if not unchecked and not examine_member(folder):
+    if unchecked:
+        _introduce(site, invited)
+    elif not examine_member(folder):
         print("not joined", file=sys.stderr)
         return 1
     if systemd:
@@ -71,7 +69,8 @@ def accept(site: SiteFolder, file: Path | None) -> Invitation:
     """Return the invitation in `file`, or the one accepted before (None), once it is kept in the folder.
 
     Raises:
-        FederationError: it cannot be read, or is for another key than this site's.
+        FederationError: it cannot be read, is for another key than this site's, or its owner, who is asked
+            at a terminal, does not accept its authority.
     """
     own = read_own_key(site)
     if file is None and not site.invitation.exists():
@@ -82,11 +81,36 @@ def accept(site: SiteFolder, file: Path | None) -> Invitation:
             f"invitation {file or site.invitation}: is for the key {invitation.key}, and this site's is "
             f"{own.fingerprint}: send the operator the line of so100-site key again"
         )
+    is_known = site.authority.exists() and site.authority.read_text("utf-8") == invitation.authority
+    if not is_known and sys.stdin.isatty():
+        _ask_about(invitation)
     with locked(site.path):
         replace(site.invitation, invitation.write())
         replace(site.authority, invitation.authority.encode())
     make_folder(site.scratch)
     return invitation
+
+
+def _ask_about(invitation: Invitation) -> None:
+    """Have the owner compare the digits of an authority that this site does not know yet.
+
+    Raises:
+        CertificateError: they are not the operator's.
+    """
+    print(f"the authority of {invitation.superlink} is {spell_authority(invitation.authority)}")
+    if input("Does the operator read you the same digits, by voice? [y/N] ").strip().lower() != "y":
+        raise CertificateError(
+            "invitation: its authority is not accepted; if the digits differ, somebody may have replaced the "
+            "file on its way: have the operator send it again on another"
+        )
+
+
+def _introduce(site: SiteFolder, invited: Invitation) -> None:
+    """Print what a site is invited to, and on whose terms."""
+    print(f"{invited.site} is invited to {invited.superlink}")
+    print(f"its authority: {spell_authority(invited.authority)} (compare it with the operator's, by voice)")
+    print(f"it expects: {invited.expects.spell()}")
+    print(f"your rules: {read_rules(site.rules).spell()} ({site.rules})", flush=True)
 
 
 def write_settings(
@@ -118,7 +142,7 @@ def write_settings(
 
 
 def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = False) -> bool:
-    """Let the doctor look at all that the folder of a site names; return whether it found no error.
+    """Say what the site is invited to, and let the doctor look; return whether it found no error.
 
     Args:
         sources: none: those of the settings.
@@ -127,14 +151,15 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
         ConfigError: there is no recording, or what is in the folder cannot be read.
     """
     site = SiteFolder(folder.resolve())
-    make_folder(site.scratch)
     if not sources and site.settings.exists():
         sources = parse_sources(tomllib.loads(site.settings.read_text(encoding="utf-8")))
     if not sources:
-        raise ConfigError("no dataset yet: name its folder with --dataset")
+        raise ConfigError("no dataset yet: name its folder with --data")
+    make_folder(site.scratch)
     if not site.invitation.exists():
         return examine_site(sources, full=full, scratch=site.scratch, key=site.key, rules=site.rules)
     invitation = accept(site, None)
+    _introduce(site, invitation)
     return examine_site(
         sources,
         policy=invitation.expects.as_policy(),

@@ -2,6 +2,9 @@
 
 Without it the rounding errors of the rounds add up; with it they cancel (Seide et al., Interspeech 2014;
 Karimireddy et al., ICML 2019). The residual is kept on the site's own disk.
+
+Where the server divides each update by its steps (`federation.partial_work`), so it does what was lost of it:
+the residual is kept for a step then, and added as often as the next round has steps.
 """
 
 from collections.abc import Mapping
@@ -14,17 +17,31 @@ from client.state.round_state import load_round_state, save_round_state
 
 __all__ = ["add_residual", "keep_residual"]
 
-_FOLDER = "feedback"
+_FOLDER, _FOLDER_BY_STEP = "feedback", "feedback_by_step"
 
 
-def add_residual(scratch: Path, run: str, round_: int, update: Mapping[str, Tensor]) -> None:
-    """Add what the newest round of `run` before `round_` left to `update`, in place; nothing if none did."""
+def add_residual(
+    scratch: Path, run: str, round_: int, update: Mapping[str, Tensor], steps: int | None = None
+) -> None:
+    """Add what the newest round of `run` before `round_` left to `update`, in place; nothing if none did.
+
+    Args:
+        steps: of the round, where the server divides by them.
+    """
     shapes = {name: tensor.shape for name, tensor in update.items()}
-    residual = load_round_state(scratch / _FOLDER, run, round_, shapes)
+    residual = load_round_state(_folder(scratch, steps), run, round_, shapes)
     if residual is not None:
-        torch._foreach_add_(list(update.values()), [residual[name] for name in update])
+        torch._foreach_add_(list(update.values()), [residual[name] for name in update], alpha=steps or 1)
 
 
-def keep_residual(scratch: Path, run: str, round_: int, residual: Mapping[str, Tensor]) -> None:
-    """Keep what `round_` leaves."""
-    save_round_state(scratch / _FOLDER, run, round_, residual)
+def keep_residual(
+    scratch: Path, run: str, round_: int, residual: Mapping[str, Tensor], steps: int | None = None
+) -> None:
+    """Keep what `round_` leaves; with `steps` it is divided by them in place."""
+    if steps:
+        torch._foreach_div_(list(residual.values()), steps)
+    save_round_state(_folder(scratch, steps), run, round_, residual)
+
+
+def _folder(scratch: Path, steps: int | None) -> Path:
+    return scratch / (_FOLDER_BY_STEP if steps else _FOLDER)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.data.joint_names import JOINTS
-from federation.data.statistics import FEATURES
+from federation.data.statistics import FEATURES, LARGEST_JOINT_VALUE
 from federation.errors import DatasetError
 
 __all__ = ["check_joint_values", "dead_joints", "value_fault", "value_warnings"]
@@ -24,7 +24,6 @@ Episodes = Mapping[int, Frames]
 
 _STATE, _ACTION = FEATURES
 _GRIPPER = JOINTS.index("gripper")
-_MAX_ANGLE = 360.0
 _MAX_TICK = 4095.0
 _MAX_MEANT = 1e6
 _MAX_RADIANS = 2 * np.pi
@@ -67,12 +66,12 @@ def value_fault(own: Frames) -> str:
     if not _is_of_arm(own):
         return ""
     for feature in FEATURES:
-        if len(wild := np.argwhere(np.abs(own[feature]) > _MAX_ANGLE)):
+        if len(wild := np.argwhere(np.abs(own[feature]) > LARGEST_JOINT_VALUE)):
             frame, joint = wild[0]
             value = own[feature][frame, joint]
             return (
-                f"{feature} of {JOINTS[joint]} is {value:.5g} in frame {frame}, beyond {_MAX_ANGLE:.0f}: "
-                "no joint gets there"
+                f"{feature} of {JOINTS[joint]} is {value:.5g} in frame {frame}, beyond "
+                f"{LARGEST_JOINT_VALUE:.0f}: no joint gets there"
             )
     return "action stays the same while the arm moves" if _stays(own, _ACTION, _STATE) else ""
 
@@ -162,7 +161,7 @@ def _check_recorded(episodes: list[Frames], root: Path) -> None:
 
 def _check_ticks(feature: str, values: NDArray[Any], root: Path) -> None:
     middle = np.median(values, axis=0)
-    if np.abs(middle).max() <= _MAX_ANGLE:
+    if np.abs(middle).max() <= LARGEST_JOINT_VALUE:
         return
     low, high = np.percentile(values, _USUAL)
     span = f"dataset {root}: {feature} goes from {low:.0f} to {high:.0f}"

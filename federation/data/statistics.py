@@ -15,6 +15,7 @@ from federation.errors import WireError
 
 __all__ = [
     "FEATURES",
+    "LARGEST_JOINT_VALUE",
     "MAX_EPISODES",
     "MAX_FRAMES",
     "SKETCH",
@@ -34,8 +35,7 @@ SKETCH = "sketch"
 SKETCH_POINTS = 257  # 25 kB for both features; a merged quantile is off by 1/256 of the frames at most
 _RANKS = np.linspace(0, 1, SKETCH_POINTS)
 _MOMENTS = ("mean", "std", "min", "max")
-# Far beyond any arm and any site, and such that what is merged from them stays finite.
-_LARGEST_VALUE = 1e6
+LARGEST_JOINT_VALUE = 360.0  # degrees, or hundredths of the range: no joint gets there
 MAX_FRAMES = 10**9  # a year at 30 frames a second
 MAX_EPISODES = 10**7
 
@@ -104,10 +104,10 @@ def check_statistics(statistics: Statistics, dim: int, frames: int) -> None:
                 f"1 to {MAX_FRAMES}; install this version"
             )
         mean, std, low, high = (named[name] for name in _MOMENTS)
-        if max(np.abs(low).max(), np.abs(high).max()) > _LARGEST_VALUE:
+        if max(np.abs(low).max(), np.abs(high).max()) > LARGEST_JOINT_VALUE:
             raise WireError(
-                f"statistics of {feature} hold values beyond {_LARGEST_VALUE:g}; no arm has them, look for "
-                "extreme values in the dataset"
+                f"statistics of {feature} hold values beyond {LARGEST_JOINT_VALUE:g}; no joint gets there: "
+                "install this version, which leaves out such episodes"
             )
         slack = 1e-6 * (1 + np.abs(low) + np.abs(high))
         possible = (

@@ -20,7 +20,8 @@ updates or more: no single site can move it, down or up.
 With `local_epochs` a site takes as many steps as its data asks for. The norm of an update grows no faster
 than the root of its steps (`tests/benchmarks/update_norms.json`: 4.5 times from 10 to 1000 steps, where the
 root makes 10), so norms are compared after division by that root. The number of steps is the site's own
-claim: it counts up to a bound that the server knows before the round (`server/update_collector.py`).
+claim: it counts up to a bound that the server knows before the round (`server/update_collector.py`). With
+`partial_work` a norm is divided by the share of the steps, as the mean divides the update.
 """
 
 import math
@@ -179,9 +180,9 @@ class NormJudge:
             return
         times = norm / scale / median
         if times > self._max_ratio:
-            by_root = " by the root of its steps" if scale != 1 else ""
+            by_steps = " for its steps" if scale != 1 else ""
             raise WireError(
-                f"its norm is {norm:.4g},{by_root} {times:.0f} times the median of the round; "
+                f"its norm is {norm:.4g},{by_steps} {times:.0f} times the median of the round; "
                 f"more than {self._max_ratio:g} times is rejected (aggregation.max_norm_ratio)",
                 RejectionCode.NORM,
             )

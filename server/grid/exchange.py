@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from federation.errors import RejectionCode, one_line
 from federation.logs import get_logger
 from server.grid.calls import online_nodes, push_messages
+from server.grid.error_codes import LOST, rejection_code
 from server.grid.replies import (
     QUERY_LIMITS,
     LostReplyError,
@@ -41,14 +41,6 @@ _COLLECTION_INTERVAL_SECONDS = 2.0
 _RETURN_SECONDS = 75.0  # how long an offline node may take to come back
 _MIN_WAIT_SECONDS = 30.0  # nobody is a straggler before: Flower itself takes 6 s and more
 _MAX_TIMES_ASKED = 3
-# What a site may report of itself. The others are the server's to find, above all `NORM`, which is no strike.
-_CODES_OF_SITES = (
-    RejectionCode.NON_FINITE,
-    RejectionCode.FROZEN_WEIGHTS,
-    RejectionCode.OWNER_RULE,
-    RejectionCode.DATASET,
-)
-_LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _log = get_logger("server.grid.exchange")
 
 
@@ -60,6 +52,7 @@ class WaitPolicy:
     quorum: float = 1.0  # share of the asked nodes
     straggler_factor: float = math.inf  # times the median reply time, for the rest
     patient_with: frozenset[int] = frozenset()  # nodes that are waited for until the deadline all the same
+    doubted: frozenset[int] = frozenset()  # nodes that do not count among the asked ones
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,8 @@ class Exchange:
         """Yield what `replies` does, and None where there is nothing yet; the caller waits, or works on."""
         for node_id in self._not_sent:
             yield Reply(node_id, None, "the message could not be sent to this node", True, 0.0)
-        quorum = math.ceil(self._policy.quorum * (len(self._waiting) + len(self._not_sent)))
+        counted = {*self._waiting, *self._not_sent} - self._policy.doubted
+        quorum = max(1, math.ceil(self._policy.quorum * len(counted)))
         while self._waiting:
             arrived = False
             for message_id, node_id in list(self._node_ids.items()):
@@ -201,7 +195,7 @@ class Exchange:
                 return None, False
             # An error made by SuperLink carries SuperLink's node id, so the asked node is looked up.
             reply = _reply(message, node_id, self._seconds_since_asked(node_id))
-            is_lost = message.has_error() and message.error.code in _LOST
+            is_lost = message.has_error() and message.error.code in LOST
         except UnusableReplyError as error:
             seconds = self._seconds_since_asked(node_id)
             reply, is_lost = Reply(node_id, None, str(error), False, seconds, error.code), False
@@ -291,11 +285,5 @@ class Exchange:
 def _reply(message: Message, node_id: int, seconds: float) -> Reply:
     if message.has_error():
         reason = one_line(message.error.reason or f"error code {message.error.code}")
-        return Reply(node_id, None, reason, False, seconds, _code(message.error.code))
+        return Reply(node_id, None, reason, False, seconds, rejection_code(message.error.code))
     return Reply(node_id, message.content, "", False, seconds)
-
-
-def _code(number: int) -> RejectionCode:
-    if number == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # by the site's consent: our ClientApp raises nothing
-        return RejectionCode.APP_REFUSED
-    return next((code for code in _CODES_OF_SITES if code == number), RejectionCode.NODE_FAILED)

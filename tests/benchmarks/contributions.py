@@ -47,7 +47,7 @@ _DATA = Path("data/five")
 
 
 def delay_actions(recorded: Path, copy: Path) -> None:
-    """Copy a dataset with each action `_DELAY_FRAMES` late; an episode begins with its first over and over."""
+    """Copy a dataset with each action `_DELAY_FRAMES` late; an episode begins with its first, repeated."""
     shutil.copytree(recorded, copy)
     for file in (copy / "data").rglob("*.parquet"):
         table = pq.read_table(file)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from federation.config import RunConfig
 from federation.settings import FederationConfig, TrainingConfig
 from server.pace import Pace, asked_steps, pace_of_round
-from server.run.round_record import RoundRecord
+from server.run.round_record import Rejection, RoundRecord
 
 TRAINING = TrainingConfig(local_steps=40, batch_size=4)
 
@@ -35,7 +35,7 @@ def test_a_site_four_times_slower_takes_what_fits_into_the_time_of_the_fast_one(
 def test_time_that_is_not_training_counts() -> None:
     # 12 seconds for all; of these 7 go by before and after the slow one's steps.
     assert _asked(fast=_update(0.25), slow=_update(0.5, 7.0))["slow"] == 10
-    assert _asked(fast=_update(0.25), slow=_update(0.5, 50.0))["slow"] == 1  # one at least
+    assert _asked(fast=_update(0.25), slow=_update(0.5, 50.0))["slow"] == 3  # a sixteenth at least
 
 
 def test_the_middle_one_sets_the_time() -> None:
@@ -69,12 +69,12 @@ _SECONDS = st.floats(0.0, 1e4)
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.tuples(_SECONDS, _SECONDS, st.integers(1, 40)), min_size=1)
 )
-def test_each_is_asked_for_one_step_at_least_and_all_at_most(
+def test_each_is_asked_for_a_sixteenth_of_the_steps_at_least_and_all_at_most(
     sites: dict[str, tuple[float, float, int]],
 ) -> None:
     asked = _asked(**{name: _update(*told) for name, told in sites.items()})
     assert asked.keys() == {*sites, "new"}
-    assert all(1 <= steps <= 40 for steps in asked.values())
+    assert all(3 <= steps <= 40 for steps in asked.values())
     assert max(asked.values()) == 40  # whoever sets the time takes all of them
 
 
@@ -83,11 +83,19 @@ PARTIAL = RunConfig(federation=FederationConfig(partial_work=True), training=TRA
 
 def test_a_round_waits_once_for_a_site_that_nobody_knows() -> None:
     first = pace_of_round(["a", "b"], [], PARTIAL)
-    assert first == Pace({"a": 10, "b": 10}, frozenset("ab"))
-    rounds = [RoundRecord(1, clients={"a": _update(0.25)}, missing=["b"])]
-    assert pace_of_round(["a", "b"], rounds, PARTIAL) == Pace({"a": 40, "b": 10})
-    assert pace_of_round(["a", "new"], rounds, PARTIAL).waited_for == {"new"}
+    assert first == Pace(frozenset(), {"a": 10, "b": 10}, frozenset("ab"))
+    rejected = {"c": Rejection("norm", "too large")}
+    rounds = [RoundRecord(1, clients={"a": _update(0.25)}, rejected=rejected, missing=["b"])]
+    assert pace_of_round(["a", "b"], rounds, PARTIAL) == Pace(frozenset("b"), {"a": 40, "b": 10})
+    assert pace_of_round(["a", "c", "new"], rounds, PARTIAL).waited_for == {"new"}
 
 
 def test_without_partial_work_a_round_asks_for_all_and_waits_for_nobody() -> None:
-    assert pace_of_round(["a"], [], RunConfig()) == Pace(None, frozenset())
+    assert pace_of_round(["a"], [], RunConfig()) == Pace()
+
+
+def test_a_site_that_did_not_answer_the_last_time_is_doubted_until_it_does() -> None:
+    rounds = [RoundRecord(1, clients={"a": {}}, missing=["b"]), RoundRecord(2, clients={"a": {}})]
+    assert pace_of_round(["a", "b", "new"], rounds, RunConfig()).doubted == {"b"}
+    rounds.append(RoundRecord(3, clients={"b": {}}, missing=["a"]))
+    assert pace_of_round(["a", "b", "new"], rounds, RunConfig()).doubted == {"a"}

@@ -164,7 +164,7 @@ def test_with_local_epochs_norms_are_judged_by_the_root_of_the_steps(
     entry, model = _epoch(record, statistics, {"a": (20, 1.0), "b": (20, 1.0), "c": (1000, value)})
     assert list(entry.rejected) == (["c"] if is_refused else [])
     if is_refused:
-        assert "its norm is 282.8, by the root of its steps 50 times the median" in entry.rejected["c"].reason
+        assert "its norm is 282.8, for its steps 50 times the median" in entry.rejected["c"].reason
         assert list(model.norms) == []
     else:  # as of the 200 steps of training.local_steps
         assert list(model.norms) == pytest.approx([NORM_OF_1 * math.sqrt(200)])
@@ -319,11 +319,15 @@ def test_nodes_that_learnt_nothing_do_not_make_the_others_guilty(record, statist
     assert entry.rejected == {}
 
 
-def _collector(record, statistics, *names: str, norms: tuple[float, ...] = ()) -> UpdateCollector:
+def _collector(
+    record, statistics, *names: str, norms: tuple[float, ...] = (), asked: dict[str, int] | None = None
+) -> UpdateCollector:
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f")
     model.norms.extend(norms)
     expected = Header("fp32", "run", 1, str(make_reply()[HEADER]["base"]))
-    return UpdateCollector(model, expected, RunConfig(training=FAST), record, dict.fromkeys(names, 1000))
+    most = dict.fromkeys(names, 1000) | (asked or {})
+    training = dataclasses.replace(FAST, local_steps=100, batch_size=1)
+    return UpdateCollector(model, expected, RunConfig(training=training), record, most, asked or {})
 
 
 def _replied(content: RecordDict | None, error: str = "", *, missing: bool = False) -> Reply:
@@ -356,6 +360,26 @@ def test_an_update_unlike_the_recent_ones_is_held_until_all_are_in(record, stati
     assert collector.finalize() == 3
     assert list(collector.rejected) == ["b"]
     assert collector.typical_norm == pytest.approx(1.5 * NORM_OF_1)
+
+
+def test_an_update_of_fewer_steps_is_judged_as_it_counts_in_the_mean(record, statistics) -> None:
+    """A site that makes itself slow is asked for few steps, and each of them counts for more."""
+    asked = {"a": 100, "b": 100, "c": 10, "d": 10}
+    collector = _collector(record, statistics, *asked, asked=asked)
+    for (name, steps), value in zip(asked.items(), (1.0, 1.5, 0.3, 9.0), strict=True):
+        collector.add(name, _replied(make_reply(value, num_examples=steps)))
+    assert collector.finalize() == 3
+    assert "for its steps 60 times the median" in collector.rejected["d"].reason
+    (_, mean), *_ = collector.aggregator.aggregate()
+    # 1, 1.5 and ten times 0.3 for all steps, times the 70 steps that they took in the mean
+    torch.testing.assert_close(mean, torch.full((2,), 5.5 / 3 * 0.7))
+
+
+@pytest.mark.parametrize("claimed", [9, 11])
+def test_a_site_takes_the_steps_that_it_was_asked_for(record, statistics, claimed: int) -> None:
+    collector = _collector(record, statistics, "a", asked={"a": 10})
+    assert not collector.add("a", _replied(make_reply(1.0, num_examples=claimed)))
+    assert f"num_examples = {claimed}: the" in collector.rejected["a"].reason
 
 
 @pytest.mark.parametrize("is_writable", [True, False])

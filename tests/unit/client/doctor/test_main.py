@@ -320,8 +320,13 @@ def test_the_environment_of_a_sites_container_is_enough(
     ],
 )
 def test_bad_arguments_are_named_with_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no site of whoever runs the tests
     assert _run(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -1,5 +1,6 @@
 """so100-site join: what is accepted, what is kept of it, and what the doctor is asked."""
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -67,6 +68,29 @@ def test_an_invitation_for_another_key_changes_nothing(
     with pytest.raises(CertificateError, match=r"is for the key SHA256:.* and this site's is SHA256:"):
         accept(site, file)
     assert not site.invitation.exists()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_the_owner_is_asked_about_a_new_authority_once(
+    site: SiteFolder,
+    file: Path,
+    invitation: Invitation,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Terminal("no\n"))
+    with pytest.raises(CertificateError, match="its authority is not accepted"):
+        accept(site, file)
+    assert spell_authority(invitation.authority) in capsys.readouterr().out
+    assert not site.invitation.exists()
+    assert not site.authority.exists()
+    monkeypatch.setattr("sys.stdin", _Terminal("y\n"))
+    assert accept(site, file) == invitation
+    assert accept(site, file) == invitation  # a second question would find the end of the input
 
 
 @pytest.mark.parametrize("missing", ["key", "invitation", "dataset"])
@@ -203,6 +227,20 @@ def test_the_doctor_looks_with_what_the_invitation_says(
     assert command[0] == program
     assert command[2:] == ["join", "--folder", str(site.path), "--unchecked"]
     assert Path(command[1]).name == "so100-site"
+
+
+def test_the_doctor_looks_at_the_site_of_this_machine(
+    site: SiteFolder, dataset: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = site.path.with_name("so100-federation")
+    site.path.rename(home)
+    site = SiteFolder(home)
+    write_settings(site, accept(site, file), [Source(str(dataset))], {})
+    seen: list[Any] = []
+    monkeypatch.setattr(join, "examine_site", lambda sources, **_: seen.append(sources) or True)
+    monkeypatch.setenv("XDG_DATA_HOME", str(home.parent))
+    assert main(["doctor"]) == 0
+    assert seen == [(Source(str(dataset)),)]
 
 
 def test_the_supernode_gets_the_sites_files_and_programs(

@@ -122,9 +122,9 @@ def test_episodes_that_are_left_out_do_not_count() -> None:
         ),
         (
             lambda s: s["action"].update(
-                {n: s["action"][n] * 1e200 for n in ("mean", "std", "min", "max", "sketch")}
+                {n: s["action"][n] * 500 for n in ("mean", "std", "min", "max", "sketch")}
             ),
-            r"values beyond 1e\+06",
+            "values beyond 360",
         ),
     ],
 )

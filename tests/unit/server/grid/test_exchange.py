@@ -173,6 +173,17 @@ def test_a_node_that_the_round_is_patient_with_is_no_straggler() -> None:
     assert "no reply within 1 s" in replies[8].error
 
 
+def test_a_node_that_was_silent_before_makes_up_no_quorum() -> None:
+    started = time.monotonic()
+    policy = WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0, doubted=frozenset({8}))
+    replies = _exchange(FakeGrid({7: RecordDict(), 8: None}), policy)
+    assert time.monotonic() - started < 10
+    assert replies[7].content is not None
+    assert replies[8].missing
+    alone = WaitPolicy(1.0, quorum=0.75, straggler_factor=4.0, doubted=frozenset({8}))
+    assert "no reply within 1 s" in _exchange(FakeGrid({8: None}), alone)[8].error
+
+
 def test_below_the_quorum_the_deadline_counts() -> None:
     answers = {5: RecordDict(), 6: RecordDict(), 7: Error(2, "no"), 8: None}
     started = time.monotonic()
