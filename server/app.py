@@ -6,7 +6,6 @@ its environment: `FEDERATION_OUTPUTS` (where runs are recorded), `FEDERATION_EVA
 """
 
 import gc
-import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +23,9 @@ from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
 from server.delivery import FormerPolicy, deliver_at_end, deliver_only
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
-from server.evaluation.plateau import describe_plateau
 from server.join_answer import Node
 from server.nodes import NodeTable
-from server.output.tracking import Tracking, evaluation_scalars, round_scalars
+from server.output.tracking import Tracking, round_scalars
 from server.run.accountant import format_max_epsilon, privacy_spent
 from server.run.base import locate_base
 from server.run.environment import folder_of
@@ -38,17 +36,10 @@ from server.sampling import sample_nodes
 if TYPE_CHECKING:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    from server.evaluation.held_out import Evaluator
     from server.model import GlobalModel
-    from server.run.checkpoints import Checkpoints
 
 app = ServerApp()
-_MAX_REVERTS_IN_ROW = 3
 _log = logs.get_logger("server.app")
-
-
-class RevertedError(FederationError):
-    """Round after round was reverted: the run gets no further as it is set up."""
 
 
 @app.main()
@@ -121,6 +112,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     nodes = NodeTable(grid, local, record, held_out)
     policy, online = _build_while_nodes_join(local, nodes, datasets, descriptions)
 
+    from server import round_evaluation
     from server.evaluation.held_out import Evaluator, measure
     from server.output.after_round import AfterRound
     from server.output.predictions import note_predictions
@@ -134,30 +126,31 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     evaluator = Evaluator(policy, model.statistics, datasets, config.evaluation, descriptions, measured_on)
     if checkpoint is not None and not checkpoints.best_is_comparable:
         evaluate_best_anew(policy, evaluator, checkpoints, record)
-    _stop_after_reverts(record)
+    round_evaluation.stop_after_reverts(record)
     if checkpoint is None:
-        _evaluate_before_training(evaluator, model, checkpoints, record, tracking)
+        round_evaluation.evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
     former = FormerPolicy(grid, record.folder if config.run.deliver == "end" else None, nodes.late)
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
-    last, ended_early = config.run.num_rounds, ""
-    for round_ in range(checkpoint.round + 1 if checkpoint else 1, last + 1):
+    done = checkpoint.round if checkpoint else 0
+    ended_early = round_evaluation.ended_before(checkpoint, config, record)
+    while done < config.run.num_rounds and not ended_early:
         former.deliver(nodes.joined())
-        entry = _train_round(grid, nodes, model, round_, config, record)
-        ended_early = _evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
+        entry = _train_round(grid, nodes, model, done + 1, config, record)
+        ended_early = round_evaluation.evaluate_and_save(entry, evaluator, model, checkpoints, config, record)
         record.round_finished(entry)
-        tracking.log(round_, round_scalars(entry))
+        done = entry.round
+        tracking.log(done, round_scalars(entry))
         _log.info("%s", _summary(entry))
-        _stop_after_reverts(record)
-        if ended_early:
-            _log.info("the run ends early: %s", ended_early)
-            last = round_
-            break
-        after_round.start(round_, model)
-    note_predictions(record.folder, evaluator, model, last)
-    after_round.finish(model, checkpoints, last)
+        round_evaluation.stop_after_reverts(record)
+        if not ended_early:
+            after_round.start(done, model)
+    if ended_early:
+        _log.info("the run ends early: %s", ended_early)
+    note_predictions(record.folder, evaluator, model, done)
+    after_round.finish(model, checkpoints, done)
     return ended_early
 
 
@@ -167,29 +160,23 @@ def _build_while_nodes_join(
     datasets: Mapping[str, Path],
     descriptions: Mapping[str, DatasetDescription],
 ) -> tuple["SmolVLAPolicy", dict[int, Node]]:
-    """Return the policy and the nodes that joined meanwhile: torch and LeRobot take long to import."""
+    """Return the policy and the nodes that joined meanwhile: torch and LeRobot take long to import.
+
+    A policy or a dataset that cannot be used ends the wait, which may be for days.
+    """
     with ThreadPoolExecutor(1) as pool:
         building: Future[SmolVLAPolicy] = pool.submit(_build_policy, config)
         checking = pool.submit(check_samples, config, datasets, descriptions)
-        online = nodes.wait_for_nodes()
+
+        def check() -> None:
+            for task in (building, checking):
+                if task.done():
+                    task.result()
+
+        online = nodes.wait_for_nodes(check)
         policy = building.result()
         checking.result()
     return policy, online
-
-
-def _evaluate_before_training(
-    evaluator: "Evaluator",
-    model: "GlobalModel",
-    checkpoints: "Checkpoints",
-    record: RunRecord,
-    tracking: Tracking,
-) -> None:
-    """Record what the weights are worth as they are; theirs is checkpoint 0."""
-    evaluation = evaluator.evaluate(model.evaluated)
-    record.evaluated(0, evaluation)
-    tracking.log(0, evaluation_scalars(evaluation))
-    _log.info("policy loss %.4f before training", evaluation["policy_loss"])
-    checkpoints.save(0, model, evaluation["policy_loss"], entry=None)
 
 
 def _train_round(
@@ -210,72 +197,6 @@ def _train_round(
     if config.privacy.mode != "none":
         entry.privacy = privacy_spent(flatten(config), record.folder)
     return entry
-
-
-def _evaluate_and_save(
-    entry: RoundRecord,
-    evaluator: "Evaluator",
-    model: "GlobalModel",
-    checkpoints: "Checkpoints",
-    config: RunConfig,
-    record: RunRecord,
-) -> str:
-    """Evaluate the round of `entry` and write its checkpoint, where either is due.
-
-    Returns:
-        Why the run ends with it before its last round; "" if it does not.
-    """
-    last, plateau = entry.round == config.run.num_rounds, ""
-    policy_loss = None
-    if last or entry.round % config.evaluation.eval_frequency == 0:
-        policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
-        evaluated = entry.evaluation["policy_loss"] if entry.evaluation else math.inf
-        if not last:
-            plateau = describe_plateau([*record.held_out_losses, evaluated], config.evaluation)
-    if checkpoints.due(entry.round, policy_loss, last=last or bool(plateau)):
-        started = time.monotonic()
-        checkpoints.save(entry.round, model, policy_loss, entry)
-        entry.seconds["checkpoint"] = time.monotonic() - started
-    return plateau
-
-
-def _evaluate_round(
-    evaluator: "Evaluator",
-    model: "GlobalModel",
-    checkpoints: "Checkpoints",
-    config: RunConfig,
-    record: RunRecord,
-    entry: RoundRecord,
-) -> float | None:
-    """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
-    from server.aggregation.adaptation import is_spike
-    from server.evaluation.held_out import DivergedError
-    from server.resume import restore_best
-
-    policy_loss = math.inf
-    try:
-        evaluation = evaluator.evaluate(model.evaluated)
-    except DivergedError as error:
-        _log.error("%s", error)
-    else:
-        policy_loss = evaluation["policy_loss"]
-        record.evaluated(entry.round, evaluation)
-        entry.evaluation = evaluation
-        entry.seconds["evaluate"] = evaluation["seconds"]
-    if is_spike(policy_loss, checkpoints.best_loss, config.evaluation.rollback_ratio):
-        entry.reverted_to = restore_best(model, checkpoints, policy_loss)
-        return None
-    return policy_loss
-
-
-def _stop_after_reverts(record: RunRecord) -> None:
-    """Raise `RevertedError` where the rounds only ever take the weights back."""
-    if record.reverts_in_row >= _MAX_REVERTS_IN_ROW:
-        raise RevertedError(
-            f"{record.reverts_in_row} evaluations in a row took the weights back to the best round: training "
-            "diverges; resume the run with a lower training.learning_rate, or a higher "
-            "evaluation.rollback_ratio (0 never takes them back)"
-        )
 
 
 def _build_policy(config: RunConfig) -> "SmolVLAPolicy":

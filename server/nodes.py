@@ -1,8 +1,9 @@
 """Who takes part: the join handshake, waiting for nodes, and the suspension of those whose updates fail."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
@@ -48,7 +49,8 @@ class NodeTable:
         self.late = LateReplies(grid)  # of earlier rounds
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
-        self._asked: dict[int, float] = {}  # node id -> when, of those that have not answered yet
+        self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not answered yet
+        self._pending: set[int] = set()  # of these, those whose answer is not given up yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._rejected_in_row: dict[int, int] = {}
         self._suspensions: dict[int, int] = {}  # node id -> how many since its last good update
@@ -57,19 +59,24 @@ class NodeTable:
         self._denied: dict[int, str] = {}  # node id -> why, of those that were ever denied to join
         self._registered: dict[int, str] = {}  # node id -> the name that its key is registered under
 
-    def wait_for_nodes(self) -> dict[int, Node]:
+    def wait_for_nodes(self, check: Callable[[], None] = lambda: None) -> dict[int, Node]:
         """Return the joined nodes that are online and free, as soon as `min_nodes` joined ones are online.
 
         One that still works on an earlier round counts as online, and is asked nothing more. Nodes that came
-        since the last call are asked to join first: late ones are welcome in any round. One that does not
-        answer holds nobody up for longer than `_JOIN_GRACE_SECONDS`.
+        since the last call are asked to join first: late ones are welcome in any round. Those that do not
+        answer hold nobody up for longer than `_JOIN_GRACE_SECONDS`.
 
         Too few is waiting, not failing: sites may be off for a night. It is reported after
         `join_timeout_seconds`.
+
+        Args:
+            check: called again and again, to end the wait by what it raises.
         """
         settings = self._config.federation
         report = WaitReport(self._record, settings.min_nodes, settings.join_timeout_seconds)
+        enough_since = math.inf
         while True:
+            check()
             present = online_nodes(self._grid)
             online = {node.node_id: node.last_activated_at for node in present}
             self._registered = {node.node_id: node.name for node in present}
@@ -78,10 +85,12 @@ class NodeTable:
             busy = self.late.busy_nodes(online)
             free = {id_: node for id_, node in joined.items() if id_ not in busy}
             now = time.monotonic()
-            is_expected = any(now - asked < _JOIN_GRACE_SECONDS for asked in self._asked.values())
-            if len(joined) >= settings.min_nodes and len(free) >= settings.min_updates and not is_expected:
-                report.enough()
-                return free
+            if len(joined) >= settings.min_nodes and len(free) >= settings.min_updates:
+                enough_since = min(enough_since, now)
+                newest = max(self._asked.values(), default=-math.inf)  # each may use up the grace but once
+                if now - min(newest, enough_since) >= _JOIN_GRACE_SECONDS:
+                    report.enough()
+                    return free
             if len(joined) < settings.min_nodes:
                 report.too_few(len(joined), self._denied_online(online))
             time.sleep(_POLL_INTERVAL_SECONDS)
@@ -180,17 +189,18 @@ class NodeTable:
             for node_id in list(self._suspended_until.keys() & online.keys()):  # better it than no round
                 self._lift_suspension(node_id)
         current = {id_ for id_ in self._known if self._asked_since.get(id_) == online.get(id_)}
-        strangers = sorted(online.keys() - current - self._shut_out.keys() - self._asked.keys())
+        strangers = sorted(online.keys() - current - self._shut_out.keys() - self._pending)
         if strangers:
             exchange = Exchange(self._grid, RecordDict, QUERY_JOIN, "join", WaitPolicy(JOIN_SECONDS))
             self._inquiries.append(exchange.send(strangers).poll_replies())
-            self._asked |= dict.fromkeys(strangers, time.monotonic())
+            self._pending.update(strangers)
+            self._asked = dict.fromkeys(strangers, time.monotonic()) | self._asked
             self._asked_since |= {node_id: online[node_id] for node_id in strangers}
         for inquiry in list(self._inquiries):
             for reply in inquiry:
                 if reply is None:
                     break
-                del self._asked[reply.node_id]
+                self._pending.remove(reply.node_id)
                 self._add_answer(reply, online)
             else:
                 self._inquiries.remove(inquiry)
@@ -199,6 +209,7 @@ class NodeTable:
         if reply.missing:
             self._asked_since.pop(reply.node_id, None)
             return  # asked again at the next poll
+        del self._asked[reply.node_id]
         try:
             if reply.content is None:
                 raise FederationError(reply.error)

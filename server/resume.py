@@ -6,6 +6,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from federation.config import RunConfig
 from federation.data.normalisation import choose_normalisation
+from federation.errors import ConfigError
 from federation.logs import get_logger
 from federation.policy.build import frozen_fingerprint, trainable_parameters
 from server.aggregation.collector import make_server_optimizer
@@ -28,7 +29,11 @@ def begin_or_resume(
     config: RunConfig,
     record: RunRecord,
 ) -> tuple[GlobalModel, Checkpoint | None]:
-    """Return the model to go on with, and the checkpoint it is from; None if not even round 0 is complete."""
+    """Return the model to go on with, and the checkpoint it is from; None if not even round 0 is complete.
+
+    Raises:
+        ConfigError: the run is to have fewer rounds than are complete.
+    """
     checkpoint = checkpoints.newest() if config.run.resume else None
     weights = {name: p.detach().cpu().clone() for name, p in trainable_parameters(policy).items()}
     model = GlobalModel(
@@ -45,6 +50,11 @@ def begin_or_resume(
         if config.run.resume:
             record.resume_after(None, None)
         return model, None
+    if config.run.num_rounds < checkpoint.round:
+        raise ConfigError(
+            f"run.num_rounds = {config.run.num_rounds}: the run has {checkpoint.round} rounds behind it; "
+            "resume it with as many or more, or go back with make rollback first"
+        )
     restore_model(model, checkpoint)
     record.resume_after(checkpoint.round, checkpoint.entry)
     _log.info("resumed after round %d", checkpoint.round)

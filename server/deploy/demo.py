@@ -199,7 +199,7 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
     Args:
         position: byte in the file of events to begin at.
     """
-    check_at = time.monotonic() + _STATUS_INTERVAL_SECONDS
+    check_at, status = time.monotonic() + _STATUS_INTERVAL_SECONDS, ""
     while True:
         lines: list[str] = []
         if events.exists():
@@ -211,13 +211,11 @@ def _follow(events: Path, position: int, cluster: LocalCluster, run_id: str) -> 
         if lines:
             continue
         yield {}
+        if status.startswith("finished"):  # and nothing was written since: it died before it could say why
+            yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
         cluster.check_processes()
         if time.monotonic() > check_at:
             check_at = time.monotonic() + _STATUS_INTERVAL_SECONDS
             status = run_status(cluster.superlink, run_id)
-            if status.startswith("finished"):
-                # Its last events may have come since we looked; without them it died before it could say.
-                if events.exists() and events.stat().st_size > position:
-                    continue
-                yield {"event": "run_failed", "reason": f"the ServerApp ended as {status}"}
+            continue
         time.sleep(_POLL_INTERVAL_SECONDS)

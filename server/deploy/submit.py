@@ -127,10 +127,18 @@ def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunCo
     if runs and not is_finished(runs[-1]):
         return _unfinished(runs[-1], config, file, superlink)
     for folder in reversed(runs):
-        if is_finished(folder) and not _differences(recorded_config(folder), config):
+        if is_finished(folder) and _is_of(folder, config):
             _say(f"run {folder.name} of this configuration has finished; {_COMMAND} --new begins another")
             return None
     return config
+
+
+def _is_of(folder: Path, config: RunConfig) -> bool:
+    """Whether the run in `folder` has the configuration `config`; one of a release with others has not."""
+    try:
+        return not _differences(recorded_config(folder), config)
+    except ConfigError:
+        return False
 
 
 def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLink) -> RunConfig:

@@ -62,7 +62,8 @@ class RunRecord:
     def __init__(self, outputs: Path, name: str, config: RunConfig, flower_run: str | None = None) -> None:
         self.name, self.folder = name, outputs / name
         self._flower_run = flower_run
-        self._changed: dict[str, Any] = {}  # settings that a continuation changes
+        self._continued: dict[str, Any] = {}  # the settings of a continuation
+        self._changed: dict[str, Any] = {}  # those of them that it changes
         self._rounds: list[RoundRecord] = []
         if config.run.resume:
             self._reopen(config)
@@ -75,9 +76,7 @@ class RunRecord:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # a ServerApp may have died with nothing in it
         except OSError as error:
-            raise FederationError(
-                f"{self.folder} cannot be made ({error.strerror}): check its owner"
-            ) from None
+            raise FederationError(f"{self.folder}: {error.strerror}; check the owner of its folder") from None
         self._open(_READER_SECONDS)
         self._metrics: dict[str, Any] = {
             "run": self.name,
@@ -112,7 +111,8 @@ class RunRecord:
                     f"{key} = {new[key]!r}: the run began with {old[key]!r}; resume it with the same value"
                 )
         check_ledger(config.privacy, self.folder)
-        self._metrics |= {"config": new, "status": "running", "reason": "", "finished": None}
+        self._continued = new
+        self._metrics |= {"status": "running", "reason": "", "finished": None}
         if self._flower_run:
             self._metrics.setdefault("flower_runs", []).append(self._flower_run)
             self._save()  # the nodes may be long in coming; who follows the run looks for it here
@@ -129,6 +129,7 @@ class RunRecord:
         if entry is not None and entry.round not in [kept.round for kept in self._rounds]:
             self._rounds.append(entry)
         self._drop_simulations(lambda simulated: simulated > (-1 if round_ is None else round_))
+        self._metrics["config"] = self._continued  # not before: the nodes may be long in coming
         self._metrics.setdefault("resumed", []).append(
             {"time": _now(), "after_round": after, "changed": sorted(self._changed)}
         )

@@ -11,7 +11,6 @@ from server import app
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.run.recorded import read_metrics
 from server.run.records import RunRecord
-from server.run.round_record import RoundRecord
 from tests.conftest import TINY
 from tests.synthetic import split_video
 
@@ -19,15 +18,6 @@ from tests.synthetic import split_video
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
     return RunRecord(tmp_path, "run-1", RunConfig())
-
-
-def test_a_run_that_is_reverted_again_and_again_fails_with_what_to_do(record: RunRecord) -> None:
-    for round_ in (1, 2):
-        record.round_finished(RoundRecord(round_, reverted_to=0))
-        app._stop_after_reverts(record)
-    record.round_finished(RoundRecord(3, reverted_to=0))
-    with pytest.raises(app.RevertedError, match=r"3 evaluations in a row .* lower training.learning_rate"):
-        app._stop_after_reverts(record)
 
 
 @pytest.mark.parametrize("status", ["finished", "failed"])

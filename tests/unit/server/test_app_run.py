@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from federation.data.description import describe_dataset
+from federation.errors import ConfigError
 from federation.privacy_budget import NOT_COVERED
 from server import app
+from server.round_evaluation import RevertedError
 from server.run.recorded import read_metrics
 from server.run.round_record import RoundRecord
 from tests.conftest import TINY
@@ -21,7 +23,7 @@ class _Nodes:
     def __init__(self, statistics: Any) -> None:
         self._node = SimpleNamespace(name="site-a", statistics=statistics)
 
-    def wait_for_nodes(self) -> dict[int, Any]:
+    def wait_for_nodes(self, *_: object) -> dict[int, Any]:
         return {1: self._node}
 
     def __getattr__(self, _: str) -> Any:
@@ -91,7 +93,7 @@ def test_a_run_whose_rounds_are_all_reverted_ends_and_no_round_learns_from_them(
 
     monkeypatch.setattr("server.rounds.run_round", diverge_from_round_2)
     changes = {"run.num_rounds": 9, "evaluation.rollback_ratio": 1.5, "evaluation.eval_frequency": 1}
-    with pytest.raises(app.RevertedError):
+    with pytest.raises(RevertedError):
         start(17, **changes)
     run = read_metrics(tmp_path / "run-1")
     assert run["status"] == "failed"
@@ -120,5 +122,9 @@ def test_a_run_ends_early_on_a_plateau_with_its_last_round_kept_and_exported(
     assert '"reason": "a plateau' in (folder / "events.jsonl").read_text().splitlines()[-1]
     report = (folder / "report.html").read_text()
     assert '<p class="quiet">a plateau: 2 evaluations' in report
-    more = changes | {"run.resume": True, "evaluation.patience": 3}
-    assert len(start(18, **more)["rounds"]) == 3
+    changes["run.resume"] = True
+    run = start(18, **changes)  # as if the server had died while it exported
+    assert (run["status"], len(run["rounds"]), run["reason"][:9]) == ("finished", 2, "a plateau")
+    assert len(start(19, **changes | {"evaluation.patience": 3})["rounds"]) == 3
+    with pytest.raises(ConfigError, match=r"run\.num_rounds = 2: the run has 3 rounds behind it"):
+        start(20, **changes | {"run.num_rounds": 2})

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import Error, RecordDict
+from flwr.common.constant import ErrorCode
 
 from federation.config import RunConfig
+from federation.errors import FederationError
 from federation.messages import QUERY_SHUT_OUT, REASON
 from federation.policy.identity import describe_adapter
 from federation.settings import FederationConfig, PolicyConfig
@@ -96,6 +98,30 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
     grid.answers[10] = make_answer("a", reported)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]
     assert len(grid.sent) == 2
+
+
+def test_nodes_that_lose_each_question_hold_the_others_up_for_a_moment_only(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(nodes, "_POLL_INTERVAL_SECONDS", 0.02)
+    lost = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "lost")
+    grid = FakeGrid({10: lost, 11: make_answer("b", reported), 12: lost})
+    table = _table(grid, record, min_nodes=1, timeout=60.0)
+    started = time.monotonic()
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
+    first = time.monotonic() - started
+    assert [node.name for node in table.wait_for_nodes().values()] == ["b"]  # without any wait
+    assert time.monotonic() - started < first + 0.2
+    assert first < 5
+
+
+def test_what_is_checked_meanwhile_ends_the_wait(record) -> None:
+    def check() -> None:
+        raise FederationError("no such policy")
+
+    with pytest.raises(FederationError, match="no such policy"):
+        _table(FakeGrid({}), record, min_nodes=1).wait_for_nodes(check)
 
 
 @pytest.mark.parametrize(

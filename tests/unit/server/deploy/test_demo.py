@@ -1,5 +1,6 @@
 """What `make demo` decides before and after a run; whole runs: tests/integration."""
 
+import itertools
 import shutil
 import stat
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """Stop nothing."""
+
+    def check_processes(self) -> None:
+        """Find nothing."""
 
 
 @contextmanager
@@ -111,6 +115,22 @@ def certs(tmp_path: Path) -> Path:
     out = tmp_path / "certs"
     issue_all(out, hosts=[], sites=["site-a"])
     return out
+
+
+def test_a_serverapp_that_dies_in_the_middle_of_an_event_ends_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"event": "run_started"}\n{"event": "round_st')
+    for name in ("_STATUS_INTERVAL_SECONDS", "_POLL_INTERVAL_SECONDS"):
+        monkeypatch.setattr(demo, name, 0.0)
+    monkeypatch.setattr(demo, "run_status", lambda *_: "finished:failed")
+    cluster = Cluster()
+    seen = [event for event in itertools.islice(demo._follow(events, 0, cluster, "1"), 9) if event]  # type: ignore
+    assert seen[:2] == [
+        {"event": "run_started"},
+        {"event": "run_failed", "reason": "the ServerApp ended as finished:failed"},
+    ]
 
 
 def test_sites_beyond_the_two_of_make_certs_get_keys_of_their_own(certs: Path) -> None:

@@ -67,6 +67,8 @@ class SuperLink:
         )
         if end != "nothing":
             record = RunRecord(self.outputs, config.run.name, config, str(len(self.submitted)))
+            if config.run.resume:
+                record.resume_after(None, None)
             record._rounds = [RoundRecord(number) for number in range(1, rounds + 1)]
             record._save()
             if end == "waiting":
@@ -108,6 +110,19 @@ def test_it_registers_the_sites_waits_for_them_and_sees_the_run_through(
     assert config.run.name.startswith("tiny-")
     assert not config.run.resume
     assert f"run {config.run.name} has finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_of_another_release_is_no_run_of_this_configuration(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["tiny-1", "tiny-2"])
+    monkeypatch.setattr(submit, "new_run_name", lambda _: next(names))
+    assert _submit(arguments) == 0
+    (recorded,) = superlink.outputs.glob("*/federated_metrics.json")
+    recorded.write_text(recorded.read_text().replace('"training.proximal_mu"', '"training.gone"'))
+    superlink.outcomes = [(4, "finished")]
+    assert _submit(arguments) == 0
+    assert len(superlink.submitted) == 2
 
 
 def test_a_continuation_is_submitted_again_if_superlink_goes_away_at_that_moment(

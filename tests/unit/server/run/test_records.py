@@ -139,6 +139,19 @@ def test_a_continuation_may_change_settings_but_not_what_the_rounds_share(tmp_pa
         RunRecord(tmp_path, "run-1", private)
 
 
+def test_a_continuation_that_dies_before_it_goes_on_changes_nothing(tmp_path: Path) -> None:
+    _interrupted(tmp_path)
+    slower = RunConfig(run=RunSection(resume=True), training=TrainingConfig(learning_rate=1e-5))
+    for _ in range(2):
+        record = RunRecord(tmp_path, "run-1", slower)
+        assert recorded_config(tmp_path / "run-1").training.learning_rate == 1e-4
+        record._lock.close()
+    RunRecord(tmp_path, "run-1", slower).resume_after(None, None)
+    assert recorded_config(tmp_path / "run-1").training.learning_rate == 1e-5
+    last = json.loads((tmp_path / "run-1" / "events.jsonl").read_text().splitlines()[-1])
+    assert last["changed"] == {"training.learning_rate": 1e-5}
+
+
 def test_a_continuation_cannot_change_the_noise_that_its_epsilon_is_computed_from(tmp_path: Path) -> None:
     _interrupted(tmp_path)
     changed = RunConfig(run=RunSection(resume=True), privacy=PrivacyConfig(mode="central"))
