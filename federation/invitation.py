@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from federation.addresses import parse_address
 from federation.errors import CertificateError, ConfigError, one_line
@@ -26,7 +27,15 @@ _MAX_BYTES = 64 * 1024
 _GROUPS, _DIGITS = 6, 5  # a hundred bits: nobody finds another certificate with the same digits
 _AGAIN = "ask the operator to send it again"
 
-_Text = Annotated[str, Field(max_length=200)]
+
+def _check_printable(text: str) -> str:
+    """Refuse what moves a terminal's cursor: digits of the authority stand beside this text."""
+    if not text.isprintable():
+        raise PydanticCustomError("unprintable", "must be printable")
+    return text
+
+
+_Text = Annotated[str, Field(max_length=200), AfterValidator(_check_printable)]
 _Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 
 

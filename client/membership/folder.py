@@ -1,8 +1,12 @@
 """A site's own folder: what makes this machine a member of a federation, and what a run leaves on it."""
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from federation.errors import ConfigError, one_line
 
 __all__ = ["FOLDER_VARIABLE", "SiteFolder", "default_folder"]
 
@@ -34,6 +38,22 @@ class SiteFolder:
     def settings(self) -> Path:
         """What the owner chose: the node configuration of the SuperNode."""
         return self.path / "node.toml"
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what the owner chose; nothing if that was never.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        try:
+            return tomllib.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.settings}: cannot be read ({one_line(str(error))}): remove it, and name your "
+                "recordings again with so100-site join --data"
+            ) from None
 
     @property
     def recordings(self) -> Path:

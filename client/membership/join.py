@@ -4,16 +4,16 @@ The doctor looks first. Its process then becomes another one that has not import
 """
 
 import json
+import math
 import os
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from client.doctor.main import examine_site
 from client.membership.folder import SiteFolder
 from client.membership.key import read_own_key
-from client.membership.runner import keep_running
+from client.membership.runner import LEFT, keep_running, wish_of
 from client.membership.supernode import PROGRAMS
 from client.membership.unit import write_unit
 from client.recordings.sources import Source, check_together, parse_sources, settle, write_list
@@ -23,6 +23,14 @@ from federation.invitation import Invitation, read_invitation, spell_authority
 from federation.key_files import locked, make_folder, replace
 
 __all__ = ["accept", "examine_member", "join_federation", "write_settings"]
+
+# The environment variables of the command line whose values are kept among the site's settings.
+_CHOICES = (
+    "FEDERATION_DATASET",
+    "FEDERATION_WEIGHTS",
+    "FEDERATION_CAMERA_NAMES",
+    "FEDERATION_SAMPLE_CACHE_GB",
+)
 
 
 def join_federation(
@@ -51,6 +59,8 @@ def join_federation(
     site = SiteFolder(folder.resolve())
     invited = accept(site, invitation)
     write_settings(site, invited, sources, options)
+    if wish_of(site) == LEFT:  # and was kept from it
+        site.wish.unlink()
     if unchecked:
         _introduce(site, invited)
     elif not examine_member(folder):
@@ -62,7 +72,8 @@ def join_federation(
     if unchecked:
         return keep_running(site, invited.superlink)
     again = ["join", "--folder", str(site.path), "--unchecked"]
-    os.execv(sys.executable, [sys.executable, str(PROGRAMS / "so100-site"), *again])
+    environment = {name: value for name, value in os.environ.items() if name not in _CHOICES}
+    os.execve(sys.executable, [sys.executable, str(PROGRAMS / "so100-site"), *again], environment)
 
 
 def accept(site: SiteFolder, file: Path | None) -> Invitation:
@@ -130,7 +141,10 @@ def write_settings(
         raise ConfigError("no dataset yet: name its folder with --data")
     settled = [settle(source) for source in sources]
     check_together(settled)
-    kept = {} if sources else tomllib.loads(site.settings.read_text(encoding="utf-8"))
+    kept = {} if sources else site.read_settings()
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name} {value}: must be a number")
     own = {"dataset": str(site.recordings), "scratch": str(site.scratch), "policy": str(site.policy)}
     settings = {**kept, "name": invitation.site, **own, **options}
     # A printable text as JSON is one of TOML's basic strings.
@@ -151,10 +165,9 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
         ConfigError: there is no recording, or what is in the folder cannot be read.
     """
     site = SiteFolder(folder.resolve())
-    if not sources and site.settings.exists():
-        sources = parse_sources(tomllib.loads(site.settings.read_text(encoding="utf-8")))
-    if not sources:
+    if not sources and not (settings := site.read_settings()):
         raise ConfigError("no dataset yet: name its folder with --data")
+    sources = sources or parse_sources(settings)
     make_folder(site.scratch)
     if not site.invitation.exists():
         return examine_site(sources, full=full, scratch=site.scratch, key=site.key, rules=site.rules)

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from client.membership.folder import SiteFolder
 from client.membership.runner import LEFT, PAUSED, is_running
@@ -55,14 +56,13 @@ def leave_federation(site: SiteFolder) -> None:
         name = "NAME"
     site.wish.write_text(LEFT, encoding="utf-8")
     _wait(site, lambda: not is_running(site))
-    member = (site.key, site.invitation, site.authority, site.settings, site.recordings)
-    for file in (*member, site.state, site.refusal):
-        file.unlink(missing_ok=True)
-    shutil.rmtree(site.path / "flower", ignore_errors=True)
     for path in site.scratch.glob("*"):
         if path.name != LEDGER_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    site.wish.unlink()
+            _remove(path)
+    shutil.rmtree(site.path / "flower", ignore_errors=True)
+    member = (site.invitation, site.authority, site.settings, site.recordings, site.state, site.refusal)
+    for file in (*member, site.wish, site.key):  # without the key it is no member's, and cannot leave again
+        file.unlink(missing_ok=True)
     unit = unit_file(name)
     if unit.exists():
         unit.unlink()
@@ -74,6 +74,15 @@ def leave_federation(site: SiteFolder) -> None:
 def _require_member(site: SiteFolder) -> None:
     if not site.key.exists():
         raise ConfigError(f"{site.path} holds no site; so100-site key begins one")
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise FederationError(
+            f"{error.filename or path} cannot be removed ({error.strerror}): remove it and leave again"
+        ) from None
 
 
 def _wait(site: SiteFolder, condition: Callable[[], bool]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from client.membership.folder import SiteFolder
 from client.membership.supernode import supernode_command, supernode_environment
 from client.rules.check import why_off
+from client.supernode.wrapper import RUNNER_VARIABLE
 from federation.errors import FederationError
 from federation.files import write_json
 from federation.logs import configure, get_logger
@@ -38,16 +39,17 @@ _log = get_logger("client.membership.runner")
 
 
 def keep_running(site: SiteFolder, superlink: str) -> int:
-    """Run the SuperNode until SIGTERM, Ctrl-C or the owner's `leave`; return the exit code.
+    """Run the SuperNode until SIGTERM, Ctrl-C, the terminal's end or the owner's `leave`; return 0.
 
     Raises:
         FederationError: the site of this folder runs already.
     """
     configure()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     environment, wait, restarts = supernode_environment(site, os.environ), _FIRST_WAIT_SECONDS, 0
+    environment[RUNNER_VARIABLE] = str(os.getpid())
     with _only_one(site):
         while not stop.is_set() and (reason := _reason_to_be_off(site)) != LEFT:
             site.refusal.unlink(missing_ok=True)

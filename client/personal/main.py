@@ -8,7 +8,6 @@ are imported once all that can be wrong was looked at.
 import dataclasses
 import os
 import shutil
-import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,38 +47,66 @@ def personalise_site(
         ConfigError: no policy was delivered yet, or no recording is named.
         DatasetError: no recording can be used, or there is one episode only.
     """
-    delivered = read_delivered_policy(site.policy)
-    if not delivered:
+    if not read_delivered_policy(site.policy):
         raise ConfigError(f"{site.policy}: no policy yet; the server sends one at the end of a run")
-    if not site.settings.exists():
+    settings = site.read_settings()
+    if not settings:
         raise ConfigError("no recording yet: so100-site join --data names one")
-    settings = tomllib.loads(site.settings.read_text(encoding="utf-8"))
     expected = read_invitation(site.invitation).expects.as_policy()
     held = judge_recordings(parse_sources(settings), expected, site.scratch)
     learnt, measured = split_episodes(held, seed)
-    training = _training(delivered, learnt, steps, learning_rate)
+    scratch = site.scratch / "personal"  # apart from what the rounds of a run keep
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        base = _take_policy(site, scratch / "delivered")
+        delivered = read_delivered_policy(base)
+        training = _training(delivered, learnt, steps, learning_rate)
+        _announce(delivered, learnt, measured, training)
+        room = int(float(settings.get("sample-cache-gb", SAMPLE_CACHE_GB)) * 1e9)
+        weights, figures = _tune(base, scratch, learnt, measured, training, room, seed)
+        result = {
+            **{key: delivered[key] for key in ("run", "round", "sha256")},
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": seed,
+            "steps": training.local_steps,
+            "learning_rate": training.learning_rate,
+            "batch_size": training.batch_size,
+            "episodes": {"learnt": learnt.episodes, "measured": measured.episodes},
+            **figures,
+            "better": min((FEDERATION, TUNED), key=lambda name: figures[name]["policy_loss"]),
+        }
+        _write(base, site, weights, result)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _print(site, result)
+    return result
+
+
+def _take_policy(site: SiteFolder, base: Path) -> Path:
+    """Keep the delivered policy as it is now: the next one may come while this one is tuned.
+
+    Raises:
+        ConfigError: it comes at this very moment.
+    """
+    before = read_delivered_policy(site.policy)
+    try:
+        shutil.copytree(site.policy, base, copy_function=_link_or_copy)
+    except (OSError, shutil.Error):
+        before = {}
+    if not before or read_delivered_policy(base) != before or read_delivered_policy(site.policy) != before:
+        raise ConfigError(f"{site.policy}: another policy was delivered just now; run the command again")
+    return base
+
+
+def _announce(
+    delivered: Mapping[str, Any], learnt: Holdings, measured: Holdings, training: TrainingConfig
+) -> None:
     print(
         f"round {delivered['round']} of {delivered['run']}: {learnt.episodes} episodes to learn from, "
         f"{measured.episodes} to measure on; {training.local_steps} steps of {training.frames_in_step} "
         "frames",
         flush=True,
     )
-    room = int(float(settings.get("sample-cache-gb", SAMPLE_CACHE_GB)) * 1e9)
-    weights, figures = _tune(site, learnt, measured, training, room, seed)
-    result = {
-        **{key: delivered[key] for key in ("run", "round", "sha256")},
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
-        "steps": training.local_steps,
-        "learning_rate": training.learning_rate,
-        "batch_size": training.batch_size,
-        "episodes": {"learnt": learnt.episodes, "measured": measured.episodes},
-        **figures,
-        "better": min((FEDERATION, TUNED), key=lambda name: figures[name]["policy_loss"]),
-    }
-    _write(site, weights, result)
-    _print(site, result)
-    return result
 
 
 def _training(
@@ -89,33 +116,36 @@ def _training(
     from client.personal.tune import steps_of
 
     training = read_training(delivered)
+    rate = learning_rate or training.learning_rate
     return dataclasses.replace(
         training,
         local_steps=steps or steps_of(training, learnt),
-        learning_rate=learning_rate or training.learning_rate,
+        learning_rate=rate,
+        min_learning_rate=min(rate, training.min_learning_rate),
     )
 
 
 def _tune(
-    site: SiteFolder, learnt: Holdings, measured: Holdings, training: TrainingConfig, room: int, seed: int
+    base: Path,
+    scratch: Path,
+    learnt: Holdings,
+    measured: Holdings,
+    training: TrainingConfig,
+    room: int,
+    seed: int,
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Return the tuned weights, and the figures of the policy before and after."""
     from client.personal.tune import measure_on, tune
     from federation.policy.folder import load_policy_folder
 
-    scratch = site.scratch / "personal"  # apart from what the rounds of a run keep
-    shutil.rmtree(scratch, ignore_errors=True)
-    policy, processors = load_policy_folder(site.policy)
-    try:
-        before = measure_on(policy, processors, measured, training.batch_size, scratch / "measured")
-        weights = tune(policy, processors, learnt, training, scratch / "learnt", room, seed)
-        after = measure_on(policy, processors, measured, training.batch_size, scratch / "measured")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    policy, processors = load_policy_folder(base)
+    before = measure_on(policy, processors, measured, training.batch_size, scratch / "measured")
+    weights = tune(policy, processors, learnt, training, scratch / "learnt", room, seed)
+    after = measure_on(policy, processors, measured, training.batch_size, scratch / "measured")
     return weights, {FEDERATION: before, TUNED: after}
 
 
-def _write(site: SiteFolder, weights: Mapping[str, "Tensor"], result: Mapping[str, Any]) -> None:
+def _write(base: Path, site: SiteFolder, weights: Mapping[str, "Tensor"], result: Mapping[str, Any]) -> None:
     """Put both policies and `result` in place."""
     import torch
 
@@ -123,13 +153,13 @@ def _write(site: SiteFolder, weights: Mapping[str, "Tensor"], result: Mapping[st
     from federation.policy.folder import load_policy_folder, save_policy_folder
 
     # Anew, on the CPU: on a GPU the frozen weights were rounded to what it computes with.
-    policy, processors = load_policy_folder(site.policy, torch.device("cpu"))
+    policy, processors = load_policy_folder(base, torch.device("cpu"))
     load_trainable(policy, weights)
     policy.config.device = str(select_device())
-    card = _card(site.policy / "README.md", result)
+    card = _card(base / "README.md", result)
 
     def fill(staging: Path) -> None:
-        shutil.copytree(site.policy, staging / FEDERATION, copy_function=_link_or_copy)
+        shutil.copytree(base, staging / FEDERATION, copy_function=_link_or_copy)
         save_policy_folder(staging / TUNED, policy, processors, card)
         write_json(staging / RESULT_FILE, result)
 

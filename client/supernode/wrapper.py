@@ -20,8 +20,10 @@ program. It runs Flower's own with eight weaknesses of Flower 1.42 fixed:
 
 import gc
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -35,8 +37,10 @@ from federation import logs
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback, check_proxies
 
-__all__ = ["REFUSAL_VARIABLE", "collect", "gives_up_on", "main"]
+__all__ = ["REFUSAL_VARIABLE", "RUNNER_VARIABLE", "collect", "end_with", "gives_up_on", "main"]
 
+RUNNER_VARIABLE = "FEDERATION_RUNNER"  # the process without which this one must not be (so100-site join)
+_SECONDS_BETWEEN_LOOKS = 1.0
 REFUSAL_VARIABLE = "FEDERATION_REFUSAL_FILE"  # where the owner can read why SuperLink refuses this site
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 _AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
@@ -75,6 +79,8 @@ def main() -> None:
     ended = threading.Event()
     collector = threading.Thread(target=collect, args=(_SECONDS_BETWEEN_COLLECTIONS, ended), daemon=True)
     collector.start()
+    if runner := os.environ.pop(RUNNER_VARIABLE, ""):
+        threading.Thread(target=end_with, args=(int(runner),), daemon=True).start()
     flower_supernode()
     # It returns when it has given up; its own API's thread would keep the process.
     flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode has given up; see the error above.")
@@ -110,6 +116,17 @@ def _why_refused(answer: httpx.Response) -> str:
     if not -_BEHIND_SECONDS < ahead < _AHEAD_SECONDS:
         return f"the clock here is {ahead:+.0f} s off SuperLink's; turn on time synchronisation"
     return "its key is not registered, or was revoked; ask the operator"
+
+
+def end_with(runner: int) -> None:
+    """End this process, and all that it started, once `runner`, which started it, is gone.
+
+    A runner that was killed cannot end it: it would go on training for an owner who believes it is off.
+    """
+    while os.getppid() == runner:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _log.warning("the program that started this SuperNode is gone: it ends")
+    os.killpg(0, signal.SIGTERM)
 
 
 def collect(seconds: float, ended: threading.Event) -> None:

@@ -90,6 +90,8 @@ def test_what_is_no_authority_is_refused(pem: str) -> None:
         ({"expects": DATA["expects"] | {"joint_units": "inches"}}, "expects.joint_units: "),
         ({"expects": DATA["expects"] | {"cameras": "top,top"}}, "cameras 'top,top': must be different"),
         ({"expects": DATA["expects"] | {"cameras": "a/b"}}, "cameras 'a/b'"),
+        ({"expects": DATA["expects"] | {"cameras": "top\n,wrist"}}, "expects.cameras: must be printable"),
+        ({"expects": DATA["expects"] | {"policy": "tiny\x1b[1A\r"}}, "expects.policy: must be printable"),
         ({"expects": DATA["expects"] | {"upload_bytes": -1}}, "expects.upload_bytes: "),
     ],
 )

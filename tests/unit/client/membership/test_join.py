@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         raise _StartedError
 
-    monkeypatch.setattr(join.os, "execv", become)
+    monkeypatch.setattr(join.os, "execve", become)
     return calls
 
 
@@ -115,6 +115,7 @@ def test_what_is_missing_is_one_line_with_the_command(
     [
         (["--camera-names", "top"], "must be POLICY_CAMERA=OWN_CAMERA"),
         (["--data", "nowhere"], "--data nowhere: no dataset there"),
+        (["--sample-cache-gb", "inf"], "--sample-cache-gb inf: must be a number"),
     ],
 )
 def test_a_wrong_option_starts_nothing(
@@ -221,9 +222,11 @@ def test_the_doctor_looks_with_what_the_invitation_says(
         "rules": site.rules,
         "round_bytes": invitation.expects.round_bytes,
     }
+    monkeypatch.setenv("FEDERATION_DATASET", "/other")
     with pytest.raises(_StartedError):
-        _join(site)  # as the last time
-    ((program, command),) = started
+        _join(site, "--data", dataset)
+    ((program, command, environment),) = started
+    assert "FEDERATION_DATASET" not in environment  # in the place of what was just chosen
     assert command[0] == program
     assert command[2:] == ["join", "--folder", str(site.path), "--unchecked"]
     assert Path(command[1]).name == "so100-site"

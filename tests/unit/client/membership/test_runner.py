@@ -16,7 +16,7 @@ import pytest
 from client.cli import main
 from client.membership.folder import SiteFolder
 from client.membership.join import accept
-from client.membership.runner import is_running
+from client.membership.runner import is_running, wish_of
 from federation.release_ledger import LEDGER_FILE
 from tests import REPOSITORY
 
@@ -122,13 +122,40 @@ def test_the_owners_rules_keep_it_off_and_let_it_back(
 def test_leaving_ends_it_and_keeps_nothing_but_the_count_of_privacy(
     runner: "subprocess.Popen[bytes]", site: SiteFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (site.scratch / "samples").mkdir()
+    larger_disk = site.path.with_name("larger disk")
+    larger_disk.mkdir()
+    (site.scratch / "samples").symlink_to(larger_disk)
     (site.scratch / LEDGER_FILE).touch()
     assert main(["leave", "--folder", str(site.path)]) == 0
     assert runner.wait(60) == 0
     assert "so100-server revoke lab-b" in capsys.readouterr().out
     left = {str(path.relative_to(site.path)) for path in site.path.rglob("*") if path.is_file()}
     assert left == {"lock", f"scratch/{LEDGER_FILE}"}
+
+
+def test_leaving_that_fails_can_be_gone_on_with_or_taken_back(
+    site: SiteFolder, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accept(site, file)
+    (site.scratch / "samples").mkdir()
+
+    def fail(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = ["--folder", str(site.path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("client.membership.leave.shutil.rmtree", fail)
+        assert main(["leave", *folder]) == 2
+        assert "samples cannot be removed (Permission denied)" in capsys.readouterr().err
+        assert site.key.exists()
+    joined: list[str] = []
+    monkeypatch.setattr("client.membership.join.keep_running", lambda *_: joined.append(wish_of(site)) or 0)
+    (site.path.parent / "set" / "meta").mkdir(parents=True)
+    data = ["--data", str(site.path.parent / "set")]
+    assert main(["join", *folder, *data, "--unchecked"]) == 0
+    assert joined == [""]
+    assert main(["leave", *folder]) == 0
+    assert not site.key.exists()
 
 
 def test_a_folder_has_one_runner(

@@ -1,6 +1,7 @@
 """so100-site personalise, with a real policy and real recordings."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,36 @@ def test_the_same_seed_gives_the_same_policy(member: SiteFolder) -> None:
         personalise_site(member, steps=1, seed=seed)
         digests.append(policy_digest(member.personal / TUNED))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_policy_that_is_tuned_is_the_one_that_was_there_at_first(
+    member: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = policy_digest(member.policy)
+
+    def deliver_another(policy: Any, *rest: Any) -> Any:
+        shutil.rmtree(member.policy)
+        return tune(policy, *rest)
+
+    tune = tuning.tune
+    monkeypatch.setattr(tuning, "tune", deliver_another)
+    result = personalise_site(member, steps=1)
+    assert result["sha256"] == policy_digest(member.personal / FEDERATION) == delivered
+
+
+def test_a_lower_rate_than_the_lowest_of_the_run_does_not_rise(
+    member: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[tuple[float, float]] = []
+
+    def watch(policy: Any, processors: Any, held: Holdings, training: TrainingConfig, *rest: Any) -> Any:
+        rates.append((training.learning_rate, training.min_learning_rate))
+        return tune(policy, processors, held, training, *rest)
+
+    tune = tuning.tune
+    monkeypatch.setattr(tuning, "tune", watch)
+    personalise_site(member, steps=1, learning_rate=1e-7)
+    assert rates == [(1e-7, 1e-7)]
 
 
 @pytest.mark.parametrize("missing", ["policy", "settings"])

@@ -14,6 +14,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
@@ -110,6 +111,30 @@ def test_a_supernode_that_has_given_up_ends_with_an_error() -> None:
     )
     assert ended.returncode == 1
     assert "The SuperNode has given up" in ended.stdout + ended.stderr
+
+
+def test_a_supernode_ends_with_the_program_that_started_it(tmp_path: Path) -> None:
+    """That program is killed, so it can end nobody; what the SuperNode started ends too."""
+    node = (
+        "import os, subprocess, sys; from client.supernode.wrapper import end_with;"
+        "child = subprocess.Popen(['sleep', '60']);"
+        "print(os.getpid(), child.pid, file=open(sys.argv[1], 'w'), flush=True); end_with(int(sys.argv[2]))"
+    )
+    start = (
+        "import os, subprocess, sys; command = [sys.executable, '-c', sys.argv[2], sys.argv[1]];"
+        "subprocess.Popen([*command, str(os.getpid())], start_new_session=True).wait()"
+    )
+    file = tmp_path / "pids"
+    runner = subprocess.Popen([sys.executable, "-c", start, str(file), node], cwd=BIN.parents[2])
+    give_up_at = time.monotonic() + 60
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    processes = [psutil.Process(int(pid)) for pid in file.read_text().split()]
+    runner.kill()
+    runner.wait()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_what_refers_only_to_itself_is_freed_though_python_would_wait() -> None:
