@@ -24,6 +24,7 @@ from client.site import Site, read_site
 from client.state.contact import note_contact
 from federation import logs
 from federation.config import RunConfig, parse_run_config
+from federation.config_rules import fault_of_run_name
 from federation.errors import FederationError, RejectionCode, one_line
 from federation.messages import (
     ANSWER,
@@ -101,7 +102,7 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    run, verdict = str(message.content.config_records[CONFIG]["run"]), "accepted: it asks for updates"
+    run, verdict = _run_of(message), "accepted: it asks for updates"
     count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
     note_contact(site.scratch, run, verdict, update=_last_update(message))
     check_day(site.rules, site.scratch)
@@ -112,12 +113,20 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 
 def _deliver(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    run = str(message.content.config_records[CONFIG]["run"])
+    run = _run_of(message)
     count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
     check_day(site.rules, site.scratch)
     digest = receive_policy(message, site)
     note_contact(site.scratch, run, "accepted: it sent the policy", update=_last_update(message))
     return RecordDict({ANSWER: ConfigRecord({"sha256": digest})})
+
+
+def _run_of(message: Message) -> str:
+    """Return the name of the run that a message is of, which goes into logs and files of this site."""
+    run = str(message.content.config_records[CONFIG]["run"])
+    if fault := fault_of_run_name(run):
+        raise FederationError(f"the server names a run {run!r}: {fault}")
+    return run
 
 
 def _size(content: RecordDict, record: str) -> int:
@@ -131,9 +140,9 @@ def _last_update(message: Message) -> str | None:
 
 
 def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
-    reason = str(message.content.config_records[REASON]["text"])
+    reason = one_line(str(message.content.config_records[REASON]["text"]))
     _log.error("the server takes nothing from this site %s", reason)
-    note_contact(site.scratch, config.run.name, f"takes nothing from this site {one_line(reason)}")
+    note_contact(site.scratch, config.run.name, f"takes nothing from this site {reason}")
     return RecordDict({})
 
 

@@ -60,7 +60,7 @@ def read_site(context: Context) -> Site:
         )
     scratch = Path(str(settings["scratch"]))
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # decoded frames lie there
     except OSError as error:
         _log.error("scratch %s: %s", scratch, error)
         raise ConfigError(f"node configuration: scratch cannot be written ({error.strerror})") from None

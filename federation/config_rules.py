@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from federation.settings import AggregationConfig, PolicyConfig, RunConfig
 
-__all__ = ["EARLIER_RUN", "find_broken_rule"]
+__all__ = ["EARLIER_RUN", "fault_of_run_name", "find_broken_rule"]
 
 EARLIER_RUN = "run:"  # before the name of a run, in `policy.pretrained`
 
@@ -32,10 +32,10 @@ def find_broken_rule(config: RunConfig) -> str | None:
 
 def _names(config: RunConfig) -> str | None:
     name, repo, cameras = config.run.name, config.hub.repo, config.policy.camera_names
-    if name and (fault := _fault_of_run_name(name)):
+    if name and (fault := fault_of_run_name(name)):
         return f"run.name = {name!r}: {fault}"
     base = config.policy.pretrained
-    if base.startswith(EARLIER_RUN) and (fault := _fault_of_run_name(base.removeprefix(EARLIER_RUN))):
+    if base.startswith(EARLIER_RUN) and (fault := fault_of_run_name(base.removeprefix(EARLIER_RUN))):
         return f"policy.pretrained = {base!r}: names no run; {fault}"
     if repo and (repo.count("/") != 1 or not all(repo.split("/"))):
         return f"hub.repo = {repo!r}: must be owner/name, e.g. 'my-lab/so101'"
@@ -47,7 +47,8 @@ def _names(config: RunConfig) -> str | None:
     return None
 
 
-def _fault_of_run_name(name: str) -> str:
+def fault_of_run_name(name: str) -> str:
+    """Return why a run cannot have this name; "" if it can."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         return "use letters, digits, '-', '_' and '.', it becomes a folder name"
     return "must not start with a dot" if name.startswith(".") else ""

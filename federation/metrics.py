@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from federation.errors import FederationError
+from federation.errors import FederationError, one_line
 
 __all__ = ["SITE_METRICS", "MetricSpec", "Samples", "counter", "gauge", "serve_collector"]
 
@@ -59,8 +59,8 @@ def serve_collector(collector: Collector, host: str, port: int) -> None:
     ProcessCollector(registry=registry)
     try:
         start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise FederationError(f"port {port} cannot be listened on ({error.strerror})") from None
+    except (OSError, OverflowError) as error:
+        raise FederationError(f"port {port} cannot be listened on ({one_line(error)})") from None
 
 
 class Samples:

@@ -1,7 +1,7 @@
 """The ledger of releases under differential privacy: one line for each, on disk before the release is made.
 
 The server keeps one in the folder of each run (`server/run/accountant.py`), a site with its own noise one on
-its scratch, over all runs (`client/privacy_rules.py`). Lines are only ever appended. One that cannot be read,
+its scratch, over all runs (`client/rules/privacy.py`). Lines are only ever appended. One that cannot be read,
 torn by a kill or a full disk, counts as a release: it may have been one.
 """
 

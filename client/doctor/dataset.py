@@ -98,7 +98,7 @@ def _check_excluded(root: Path, description: DatasetDescription) -> list[Check]:
 def _fix_for(root: Path, info: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
     """Return the function that names the fix for episodes whose motion is odd: watch them, then drop them."""
     rows = {row["episode_index"]: row for row in read_episodes(root)}
-    keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    keys = [key for key, feature in info["features"].items() if feature.get("dtype") == "video"]
 
     def fix(episodes: Sequence[int]) -> str:
         fixes = []

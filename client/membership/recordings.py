@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from client.membership.folder import SiteFolder
 from client.recordings.held import judge_recordings
+from client.recordings.opened import copies_kept
 from client.recordings.sources import HUB, Source, check_together, read_list, settle, write_list
 from federation.errors import ConfigError
 from federation.invitation import read_invitation
@@ -31,11 +32,12 @@ def change_recordings(site: SiteFolder, added: Sequence[Source], removed: Sequen
     check_together(sources)
     if not sources:
         raise ConfigError("no recording would be left; so100-site pause takes no part")
-    for source in settled:
-        judge_recordings([source], read_invitation(site.invitation).expects.as_policy(), site.scratch)
-    if added or removed:
-        with locked(site.path):
-            replace(site.recordings, write_list(sources), private=True)
+    with copies_kept(site.scratch):
+        for source in settled:
+            judge_recordings([source], read_invitation(site.invitation).expects.as_policy(), site.scratch)
+        if added or removed:
+            with locked(site.path):
+                replace(site.recordings, write_list(sources), private=True)
     for source in sources:
         cameras = [f"{camera}={own}" for camera, own in source.cameras.items()]
         weight = [f"weight {source.weight:g}"] if source.weight else []

@@ -1,5 +1,6 @@
 """Recordings on the Hub: a revision of one is downloaded into scratch, once."""
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Collection
@@ -13,6 +14,7 @@ from federation.logs import get_logger
 __all__ = ["download", "remove_downloads"]
 
 _FOLDER = "hub"  # on scratch
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _log = get_logger("client.recordings.hub")
 
 
@@ -39,6 +41,10 @@ def download(name: str, scratch: Path) -> Path:
         api.snapshot_download(repository, repo_type="dataset", revision=commit, local_dir=folder)
         write_json(whole, {"recording": name, "commit": commit})
     except Exception as error:  # the Hub client raises a dozen types; their texts name the repository
+        # Its errors of the network are OSErrors as well.
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            reason = f"scratch cannot be written ({error.strerror}); make room"
+            raise DatasetError(f"dataset {name}: cannot be downloaded, {reason}") from error
         raise DatasetError(
             f"dataset {name}: cannot be downloaded ({type(error).__name__}); check its name, its revision "
             "and the way to huggingface.co, and for a private one log in with: hf auth login"

@@ -4,25 +4,29 @@ What is on the Hub is downloaded into scratch, and format 2 is written anew ther
 folders are only read.
 """
 
+import fcntl
 import hashlib
 import json
 import re
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.recordings.hub import download, remove_downloads
-from client.recordings.sources import HUB, Source, cached_folder
+from client.recordings.sources import HUB, Source, cached_folder, local_path
 from federation.data.advice import repair
 from federation.data.description import find_datasets
 from federation.errors import ConfigError, DatasetError
-from federation.files import fingerprint, write_json
+from federation.files import fingerprint, read_json_object, write_json
 from federation.logs import get_logger
+from federation.versions import versions
 
-__all__ = ["Recording", "folder_key", "open_recordings", "private_folders", "remove_others"]
+__all__ = ["Recording", "copies_kept", "folder_key", "open_recordings", "private_folders", "remove_others"]
 
-_CONVERTED = "converted"  # on scratch
+_CONVERTED, _LOCK_FILE = "converted", "recordings.lock"  # on scratch
 _MAX_NAMED = 3
 _log = get_logger("client.recordings.opened")
 
@@ -50,6 +54,7 @@ class Recording:
         if str(self.root) not in text:
             return text
         # Only the copy has the files that are named below it: their paths stay.
+        text = text.replace(f"DATA={shlex.quote(str(self.root))}", f"DATA={shlex.quote(str(self.folder))}")
         text = re.sub(rf"{re.escape(str(self.root))}(?!/)", lambda _: str(self.folder), text)
         is_named = text.startswith(self.label) or not self.source.data.startswith(HUB)
         return text if is_named else f"{self.label}: {text}"
@@ -99,8 +104,28 @@ def folder_key(folder: Path) -> str:
     return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def copies_kept(scratch: Path) -> Iterator[None]:
+    """Keep `remove_others` from the copies of recordings that are named only once they are judged."""
+    with (scratch / _LOCK_FILE).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
 def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
-    """Remove the copies of recordings that the owner does not name any more."""
+    """Remove the copies of recordings that the owner does not name any more.
+
+    Not while somebody adds one (`copies_kept`): the next round does it.
+    """
+    with (scratch / _LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _remove_others(scratch, recordings)
+
+
+def _remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
     keys = {folder_key(recording.folder) for recording in recordings}
     for other in (scratch / _CONVERTED).glob("*"):
         if other.name not in keys:
@@ -125,7 +150,7 @@ def _local_folders(source: Source) -> list[Path]:
     """
     if source.data.startswith(HUB):
         return []
-    folder = Path(source.data).expanduser()
+    folder = local_path(source.data)
     if not folder.is_dir():
         try:
             return [cached_folder(source.data) or folder]
@@ -158,15 +183,21 @@ def _convert_once(folder: Path, scratch: Path) -> Path:
     own = scratch / _CONVERTED / folder_key(folder)
     root = own / fingerprint(folder)[:16]
     fault_file = root.with_suffix(".json")
-    if not root.is_dir() and not fault_file.is_file():
+    if not root.is_dir() and not _kept_fault(fault_file):
         _log.info("%s is of format %s: written anew in scratch, once", folder, version)
         for former in own.glob("*"):
             shutil.rmtree(former) if former.is_dir() else former.unlink()
         if fault := _write_copy(folder, root):
-            write_json(fault_file, fault)
-    if fault_file.is_file():
-        raise DatasetError(str(json.loads(fault_file.read_text(encoding="utf-8"))))
+            write_json(fault_file, {"fault": fault, "versions": versions()})
+    if fault := _kept_fault(fault_file):
+        raise DatasetError(fault)
     return root
+
+
+def _kept_fault(file: Path) -> str:
+    """Return why these versions cannot write a dataset in format 3; "" if they can, or have not tried."""
+    kept = read_json_object(file)
+    return str(kept["fault"]) if kept.get("versions") == versions() else ""
 
 
 def _write_copy(folder: Path, root: Path) -> str:

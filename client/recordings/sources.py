@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "cached_folder",
     "check_together",
+    "local_path",
     "make_sources",
     "parse_hub_name",
     "parse_sources",
@@ -124,8 +125,11 @@ def split_sources(data: Sequence[str], cameras: Sequence[str], weights: Sequence
 
 
 def _split_data(text: str) -> list[str]:
-    if Path(text).expanduser().exists():
-        return [text]
+    try:
+        if local_path(text).exists():
+            return [text]
+    except OSError:  # too long for one name, so it is some
+        pass
     return [part for part in (part.strip() for part in text.split(",")) if part] or [text]
 
 
@@ -168,6 +172,14 @@ def write_list(sources: Sequence[Source]) -> bytes:
     return "\n".join(entries).encode()
 
 
+def local_path(text: str) -> Path:
+    """Return the path `text`, a home's `~` spelt out; that of a user who is not here stays."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def settle(source: Source) -> Source:
     """Return `source` such that it means the same from any folder and in any environment.
 
@@ -178,7 +190,7 @@ def settle(source: Source) -> Source:
         return source
     if not source.data.isprintable():
         raise ConfigError(f"--data {source.data!r}: holds a control character; rename the folder")
-    folder = Path(source.data).expanduser()
+    folder = local_path(source.data)
     if not folder.is_dir():
         folder = cached_folder(source.data) or folder
     if not (folder / "meta").is_dir() and next(folder.glob("*/meta"), None) is None:

@@ -46,7 +46,7 @@ def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[i
         lost = source.lost | dict.fromkeys(without, "dropped as asked")
         try:
             write_folder(new, lambda folder: _fill(folder, source, lost), replace=False)
-        except OSError:
+        except (OSError, MemoryError, ImportError):  # nothing of the dataset's own
             raise
         except Exception as error:  # whatever a damaged dataset makes LeRobot, Arrow and FFmpeg raise
             raise DatasetError(f"dataset {root}: nothing can be saved: {one_line(str(error))}") from error

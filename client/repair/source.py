@@ -90,8 +90,7 @@ def read_source(root: Path, scratch: Path) -> Source:
     try:
         info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8-sig"))
         version = str(info["codebase_version"])
-        keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-        float(info["fps"])
+        keys = [key for key, feature in info["features"].items() if feature.get("dtype") == "video"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = one_line(error)
         raise DatasetError(
@@ -167,7 +166,11 @@ def _find_episodes(
     root: Path, source: Source, keys: list[str], counts: Mapping[tuple[int, Path], int]
 ) -> None:
     """Fill `source` with what a dataset of format 3 has."""
-    rows = {int(row["episode_index"]): row for row in _read_rows(root, source.unreadable)}
+    rows = {
+        int(row["episode_index"]): row
+        for row in _read_rows(root, source.unreadable)
+        if isinstance(row.get("episode_index"), int | float) and row["episode_index"] >= 0
+    }
     for number, row in sorted(rows.items()):
         try:
             length = int(row["length"])
@@ -204,12 +207,15 @@ def _locate(folder: Path, source: Source, lengths: Mapping[int, int]) -> dict[in
     """
     named = {part.file for part in source.footage}
     found: dict[int, Footage] = {}
+    fps = source.info.get("fps")
+    if not isinstance(fps, int | float) or not fps > 0:
+        return found
     left = list(lengths.items())
     for file in (file for file in sorted(folder.glob("*/*.mp4")) if file not in named):
         parts, frames, total = {}, 0, len(frame_times(file))
         while left and frames < total:
             number, length = left.pop(0)
-            parts[number] = Footage(file, frames / float(source.info["fps"]), length)
+            parts[number] = Footage(file, frames / fps, length)
             frames += length
         if frames != total:
             break

@@ -136,7 +136,7 @@ def _features(source: Source, episode: Episode, fps: int) -> dict[str, Any]:
     columns = source.frames_of(episode).column_names
     features = {}
     for key, feature in source.info["features"].items():
-        if key in DEFAULT_FEATURES or not (feature["dtype"] == "video" or key in columns):
+        if key in DEFAULT_FEATURES or not (feature.get("dtype") == "video" or key in columns):
             continue
         shape = tuple(feature["shape"])
         # The rate is repeated in what is known of each video.

@@ -39,7 +39,7 @@ from typing import Any
 from client.rules.owner import read_rules, rules_file
 from client.supernode.polling import ask_often
 from federation import logs
-from federation.errors import FederationError
+from federation.errors import FederationError, one_line
 
 __all__ = ["ConsentError", "describe_differences", "give_consent", "main", "read_bundle"]
 
@@ -98,7 +98,7 @@ def give_consent(content: bytes, installed: Path, allowed: Sequence[str]) -> boo
     digest = hashlib.sha256(content).hexdigest()
     if "any" in allowed or digest in allowed:
         return False
-    named = ", ".join(differences[:_NAMED_DIFFERENCES])
+    named = one_line(", ".join(differences[:_NAMED_DIFFERENCES]))
     if len(differences) > _NAMED_DIFFERENCES:
         named += f" and {len(differences) - _NAMED_DIFFERENCES} more"
     theirs, here = (_version(found.get(_PROJECT_FILE, b"")) for found in (files, ours))
@@ -217,7 +217,7 @@ def _is_plain(name: str) -> bool:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         return False
-    return path.as_posix() == name and "\\" not in name
+    return path.as_posix() == name and "\\" not in name and name.isprintable()
 
 
 def _guard(flower: Any) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from federation.data.advice import repair
 from federation.data.faults import video_of_episode
+from federation.data.tables import TASKS_FILE
 from federation.errors import DatasetError
 
 __all__ = ["check_data_files", "check_files"]
@@ -27,7 +28,7 @@ def check_files(
     Raises:
         DatasetError: it names the first that is not.
     """
-    needed = {"meta/tasks.parquet"}
+    needed = {TASKS_FILE}
     for row in rows:
         needed |= {video_of_episode(info, row, key) for key in videos}
     missing = sorted(name for name in needed if not (root / name).is_file())
@@ -69,6 +70,5 @@ def _missing(root: Path, names: Sequence[str]) -> DatasetError:
     what = (
         f"{names[0]} is missing" if len(names) == 1 else f"{len(names)} files are missing, such as {names[0]}"
     )
-    return DatasetError(
-        f"dataset {root}: {what}; copy it again, or {repair(root)} writes what can be saved to a new folder"
-    )
+    other = "" if names[0] == TASKS_FILE else f", or {repair(root)} writes what can be saved to a new folder"
+    return DatasetError(f"dataset {root}: {what}; copy it again{other}")

@@ -88,7 +88,7 @@ class SampleCache(Dataset[dict[str, Any]]):
         for other in folder.glob("*.samples"):
             if other != self._path:
                 other.unlink()
-        self._path.touch()
+        self._path.touch(mode=0o600)
         held = self._path.stat().st_blocks * 512
         room = min(max_bytes, held + max(0, shutil.disk_usage(folder).free - _SPARE_BYTES))
         self._records = min(length, room // self._layout.itemsize)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from federation.data.advice import repair
 from federation.errors import DatasetError, one_line
 
-__all__ = ["check_episodes", "read_episodes", "read_frames", "read_tasks"]
+__all__ = ["TASKS_FILE", "check_episodes", "read_episodes", "read_frames", "read_tasks"]
 
+TASKS_FILE = "meta/tasks.parquet"
 _VECTORS = ("observation.state", "action")
 _COLUMNS = ("episode_index", "frame_index", "index", "timestamp", "task_index", *_VECTORS)
 _WHOLE = ("episode_index", "length", "dataset_from_index", "dataset_to_index")
@@ -82,7 +83,7 @@ def read_tasks(root: Path) -> dict[int, str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = root / "meta" / "tasks.parquet"
+    file = root / TASKS_FILE
     try:
         table = pq.read_table(file, partitioning=None)
         texts = table[_text_column(table.schema)].to_pylist()
@@ -90,7 +91,8 @@ def read_tasks(root: Path) -> dict[int, str]:
         if "task_index" in table.column_names:
             numbers = table["task_index"].to_pylist()
     except (pa.ArrowException, OSError, AttributeError, TypeError, ValueError) as error:
-        raise _cannot_read(root, file, error) from None
+        reason = one_line(error)  # nothing else has the texts, so no repair either
+        raise DatasetError(f"dataset {root}: {TASKS_FILE} cannot be read ({reason}); copy it again") from None
     tasks: dict[int, str] = {}
     for number, text in zip(numbers, texts, strict=True):
         if not isinstance(number, int | float) or not 0 <= number < _MAX_TASKS or number != int(number):
@@ -101,7 +103,7 @@ def read_tasks(root: Path) -> dict[int, str]:
             tasks[int(number)] = text or ""
             continue
         fix = "number its rows 0, 1, 2, ... in column task_index, as task_index in data/ means them"
-        raise DatasetError(f"dataset {root}: meta/tasks.parquet {problem}; {fix}")
+        raise DatasetError(f"dataset {root}: {TASKS_FILE} {problem}; {fix}")
     return tasks
 
 

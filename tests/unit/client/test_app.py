@@ -3,7 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
@@ -11,8 +11,16 @@ from client.recordings import held
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
-from federation.errors import DatasetError, RejectionCode
+from federation.errors import DatasetError, FederationError, RejectionCode
 from federation.judgement.judge import describe_fitting
+from federation.messages import CONFIG
+
+
+def test_the_servers_name_of_a_run_is_no_line_of_the_sites_log() -> None:
+    content = RecordDict({CONFIG: ConfigRecord({"run": "demo\n18:40:02 INFO | add allow-app"})})
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    with pytest.raises(FederationError, match=r"names a run 'demo\\n18:40:02 .* use letters"):
+        app._train(Message(content, 1, "train"), RunConfig(), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scratch", ["scratch", "site-a/scratch"])

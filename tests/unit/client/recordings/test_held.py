@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from client.private_paths import hide_paths
 from client.recordings import held as held_module
 from client.recordings.held import judge_recordings, mixing_faults
-from client.recordings.opened import Recording, open_recordings, private_folders
+from client.recordings.opened import Recording, copies_kept, open_recordings, private_folders
 from client.recordings.samples import JoinedSamples, open_recorded_samples
 from client.recordings.sources import Source
 from federation.data.description import describe_dataset
@@ -95,6 +95,9 @@ def test_two_recordings_of_other_cameras_sizes_and_formats_are_trained_on_togeth
     assert list(tmp_path.glob("converted/*/*")) == copies  # once for each state of the files
 
     alone = judge_recordings(sources[:1], TINY, tmp_path)
+    with copies_kept(tmp_path):  # somebody adds one, and has not named it yet
+        open_recorded_samples(alone, policy.config, tmp_path, 10**9)
+        assert list(tmp_path.glob("converted/*/*")) == copies
     samples = open_recorded_samples(alone, policy.config, tmp_path, 10**9)
     assert isinstance(samples, SampleCache)
     assert list(tmp_path.glob("converted/*")) == []
@@ -184,6 +187,26 @@ def test_format_2_with_a_lost_episode_is_one_line_with_the_command(
         assert "episode 1: the video videos/" in str(fault)
         assert f"repair DATA={copy}" in str(fault)
         monkeypatch.setattr("client.repair.main.repair_dataset", None)
+
+
+def test_what_is_not_the_datasets_fault_is_tried_again(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("client.repair.main._fill", _raise_memory_error)
+        with pytest.raises(MemoryError):
+            open_recordings([Source(str(old))], tmp_path)
+    assert open_recordings([Source(str(old))], tmp_path)[1] == []
+
+
+def _raise_memory_error(*_: object) -> None:
+    raise MemoryError
+
+
+def test_the_repair_of_a_copy_is_quoted_for_the_folder_that_the_owner_named() -> None:
+    recording = Recording(Source("/my data/pick"), Path("/my data/pick"), Path("/s/converted/a/b"))
+    text = "dataset /s/converted/a/b: make repair DATA=/s/converted/a/b WITHOUT=3"
+    assert recording.spell(text) == "dataset /my data/pick: make repair DATA='/my data/pick' WITHOUT=3"
 
 
 def test_a_file_that_only_the_copy_has_keeps_its_path() -> None:

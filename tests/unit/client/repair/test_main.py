@@ -178,9 +178,18 @@ def lose_frames(root: Path) -> None:
     pq.write_table(table.slice(0, 30), root / DATA)
 
 
+def lose_number(root: Path) -> None:
+    table = pq.read_table(root / EPISODES, partitioning=None)
+    numbers = pa.array([0, None, 2], pa.int64())
+    column = table.schema.get_field_index("episode_index")
+    pq.write_table(table.set_column(column, "episode_index", numbers), root / EPISODES)
+
+
 @pytest.mark.parametrize(
     ("damage", "kept"),
     [
+        (lose_number, [0, 2]),
+        (lambda root: change_info(root, fps=None), [0, 1, 2]),
         (remove_episode_by_hand, [0, 2]),
         (lambda root: change_info(root, total_episodes=4, total_frames=48), [0, 1, 2]),
         (put_nan, [0, 2]),
@@ -198,6 +207,17 @@ def test_the_command_in_the_message_saves_what_is_whole(
 ) -> None:
     damage(copy)
     assert_trains(follow(refusal(copy)), frames, kept)
+
+
+@pytest.mark.parametrize("content", [None, b"torn"])
+def test_no_repair_is_named_for_the_texts_of_the_tasks_which_nothing_else_has(
+    copy: Path, content: bytes | None
+) -> None:
+    file = copy / "meta" / "tasks.parquet"
+    file.unlink()
+    if content:
+        file.write_bytes(content)
+    assert refusal(copy).endswith("copy it again")
 
 
 def test_an_episode_can_be_dropped(

@@ -140,7 +140,17 @@ def test_the_owner_allows_one_bundle_or_any(app: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.py", "/x.py", "client/../../x.py", "client\\x.py", "client//x.py", "./x.py", "client/", "."],
+    [
+        "../x.py",
+        "/x.py",
+        "client/../../x.py",
+        "client\\x.py",
+        "client//x.py",
+        "./x.py",
+        "client/",
+        ".",
+        "client/x\n.py",
+    ],
 )
 def test_a_name_that_is_no_plain_path_is_refused_even_if_anything_is_allowed(name: str) -> None:
     assert "not a plain path" in _refusal(_zip((name, b"")), ["any"])
