@@ -32,7 +32,9 @@ __all__ = [
 class RunSection:
     """Identity and length of a run."""
 
-    name: str = setting("", "of the folder in `outputs/`; empty: made from the date and time")
+    name: str = setting(
+        "", "of the folder in `outputs/`; `make demo` and `up` make it of the file's name, date and time"
+    )
     seed: Whole = setting(0, "draws initial weights, sampled nodes and the order of frames", ge=0)
     num_rounds: Whole = setting(20, "rounds of the whole run, those before a continuation included", ge=1)
     resume: bool = setting(False, "continue `outputs/NAME` after its newest checkpoint")
@@ -49,7 +51,7 @@ class FederationConfig:
 
     fraction_fit: Real = setting(1.0, "share of the online nodes sampled each round", gt=0, le=1)
     min_nodes: Whole = setting(2, "nodes that must be online before a round starts", ge=1)
-    min_updates: Whole = setting(1, "good updates below which the weights stay as they are", ge=1)
+    min_updates: Whole = setting(1, "with fewer good updates a round does not change the weights", ge=1)
     round_deadline_seconds: Real = setting(1800.0, "that a round may take at most", gt=0)
     quorum: Real = setting(
         0.75, "share of nodes after whose replies the others have limited time", gt=0, le=1
@@ -59,7 +61,9 @@ class FederationConfig:
         False,
         "a slow site takes as many `local_steps` as fit into the middle one's time, and weighs the same",
     )
-    join_timeout_seconds: Real = setting(300.0, "then too few nodes are reported and waited for", gt=0)
+    join_timeout_seconds: Real = setting(
+        300.0, "after it the log says that too few nodes have joined; the run goes on waiting", gt=0
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

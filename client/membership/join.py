@@ -109,7 +109,11 @@ def _ask_about(invitation: Invitation) -> None:
         CertificateError: they are not the operator's.
     """
     print(f"the authority of {invitation.superlink} is {spell_authority(invitation.authority)}")
-    if input("Does the operator read you the same digits, by voice? [y/N] ").strip().lower() != "y":
+    try:
+        answer = input("Does the operator read you the same digits, by voice? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise CertificateError(
             "invitation: its authority is not accepted; if the digits differ, somebody may have replaced the "
             "file on its way: have the operator send it again on another"

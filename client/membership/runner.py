@@ -46,7 +46,8 @@ def keep_running(site: SiteFolder, superlink: str) -> int:
     """
     configure()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # else it is to outlast its terminal (nohup)
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangs_up else [])):
         signal.signal(number, lambda *_: stop.set())
     environment, wait, restarts = supernode_environment(site, os.environ), _FIRST_WAIT_SECONDS, 0
     environment[RUNNER_VARIABLE] = str(os.getpid())

@@ -3,14 +3,17 @@
     python -m tests.benchmarks.adapters [--seeds 3] [--episodes 100]
 
 Pretrains `small` on one scene, once for each seed, then adapts it to two other scenes with every arm of
-`arms.py`, federated in this process by two sites. Each arm and seed is a file under `--work`, and the command
-goes on where it stopped. Writes `results.json` and `table.md` beside this file.
+`arms.py`, federated in one process by two sites; two arms run at a time. Each arm and seed is a file under
+`--work`, and the command goes on where it stopped. Writes `results.json` and `table.md` beside this file.
 """
 
 import argparse
 import json
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +56,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/adapters"), help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=HERE, help="(%(default)s)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     parameters = SampleParameters(episodes=options.demonstrations, eval_episodes=8)
-    ensure_sample_data(options.data, parameters, 1, DATASETS)
+    ensure_sample_data(options.data, parameters, 2, DATASETS)
+    seeds = range(options.seeds)
+    settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    settings["date"] = time.strftime("%Y-%m-%d")
     found = []
-    for seed in range(options.seeds):
-        for arm in ARMS:
-            found.append(_result(arm, seed, options))
-            settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for base in [pool.submit(_base, seed, options) for seed in seeds]:
+            base.result()
+        for job in [pool.submit(_result, arm, seed, options) for seed in seeds for arm in ARMS]:
+            found.append(job.result())
             results = json.dumps({"settings": settings, "results": found}, indent=1)
             (options.out / "results.json").write_text(results + "\n", encoding="utf-8")
             (options.out / "table.md").write_text(make_table(found), encoding="utf-8")
@@ -79,7 +85,7 @@ def _result(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         folder, errors = options.work / name, []
         aggregate = refactor if arm.refactored else as_in_a_run(config, None)
         learners = tuple((site,) for site in SITES)
-        scratch = options.work / ".scratch"
+        scratch = options.work / f".scratch-{os.getpid()}"
         losses = train(
             config,
             learners,
@@ -111,7 +117,8 @@ def _base(seed: int, options: argparse.Namespace) -> Path:
     if not (folder / "config.json").exists():
         config = _with(load_run_config(Path("configs/arm.toml")), seed, options.pretrain_rounds, options)
         rounds = config.run.num_rounds
-        train(config, ((PRETRAIN,),), rounds, options.data, options.work / ".scratch", folder)
+        scratch = options.work / f".scratch-{os.getpid()}"
+        train(config, ((PRETRAIN,),), rounds, options.data, scratch, folder)
     return folder
 
 

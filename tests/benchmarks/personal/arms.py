@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from client.recordings.sources import Source
 from federation.config import RunConfig, load_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
+from federation.data.statistics import statistics_of_frames
+from federation.data.tables import read_frames
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import load_policy_folder, save_policy_folder
 from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
@@ -56,20 +59,19 @@ def train_arm(arm: Arm, data: Path, work: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     config = load_run_config(Path("configs/arm.toml"), {"run.seed": arm.seed})
-    started = time.monotonic()
+    started, scratch = time.monotonic(), work / f".scratch-{arm.name}"
     if arm.kind == FEDERATION:
-        sites = (("site-a",), ("site-b",))
-        train(config, sites, config.run.num_rounds, data, work / f".scratch-{arm.seed}", folder)
+        train(config, (("site-a",), ("site-b",)), config.run.num_rounds, data, scratch, folder)
     else:
-        _train_on_own(arm, config, data, work, folder)
+        _train_on_own(arm, config, data, work, scratch, folder)
+    shutil.rmtree(scratch)
     about = {"seconds": time.monotonic() - started}
     (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return folder
 
 
-def _train_on_own(arm: Arm, config: RunConfig, data: Path, work: Path, folder: Path) -> None:
+def _train_on_own(arm: Arm, config: RunConfig, data: Path, work: Path, scratch: Path, folder: Path) -> None:
     held = _first_demonstrations(_recorded(arm.scene, data), arm)
-    scratch = work / f".scratch-{arm.name}"
     if arm.kind == "personal":
         policy, processors = load_policy_folder(work / Arm(FEDERATION, arm.seed).name, _CPU)
         held, _ = split_episodes(held, arm.seed)  # as so100-site personalise does
@@ -94,7 +96,8 @@ def _first_demonstrations(root: Path, arm: Arm) -> Holdings:
     description = describe_dataset(root)
     order = random.Random(arm.seed).sample(range(description.episodes), description.episodes)
     out = {**dict.fromkeys(order[arm.demonstrations :], "not among these"), **description.left_out}
-    few = dataclasses.replace(description, left_out=out)
+    statistics = statistics_of_frames(read_frames(root), out)
+    few = dataclasses.replace(description, left_out=out, statistics=statistics)
     return Holdings((Holding(Recording(Source(str(root)), root, root), few),))
 
 
