@@ -32,9 +32,7 @@ __all__ = [
 class RunSection:
     """Identity and length of a run."""
 
-    name: str = setting(
-        "", "of the folder in `outputs/`; `make demo` and `up` make it of the file's name, date and time"
-    )
+    name: str = setting("", "folder in `outputs/`; by `make` and `up` made of file name, date and time")
     seed: Whole = setting(0, "draws initial weights, sampled nodes and the order of frames", ge=0)
     num_rounds: Whole = setting(20, "rounds of the whole run, those before a continuation included", ge=1)
     resume: bool = setting(False, "continue `outputs/NAME` after its newest checkpoint")
@@ -61,9 +59,7 @@ class FederationConfig:
         False,
         "a slow site takes as many `local_steps` as fit into the middle one's time, and weighs the same",
     )
-    join_timeout_seconds: Real = setting(
-        300.0, "after it the log says that too few nodes have joined; the run goes on waiting", gt=0
-    )
+    join_timeout_seconds: Real = setting(300.0, "then the log says who lacks; the run goes on waiting", gt=0)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -10,7 +10,6 @@ is found. The mean takes the steps out again (`WeightedMean`). All of it comes f
 was resumed asks for the same.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ __all__ = ["Pace", "asked_steps", "pace_of_round"]
 _LEAST_SECONDS = 1e-6
 _ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
 _PROBE_SHARE = 0.25  # of the steps, of a site whose speed nobody knows
-_LEAST_SHARE = 1 / 16  # the norm of an update goes by the root of its steps: at most four times the others'
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def pace_of_round(names: Sequence[str], rounds: Sequence[RoundRecord], config: R
 def asked_steps(
     names: Sequence[str], rounds: Sequence[RoundRecord], training: TrainingConfig
 ) -> dict[str, int]:
-    """Return the steps that each of the sites `names` is asked for, a sixteenth to all of `local_steps`.
+    """Return the steps that each of the sites `names` is asked for, from 1 to `training.local_steps`.
 
     Args:
         rounds: those that are complete, in their order.
@@ -78,9 +76,9 @@ def asked_steps(
 
 
 def _fitting(speed: _Speed, seconds: float, most: int) -> int:
-    """Return how many steps fit into `seconds`, and not too few to count."""
+    """Return how many steps fit into `seconds`: one at least."""
     steps = (seconds - speed.other_seconds) / speed.step_seconds
-    return max(math.ceil(_LEAST_SHARE * most), int(min(steps + _ROUNDING, most)))
+    return max(1, int(min(steps + _ROUNDING, most)))
 
 
 def _speed(name: str, rounds: Sequence[RoundRecord], training: TrainingConfig) -> _Speed | None:

@@ -123,23 +123,22 @@ class UpdateCollector:
         """Return what the norm of an update of so many frames is divided by, and the most that it can be.
 
         A site with more data takes more steps, and the root of them is what counts: a claim gives four times
-        the room of the median site at most. One that was asked for fewer is judged as it counts in the mean.
+        the room of the median site at most. One that was asked for fewer steps has as much less room.
 
         Raises:
             WireError: it took other steps than it was asked for.
         """
         training, num_weights = self._config.training, sum(shape.numel() for shape in self._shapes.values())
-        steps, scale = float(training.local_steps), 1.0
+        steps = float(training.local_steps)
         if name in self._asked_steps:
             steps = float(self._asked_steps[name])
-            scale = steps / training.local_steps
             if num_examples != self._max_examples[name]:
                 asked = f"{steps:.0f} steps, which are of {self._max_examples[name]}"
                 raise WireError(f"num_examples = {num_examples}: the site was asked for {asked}")
         elif training.local_epochs:
             most = _MAX_STEPS_RATIO * self._max_weight / training.frames_in_step
             steps = min(training.steps_taken(num_examples), most)
-            scale = math.sqrt(steps / training.local_steps)
+        scale = math.sqrt(steps / training.local_steps)
         return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
 
     def _most(self, name: str, reply: Reply) -> int:
@@ -151,12 +150,10 @@ class UpdateCollector:
         return max(self._max_examples[name], claimed)
 
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
-        training, steps = self._config.training, self._asked_steps.get(name)
-        if steps is None:
-            self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
+        if (steps := self._asked_steps.get(name)) is not None:  # then all weigh the same
+            self.aggregator.add(update, 1.0, steps / self._config.training.local_steps)
         else:
-            whole = training.local_steps * training.frames_in_step
-            self.aggregator.add(update, whole, steps / training.local_steps)
+            self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
         self.clients[name] = metrics
         self._record.event(
             "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]

@@ -3,10 +3,11 @@
 Without it the rounding errors of the rounds add up; with it they cancel (Seide et al., Interspeech 2014;
 Karimireddy et al., ICML 2019). The residual is kept on the site's own disk.
 
-Where the server divides each update by its steps (`federation.partial_work`), so it does what was lost of it:
-the residual is kept for a step then, and added as often as the next round has steps.
+Where the server divides each update by the root of its steps (`federation.partial_work`), so it does what was
+lost of it: the residual is kept divided, and multiplied by the root of the steps of the next round.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,20 +27,22 @@ def add_residual(
     """Add what the newest round of `run` before `round_` left to `update`, in place; nothing if none did.
 
     Args:
-        steps: of the round, where the server divides by them.
+        steps: of the round, where the server divides by their root.
     """
     shapes = {name: tensor.shape for name, tensor in update.items()}
     residual = load_round_state(_folder(scratch, steps), run, round_, shapes)
     if residual is not None:
-        torch._foreach_add_(list(update.values()), [residual[name] for name in update], alpha=steps or 1)
+        torch._foreach_add_(
+            list(update.values()), [residual[name] for name in update], alpha=math.sqrt(steps or 1)
+        )
 
 
 def keep_residual(
     scratch: Path, run: str, round_: int, residual: Mapping[str, Tensor], steps: int | None = None
 ) -> None:
-    """Keep what `round_` leaves; with `steps` it is divided by them in place."""
+    """Keep what `round_` leaves; with `steps` it is divided by their root in place."""
     if steps:
-        torch._foreach_div_(list(residual.values()), steps)
+        torch._foreach_div_(list(residual.values()), math.sqrt(steps))
     save_round_state(_folder(scratch, steps), run, round_, residual)
 
 

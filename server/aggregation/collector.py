@@ -46,8 +46,10 @@ class Aggregator(Protocol):
 class WeightedMean:
     """`sum(n_k * update_k) / sum(n_k)` (McMahan et al., AISTATS 2017, alg. 1), streaming.
 
-    Of updates that took different numbers of steps it is the mean of the updates for a step, times the mean
-    number of steps (FedNova, Wang et al., NeurIPS 2020, eq. 6): fewer steps weigh no less.
+    Updates of different numbers of steps are divided by the root of these, and the mean is multiplied by the
+    mean root: fewer steps count for no less. FedNova (Wang et al., NeurIPS 2020, eq. 6) divides by the number
+    itself, as plain gradient descent asks for; the updates of AdamW grow more slowly, and dividing them so
+    ends in divergence (`tests/benchmarks/uneven/README.md`).
 
     Args:
         shapes: parameter name -> shape.
@@ -63,15 +65,16 @@ class WeightedMean:
 
     def add(self, update: Payload, num_examples: float, share: float = 1.0) -> None:
         """Fold in one update, decoding a chunk at a time."""
-        factor = num_examples / share
+        root = math.sqrt(share)
+        factor = num_examples / root
         if self._clip_norm:
-            factor *= min(1.0, self._clip_norm / max(update.norm() / share, 1e-12))
+            factor *= min(1.0, self._clip_norm / max(update.norm() / root, 1e-12))
         for name, start, values in update.parts():
             # Not add_(alpha=...): that fuses the product into the sum, and then even two nodes give
             # other bits in another order of arrival.
             self._sums[name].view(-1)[start : start + len(values)].add_(values.mul_(factor))
         self._weight += num_examples
-        self._work += num_examples * share
+        self._work += num_examples * root
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the mean of what was added."""

@@ -21,7 +21,7 @@ With `local_epochs` a site takes as many steps as its data asks for. The norm of
 than the root of its steps (`tests/benchmarks/update_norms.json`: 4.5 times from 10 to 1000 steps, where the
 root makes 10), so norms are compared after division by that root. The number of steps is the site's own
 claim: it counts up to a bound that the server knows before the round (`server/update_collector.py`). With
-`partial_work` a norm is divided by the share of the steps, as the mean divides the update.
+`partial_work` the server itself says how many they are, and the mean divides by the same root.
 """
 
 import math

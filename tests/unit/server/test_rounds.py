@@ -146,8 +146,8 @@ def test_with_partial_work_each_node_is_asked_for_its_own_steps_and_weighs_the_s
     asked = {m.metadata.dst_node_id: m.content[CONFIG]["steps"] for m in grid.sent.values()}
     assert asked == {10: 40, 11: 10}
     assert sorted(entry.clients) == ["a", "b"]
-    # Each went 0.1 a step: so does their mean, for the 25 steps that they took in the mean.
-    torch.testing.assert_close(model.weights["w"], torch.full((2,), 2.5))
+    # 4 and 1 over the root of a quarter, times the mean root.
+    torch.testing.assert_close(model.weights["w"], torch.full((2,), 3.0 * 0.75))
 
 
 def test_without_partial_work_nobody_is_asked_for_steps(record, statistics) -> None:

@@ -363,16 +363,15 @@ def test_an_update_unlike_the_recent_ones_is_held_until_all_are_in(record, stati
 
 
 def test_an_update_of_fewer_steps_is_judged_as_it_counts_in_the_mean(record, statistics) -> None:
-    """A site that makes itself slow is asked for few steps, and each of them counts for more."""
-    asked = {"a": 100, "b": 100, "c": 10, "d": 10}
+    asked = {"a": 100, "b": 100, "c": 25, "d": 25}
     collector = _collector(record, statistics, *asked, asked=asked)
-    for (name, steps), value in zip(asked.items(), (1.0, 1.5, 0.3, 9.0), strict=True):
+    for (name, steps), value in zip(asked.items(), (1.0, 1.5, 0.5, 6.0), strict=True):
         collector.add(name, _replied(make_reply(value, num_examples=steps)))
     assert collector.finalize() == 3
-    assert "for its steps 60 times the median" in collector.rejected["d"].reason
+    assert "for its steps 12 times the median" in collector.rejected["d"].reason  # twice 6, over 1
     (_, mean), *_ = collector.aggregator.aggregate()
-    # 1, 1.5 and ten times 0.3 for all steps, times the 70 steps that they took in the mean
-    torch.testing.assert_close(mean, torch.full((2,), 5.5 / 3 * 0.7))
+    # 1, 1.5 and twice 0.5, times the mean root of the shares
+    torch.testing.assert_close(mean, torch.full((2,), 3.5 / 3 * 2.5 / 3))
 
 
 @pytest.mark.parametrize("claimed", [9, 11])

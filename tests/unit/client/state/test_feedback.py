@@ -42,13 +42,13 @@ def test_with_feedback_the_sum_of_the_updates_arrives(tmp_path: Path) -> None:
     assert error[False] > 4 * one_step
 
 
-def test_where_the_server_divides_by_the_steps_the_residual_goes_by_them(tmp_path: Path) -> None:
+def test_where_the_server_divides_by_the_root_of_the_steps_so_it_does_the_residual(tmp_path: Path) -> None:
     keep_residual(tmp_path, "run", 1, {"w": torch.full((3,), 8.0)}, steps=4)
     update = {"w": torch.zeros(3)}
-    add_residual(tmp_path, "run", 2, update, steps=10)
-    assert update["w"].tolist() == [20, 20, 20]
+    add_residual(tmp_path, "run", 2, update, steps=16)
+    assert update["w"].tolist() == [16, 16, 16]
     add_residual(tmp_path, "run", 2, update)  # partial work was switched off
-    assert update["w"].tolist() == [20, 20, 20]
+    assert update["w"].tolist() == [16, 16, 16]
 
 
 def test_a_residual_belongs_to_its_run(tmp_path: Path) -> None:

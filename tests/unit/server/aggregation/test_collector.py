@@ -44,16 +44,16 @@ def test_the_mean_equals_numpys_weighted_average_in_float64() -> None:
         np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_of_updates_of_different_numbers_of_steps_it_is_fednovas_mean() -> None:
+def test_updates_of_different_numbers_of_steps_are_taken_by_the_root_of_these() -> None:
     updates, weights, steps = _updates(3), [4.0, 4.0, 8.0], np.array([40, 10, 20])
     aggregator = WeightedMean(SHAPES)
     for update, weight, taken in zip(updates, weights, steps, strict=True):
         aggregator.add(_payload(update), weight, taken / 40)
     result = dict(aggregator.aggregate())
-    effective = np.average(steps, weights=weights)
+    roots = np.sqrt(steps)
     for name in SHAPES:
-        a_step = [update / taken for update, taken in zip(_stacked(updates, name), steps, strict=True)]
-        expected = effective * np.average(a_step, axis=0, weights=weights)
+        divided = [update / root for update, root in zip(_stacked(updates, name), roots, strict=True)]
+        expected = np.average(roots, weights=weights) * np.average(divided, axis=0, weights=weights)
         np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -62,8 +62,8 @@ def test_clipped_is_what_all_steps_would_have_made() -> None:
     aggregator = WeightedMean(SHAPES, clip_norm=2.0)
     aggregator.add(_payload(update), 1.0, 0.25)
     result = dict(aggregator.aggregate())
-    # A norm of 3.5 in a quarter of the steps is one of 14 in all: cut to 2, a quarter of which is left.
-    assert torch.linalg.vector_norm(result["a"]).item() == pytest.approx(0.5)
+    # A norm of 3.5 in a quarter of the steps counts as one of 7: cut to 2, half of which is left.
+    assert torch.linalg.vector_norm(result["a"]).item() == pytest.approx(1.0)
 
 
 def test_two_updates_give_the_same_bits_in_either_order() -> None:

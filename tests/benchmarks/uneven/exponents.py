@@ -1,0 +1,76 @@
+"""By what a slow site's update is to be divided: by its steps, by a root of these, or not at all.
+
+    python -m tests.benchmarks.uneven.exponents [--slow-steps 50] [--rounds 12] [--exponents 0,0.33,0.5,1]
+
+The demo's two sites in process, site-a with 500 steps a round, site-b with fewer. Each update is divided by
+its share of the 500 to the power of the exponent, both weigh the same, and the mean is multiplied by the mean
+of what was divided by. Exponent 1 is FedNova's mean, 0 the plain one. Printed is the held-out policy loss at
+the end, and of the first round how much longer site-a's update is.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from client.training import TrainingResult, setup_training_components
+from federation.config import load_run_config
+from federation.data.description import describe_dataset
+from federation.data.normalisation import merge_statistics
+from federation.policy.build import build_policy
+from server.evaluation.held_out import Evaluator
+from tests.benchmarks.closed_loop import train as training
+
+_STEPS = 500
+_SITES, _DATA = ("site-a", "site-b"), Path("data/sample")
+
+
+def run_once(exponent: float, slow_steps: int, rounds: int, folder: Path) -> tuple[float, float]:
+    """Return the held-out policy loss at the end, and the ratio of the norms of the first updates."""
+    changes = {"run.num_rounds": rounds, "training.local_steps": _STEPS}
+    config = load_run_config(Path("configs/demo.toml"), changes)
+    policy = build_policy(config.policy, seed=0, device=torch.device("cpu"), cache=folder)
+    statistics = merge_statistics([describe_dataset(_DATA / site).statistics for site in _SITES])
+    evaluator = Evaluator(policy, statistics, {"holdout": _DATA / "holdout"}, config.evaluation)
+    divisors = [1.0, (slow_steps / _STEPS) ** exponent]
+    losses, ratios = [], []
+
+    def set_up(*arguments: Any) -> Any:
+        components = setup_training_components(*arguments)
+        components.steps = _STEPS if _SITES[0] in components.samples.name else slow_steps
+        return components
+
+    def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+        for name, weight in weights.items():
+            divided = sum(r.update[name] / by for r, by in zip(results, divisors, strict=True))
+            weight.add_(divided / 2 * (sum(divisors) / 2))
+        ratios.append(results[0].update_norm / results[1].update_norm)
+        losses.append(evaluator.evaluate(weights)["policy_loss"])
+
+    learners = [(site,) for site in _SITES]
+    with mock.patch.object(training, "setup_training_components", set_up):
+        training.train(config, learners, rounds, _DATA, folder / "scratch", folder / "policy", aggregate)
+    return losses[-1], ratios[0]
+
+
+def main() -> None:
+    """Run each exponent, one line each."""
+    parser = argparse.ArgumentParser(description="Exponents of a slow site's steps.")
+    parser.add_argument("--slow-steps", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="(%(default)s)")
+    parser.add_argument("--exponents", default="0,0.33,0.5,1", help="(%(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for exponent in map(float, arguments.exponents.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            loss, ratio = run_once(exponent, arguments.slow_steps, arguments.rounds, Path(folder))
+        print(f"exponent {exponent:g}: loss {loss:.3f}, site-a's first update is {ratio:.2f} times as long")
+
+
+if __name__ == "__main__":
+    main()
