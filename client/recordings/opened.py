@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from client.recordings.hub import download, remove_downloads
 from client.recordings.sources import HUB, Source, cached_folder, local_path
@@ -107,9 +108,14 @@ def folder_key(folder: Path) -> str:
 @contextmanager
 def copies_kept(scratch: Path) -> Iterator[None]:
     """Keep `remove_others` from the copies of recordings that are named only once they are judged."""
-    with (scratch / _LOCK_FILE).open("a") as lock:
+    with _open_lock(scratch) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
+
+
+def _open_lock(scratch: Path) -> IO[str]:
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return (scratch / _LOCK_FILE).open("a")
 
 
 def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
@@ -117,7 +123,7 @@ def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
 
     Not while somebody adds one (`copies_kept`): the next round does it.
     """
-    with (scratch / _LOCK_FILE).open("a") as lock:
+    with _open_lock(scratch) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -226,7 +226,7 @@ def test_a_resumed_run_goes_on_counting_with_its_new_settings(record: RunRecord,
     exporter = Exporter(tmp_path)
     record.event("run_failed", reason="killed")
     assert _values(exporter)['federation_run_state{state="failed"}'] == 1
-    record._metrics["config"]["run.num_rounds"] = 30
+    record._continued = record._metrics["config"] | {"run.num_rounds": 30}
     record.resume_after(1, None)
     values = _values(exporter)
     assert values['federation_run_state{state="running"}'] == 1
