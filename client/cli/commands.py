@@ -208,11 +208,10 @@ def doctor(
     Example: so100-site doctor --data recordings/pick-cube --camera-names top=phone,wrist=none
     """
     sources = as_sources(data, camera_names, None)
-    site = as_site(folder)
-    if folder or (not sources and site.settings.exists()):
+    if folder or (not sources and as_site(folder).settings.exists()):
         from client.membership.join import examine_member
 
-        return 0 if examine_member(site.path, sources, full) else 1
+        return 0 if examine_member(as_site(folder).path, sources, full) else 1
     if not sources:
         raise ConfigError("Missing option '--data' (env var: 'FEDERATION_DATASET')")
     from client.doctor.main import examine_site
