@@ -188,14 +188,18 @@ def _convert_once(folder: Path, scratch: Path) -> Path:
         return folder
     own = scratch / _CONVERTED / folder_key(folder)
     root = own / fingerprint(folder)[:16]
+    if root.is_dir():
+        return root
     fault_file = root.with_suffix(".json")
-    if not root.is_dir() and not _kept_fault(fault_file):
+    fault = _kept_fault(fault_file)
+    if not fault:
         _log.info("%s is of format %s: written anew in scratch, once", folder, version)
         for former in own.glob("*"):
             shutil.rmtree(former) if former.is_dir() else former.unlink()
-        if fault := _write_copy(folder, root):
+        fault = _write_copy(folder, root)
+        if fault:
             write_json(fault_file, {"fault": fault, "versions": versions()})
-    if fault := _kept_fault(fault_file):
+    if fault:
         raise DatasetError(fault)
     return root
 
