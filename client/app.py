@@ -152,8 +152,10 @@ def _answer(
     """Do `work`; turn any failure into an error reply, so that the server hears of it at once."""
     logs.configure()
     folders: dict[str, Path] = {}
+    scratch: Path | None = None
     try:
         site = read_site(context)
+        scratch = site.scratch
         folders = {**private_folders(site.sources), "scratch": site.scratch}
         logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
@@ -161,11 +163,11 @@ def _answer(
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
-        code, reason = error.code, hide_paths(str(error), folders)
-        if "scratch" in folders:
-            note_contact(folders["scratch"], "", f"not served: {one_line(str(error))}")
+        code, reason, told = error.code, hide_paths(str(error), folders), one_line(str(error))
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
         code = RejectionCode.NODE_FAILED
-        reason = f"{type(error).__name__}; the log of this SuperNode says more"
+        told = reason = f"{type(error).__name__}; the log of this SuperNode says more"
+    if scratch:
+        note_contact(scratch, "", f"not served: {told}")
     return Message(Error(code=int(code), reason=reason), reply_to=message)

@@ -46,8 +46,8 @@ def check_dataset(
     lack = policy.empty_cameras if policy else len(cameras) - 1
     try:
         description = describe_dataset(root, CameraChoice(cameras, names or {}, lack))
-        own = PolicyConfig(joint_units=description.joint_units.possible[0], fps=description.fps)
-        check_fits(description, policy or own, str(root))
+        if policy:
+            check_fits(description, policy, str(root))
     except DatasetError as error:
         return [Check("error", *_named(str(error)))], None
     checks = [

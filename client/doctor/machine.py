@@ -24,7 +24,7 @@ _WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy 
 def check_scratch(folder: Path) -> list[Check]:
     """Look whether `folder` can be written and has room."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # decoded frames will lie there
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -19,7 +19,7 @@ from client.doctor.machine import check_ca, check_key, check_scratch, check_soft
 from client.doctor.rules import check_owner_rules
 from client.doctor.samples import check_samples
 from client.recordings.held import mixing_faults, same_frames
-from client.recordings.opened import Recording, open_recordings
+from client.recordings.opened import Recording, copies_kept, open_recordings
 from client.recordings.sources import Source
 from federation.addresses import parse_address
 from federation.data.description import DatasetDescription
@@ -83,7 +83,7 @@ def _look_at_data(
     good: dict[Path, DatasetDescription] = {}
     # One that cannot be written has a line of `check_scratch`.
     cache = scratch if scratch and os.access(scratch, os.W_OK) else None
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, copies_kept(cache or Path(temporary)):
         recordings, faults = open_recordings(sources, cache or Path(temporary))
         yield from (Check("error", "dataset", str(fault).removeprefix("dataset ")) for fault in faults)
         for recording in recordings:

@@ -8,9 +8,7 @@ from typing import Any
 
 from federation.errors import ConfigError, one_line
 
-__all__ = ["FOLDER_VARIABLE", "SiteFolder", "default_folder"]
-
-FOLDER_VARIABLE = "FEDERATION_SITE"
+__all__ = ["SiteFolder", "default_folder"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,11 @@ class SiteFolder:
     def key(self) -> Path:
         """The private key, which is in no message, archive or log."""
         return self.path / "node.key"
+
+    def require_member(self) -> None:
+        """Raise a `ConfigError` if there is no key: the folder is no site's, or its owner left."""
+        if not self.key.exists():
+            raise ConfigError(f"{self.path} holds no site; so100-site key begins one")
 
     @property
     def invitation(self) -> Path:

@@ -25,6 +25,7 @@ from federation.key_files import locked, make_folder, replace
 __all__ = ["accept", "examine_member", "join_federation", "write_settings"]
 
 # The environment variables of the command line whose values are kept among the site's settings.
+_NO_DATASET = "no dataset yet: name its folder with --data"
 _CHOICES = (
     "FEDERATION_DATASET",
     "FEDERATION_WEIGHTS",
@@ -142,7 +143,7 @@ def write_settings(
         ConfigError: an option is at fault, or no recording was ever named.
     """
     if not sources and not site.settings.exists():
-        raise ConfigError("no dataset yet: name its folder with --data")
+        raise ConfigError(_NO_DATASET)
     settled = [settle(source) for source in sources]
     check_together(settled)
     kept = {} if sources else site.read_settings()
@@ -170,7 +171,7 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
     """
     site = SiteFolder(folder.resolve())
     if not sources and not (settings := site.read_settings()):
-        raise ConfigError("no dataset yet: name its folder with --data")
+        raise ConfigError(_NO_DATASET)
     sources = sources or parse_sources(settings)
     make_folder(site.scratch)
     if not site.invitation.exists():

@@ -1,7 +1,5 @@
 """`so100-site pause`, `resume` and `leave`: what the owner wants, also while a round is under way."""
 
-import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -10,7 +8,8 @@ from pathlib import Path
 from client.membership.folder import SiteFolder
 from client.membership.runner import LEFT, PAUSED, is_running
 from client.membership.unit import unit_file
-from federation.errors import ConfigError, FederationError
+from federation.errors import FederationError
+from federation.files import read_json_object
 from federation.invitation import read_invitation
 from federation.release_ledger import LEDGER_FILE
 
@@ -26,9 +25,9 @@ def pause_site(site: SiteFolder) -> None:
     Raises:
         FederationError: the folder is no member's, or the SuperNode does not end.
     """
-    _require_member(site)
+    site.require_member()
     site.wish.write_text(PAUSED, encoding="utf-8")
-    _wait(site, lambda: not is_running(site) or _state(site) == PAUSED)
+    _wait(site, lambda: not is_running(site) or read_json_object(site.state).get("state") == PAUSED)
     print("paused; so100-site resume takes part again")
 
 
@@ -38,7 +37,7 @@ def resume_site(site: SiteFolder) -> None:
     Raises:
         FederationError: the folder is no member's.
     """
-    _require_member(site)
+    site.require_member()
     site.wish.unlink(missing_ok=True)
     print("takes part again" if is_running(site) else "not paused any more; so100-site join starts it")
 
@@ -49,7 +48,7 @@ def leave_federation(site: SiteFolder) -> None:
     Raises:
         FederationError: the folder is no member's, or the SuperNode does not end.
     """
-    _require_member(site)
+    site.require_member()
     try:
         name = read_invitation(site.invitation).site
     except FederationError:
@@ -71,11 +70,6 @@ def leave_federation(site: SiteFolder) -> None:
     print(f"the operator shuts the key out for good with so100-server revoke {name}")
 
 
-def _require_member(site: SiteFolder) -> None:
-    if not site.key.exists():
-        raise ConfigError(f"{site.path} holds no site; so100-site key begins one")
-
-
 def _remove(path: Path) -> None:
     try:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -91,9 +85,3 @@ def _wait(site: SiteFolder, condition: Callable[[], bool]) -> None:
         if time.monotonic() > give_up_at:
             raise FederationError(f"the site in {site.path} does not end; stop so100-site join")
         time.sleep(_POLL_SECONDS)
-
-
-def _state(site: SiteFolder) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads(site.state.read_text(encoding="utf-8"))["state"])
-    return ""

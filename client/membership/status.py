@@ -11,7 +11,7 @@ from client.rules.traffic import read_traffic
 from client.state.contact import read_contact
 from client.state.delivered_policy import read_delivered_policy
 from client.state.progress import PROGRESS_FILE
-from federation.errors import ConfigError, FederationError
+from federation.errors import FederationError
 from federation.files import read_json_object
 from federation.invitation import read_invitation
 
@@ -24,8 +24,7 @@ def print_status(site: SiteFolder) -> None:
     Raises:
         ConfigError: the folder holds no site, or its rules cannot be read.
     """
-    if not site.key.exists():
-        raise ConfigError(f"{site.path} holds no site; so100-site key begins one")
+    site.require_member()
     contact, rules = read_contact(site.scratch), read_rules(site.rules)
     lines = {
         "site": _site(site),
@@ -74,7 +73,10 @@ def _round(file: Path, contact: dict[str, Any]) -> str:
 
 
 def _today(rules: OwnerRules, scratch: Path) -> str:
-    traffic = read_traffic(rules, scratch)
+    try:
+        traffic = read_traffic(rules, scratch)
+    except FederationError as error:
+        return str(error)
     down, up = traffic.received / 1e6, traffic.sent / 1e6
     return f"{down:.1f} MB received, {up:.1f} MB sent"
 

@@ -53,9 +53,7 @@ def download(name: str, scratch: Path) -> Path:
 
 
 def remove_downloads(scratch: Path, used: Collection[Path]) -> None:
-    """Remove what was downloaded and is not among the folders `used`."""
-    for whole in (scratch / _FOLDER).glob("*.json"):
-        folder = whole.with_suffix("")
-        if folder not in used:
-            whole.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove what was downloaded, in part or as a whole, and is not among the folders `used`."""
+    for folder in {entry.with_suffix("") for entry in (scratch / _FOLDER).glob("*")} - set(used):
+        folder.with_suffix(".json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -4,9 +4,11 @@ What is on the Hub is downloaded into scratch, and format 2 is written anew ther
 folders are only read.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -27,7 +29,8 @@ from federation.versions import versions
 
 __all__ = ["Recording", "copies_kept", "folder_key", "open_recordings", "private_folders", "remove_others"]
 
-_CONVERTED, _LOCK_FILE = "converted", "recordings.lock"  # on scratch
+_CONVERTED = "converted"  # on scratch
+_NAMING, _CONVERTING = "recordings.lock", "converting.lock"  # there, too
 _MAX_NAMED = 3
 _log = get_logger("client.recordings.opened")
 
@@ -107,15 +110,15 @@ def folder_key(folder: Path) -> str:
 
 @contextmanager
 def copies_kept(scratch: Path) -> Iterator[None]:
-    """Keep `remove_others` from the copies of recordings that are named only once they are judged."""
-    with _open_lock(scratch) as lock:
+    """Keep `remove_others` from copies of recordings that are judged before the site names them."""
+    with _open_lock(scratch, _NAMING) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
-def _open_lock(scratch: Path) -> IO[str]:
+def _open_lock(scratch: Path, name: str) -> IO[str]:
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return (scratch / _LOCK_FILE).open("a")
+    return (scratch / name).open("a")
 
 
 def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
@@ -123,7 +126,7 @@ def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
 
     Not while somebody adds one (`copies_kept`): the next round does it.
     """
-    with _open_lock(scratch) as lock:
+    with _open_lock(scratch, _NAMING) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -183,25 +186,38 @@ def _convert_once(folder: Path, scratch: Path) -> Path:
     Raises:
         DatasetError: an episode of it cannot be converted, or scratch is full.
     """
-    version = _format_version(folder)
-    if not version.startswith("v2."):
+    if not _format_version(folder).startswith("v2."):
         return folder
     own = scratch / _CONVERTED / folder_key(folder)
     root = own / fingerprint(folder)[:16]
     if root.is_dir():
         return root
+    with _open_lock(scratch, _CONVERTING) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return root if root.is_dir() else _convert(folder, own, root)
+
+
+def _convert(folder: Path, own: Path, root: Path) -> Path:
     fault_file = root.with_suffix(".json")
     fault = _kept_fault(fault_file)
     if not fault:
-        _log.info("%s is of format %s: written anew in scratch, once", folder, version)
+        _log.info("%s is of format v2: written anew in scratch, once", folder)
         for former in own.glob("*"):
             shutil.rmtree(former) if former.is_dir() else former.unlink()
+        _refuse_unreadable(folder)
         fault = _write_copy(folder, root)
         if fault:
             write_json(fault_file, {"fault": fault, "versions": versions()})
     if fault:
         raise DatasetError(fault)
     return root
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    """Raise PermissionError if this user may not read a file: else its episodes would count as lost."""
+    for file in folder.rglob("*"):
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
 
 def _kept_fault(file: Path) -> str:

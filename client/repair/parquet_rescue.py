@@ -77,9 +77,10 @@ def _find_chunks(content: bytes) -> list[_Chunk]:
         try:
             header, data = _Reader(content, at).read_struct()
             kind, size, compressed = header[1], header[2], header[3]
-        except (IndexError, KeyError, ValueError):
+            is_page = min(size, compressed) >= 0 and data + compressed <= len(content)
+        except (IndexError, KeyError, ValueError, TypeError, RecursionError):
             break
-        if data + compressed > len(content) or data - at > _MAX_HEADER:
+        if not is_page or data - at > _MAX_HEADER:
             break
         if kind == _DICTIONARY_PAGE:
             chunks.append(_Chunk(start=at))

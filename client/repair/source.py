@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Episode", "Footage", "Source", "read_source"]
 
 _NUMBERS = ("episode_index", "frame_index")
+_MAX_EPISODES = 10**6  # what info.json says beyond that is damage
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,10 @@ def _find_old_episodes(
             videos = sorted((root / "videos").glob(f"*/{key}/episode_{number:06d}.mp4"))
             footage[key] = Footage(videos[0] if videos else root / "videos" / key / "missing", 0.0, length)
         _add(root, source, number, length, footage, counts, {})
+    total = source.info.get("total_episodes")
+    if isinstance(total, int) and total < _MAX_EPISODES:
+        for number in set(range(total)) - {number for number, _ in counts}:
+            source.lost[number] = "data/ has no frames of it that can be read"
 
 
 def _add(

@@ -6,7 +6,6 @@ SuperNode is alive and when the round began. What the ClientApp writes down for 
 path and no data leave: a round, steps, a loss and what the GPU does do.
 """
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from prometheus_client.core import Metric
 
 from client.state.progress import PROGRESS_FILE
 from federation.errors import FederationError
+from federation.files import read_json_object
 from federation.logs import configure, get_logger
 from federation.metrics import SITE_METRICS, Samples, serve_collector
 
@@ -26,8 +26,6 @@ _FIGURES = {
     "site_local_step": "step",
     "site_local_steps": "local_steps",
     "site_policy_loss": "policy_loss",
-}
-_GPU_FIGURES = {
     "site_gpu_utilisation_ratio": "gpu_utilisation",
     "site_gpu_memory_used_bytes": "gpu_memory_bytes",
     "site_gpu_temperature_celsius": "gpu_celsius",
@@ -45,20 +43,11 @@ class SiteExporter:
         """Yield the metrics; only the disk's before the first step of the first round."""
         samples = Samples(SITE_METRICS)
         file = self._scratch / PROGRESS_FILE
-        try:
-            written = file.stat().st_mtime
-            progress = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            _log.warning("%s cannot be read: %s", PROGRESS_FILE, error)
-        else:
+        if progress := read_json_object(file):
             for metric, key in _FIGURES.items():
-                samples.add(metric, progress[key], node=self._node)
-            for metric, key in _GPU_FIGURES.items():
                 if key in progress:
                     samples.add(metric, progress[key], node=self._node)
-            samples.add("site_progress_timestamp_seconds", written, node=self._node)
+            samples.add("site_progress_timestamp_seconds", file.stat().st_mtime, node=self._node)
         disk = os.statvfs(self._scratch)
         samples.add("site_scratch_free_bytes", disk.f_bavail * disk.f_frsize, node=self._node)
         yield from samples.families()

@@ -121,3 +121,12 @@ def test_a_request_to_join_is_a_contact(
     monkeypatch.setattr(app, "check_rules", refuse)
     join(data / "site-a", tmp_path / "scratch", policy_fps=30)
     assert read_contact(tmp_path / "scratch")["verdict"] == "not served: a rule of its owner"
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(app, "check_rules", fail)
+    join(data / "site-a", tmp_path / "scratch", policy_fps=30)
+    assert read_contact(tmp_path / "scratch")["verdict"] == (
+        "not served: MemoryError; the log of this SuperNode says more"
+    )

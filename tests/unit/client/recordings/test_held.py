@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from torch.utils.data import default_collate
 from client.private_paths import hide_paths
 from client.recordings import held as held_module
 from client.recordings.held import judge_recordings, mixing_faults
+from client.recordings.hub import remove_downloads
 from client.recordings.opened import Recording, copies_kept, open_recordings, private_folders
 from client.recordings.samples import JoinedSamples, open_recorded_samples
 from client.recordings.sources import Source
+from client.repair.main import repair_dataset
 from federation.data.description import describe_dataset
 from federation.data.joint_units import JointUnits
 from federation.data.sample_cache import SampleCache
@@ -187,6 +191,53 @@ def test_format_2_with_a_lost_episode_is_one_line_with_the_command(
         assert "episode 1: the video videos/" in str(fault)
         assert f"repair DATA={copy}" in str(fault)
         monkeypatch.setattr("client.repair.main.repair_dataset", None)
+
+
+@pytest.mark.parametrize("loss", ["missing", "torn"])
+def test_an_episode_of_format_2_whose_table_is_lost_is_not_passed_over(
+    loss: str, old: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(old, tmp_path / "torn"))
+    table = next(copy.glob("data/*/episode_000001.parquet"))
+    table.unlink() if loss == "missing" else table.write_bytes(b"PAR1")
+    _, (fault,) = open_recordings([Source(str(copy))], tmp_path / "scratch")
+    assert "episode 1: data/ has no frames of it that can be read" in str(fault)
+
+
+def test_a_file_that_may_not_be_read_costs_no_episode_and_is_looked_at_again(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda file, _: Path(file).suffix != ".mp4")
+        _, (fault,) = open_recordings([Source(str(old))], tmp_path)
+    assert str(fault) == f"dataset {old}: cannot be read (Permission denied); chmod -R a+rX it"
+    assert open_recordings([Source(str(old))], tmp_path)[1] == []
+
+
+def test_two_processes_that_want_the_same_copy_write_it_once(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def convert(folder: Path, out: Path) -> dict[int, str]:
+        calls.append(folder)
+        time.sleep(0.2)  # the other one comes meanwhile
+        return repair_dataset(folder, out)
+
+    monkeypatch.setattr("client.repair.main.repair_dataset", convert)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: open_recordings([Source(str(old))], tmp_path), range(2)))
+    assert len(calls) == 1
+    assert found[0] == found[1]
+    assert found[0][1] == []
+
+
+def test_a_download_that_broke_off_goes_once_nobody_names_it(tmp_path: Path) -> None:
+    for name in ("whole", "broken", "used"):
+        (tmp_path / "hub" / name / "meta").mkdir(parents=True)
+    (tmp_path / "hub" / "whole.json").touch()
+    remove_downloads(tmp_path, [tmp_path / "hub" / "used", tmp_path / "elsewhere"])
+    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["used"]
 
 
 def test_what_is_not_the_datasets_fault_is_tried_again(

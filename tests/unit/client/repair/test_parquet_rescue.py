@@ -81,3 +81,10 @@ def test_what_is_no_table_is_refused(tmp_path_factory: pytest.TempPathFactory, c
 def test_columns_without_a_dictionary_are_refused(tmp_path: Path) -> None:
     table = pa.table({"done": [True, False]})
     assert rescued(tmp_path, unfinished(tmp_path / "file.parquet", [table]), table.schema) is None
+
+
+def test_a_page_that_ends_before_it_begins_ends_the_search(tmp_path: Path) -> None:
+    header = bytes.fromhex("150415 00150d00".replace(" ", ""))  # a dictionary page of -7 bytes
+    assert rescued(tmp_path, b"PAR1" + header * 3) is None
+    nested = b"PAR1" + bytes([0x1C]) * 100_000  # structs in structs
+    assert rescued(tmp_path, nested) is None

@@ -247,9 +247,10 @@ def test_a_preload_that_fails_is_reported() -> None:
     assert "no.such.module cannot be imported (ModuleNotFoundError: No module named 'no')" in ran.stderr
 
 
-def test_the_program_may_be_run_again_by_each_fork() -> None:
+@pytest.mark.parametrize("program", sorted({path.resolve().name for path in BIN.iterdir()}))
+def test_the_program_may_be_run_again_by_each_process_of_its_own(program: str) -> None:
     """The standard library runs a parent's main file again in each fork, under another name."""
-    code = f"import runpy; runpy.run_path({str(BIN / 'flower-superexec')!r}, run_name='__mp_main__')"
+    code = f"import runpy; runpy.run_path({str(BIN / program)!r}, run_name='__mp_main__')"
     assert _run(sys.executable, "-c", code).returncode == 0
 
 
