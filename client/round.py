@@ -173,14 +173,8 @@ def _set_up(
     """Return what the steps of the round work on, and the global weights of the round as they came."""
     from client.recordings.samples import open_recorded_samples
     from client.training import setup_training_components
-    from federation.data.normalisation import merge_statistics
     from federation.policy.build import build_policy, select_device
 
-    statistics = (
-        merge_statistics([held.statistics])
-        if config.policy.normalisation == "site"
-        else record_to_statistics(message.content.array_records[STATISTICS])
-    )
     policy = build_policy(config.policy, seed=config.run.seed, device=select_device(), cache=site.scratch)
     sealed = Header(config.wire.download, request.run, request.round, base="")
     weights = open_weights(message, policy, config, site.scratch, sealed)
@@ -191,7 +185,7 @@ def _set_up(
         dataclasses.replace(config, training=training),
         policy,
         dict(weights.tensors()),
-        statistics,
+        record_to_statistics(message.content.array_records[STATISTICS]),
         samples,
         _seed(config.run.seed, site.name, request.round),
     )

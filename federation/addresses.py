@@ -15,6 +15,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
     Raises:
         ConfigError: it is something else.
+        CertificateError: the host is neither a DNS name nor an address.
     """
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536) or not host:

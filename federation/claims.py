@@ -2,9 +2,9 @@
 
 Nobody but the site knows how many frames it holds. The lower median of what all sites claim is between the
 claims of honest ones as long as most sites are honest, and of two sites it is the smaller claim. Both the
-mean of a round (`server/rounds.py`) and the normalisation (`data/normalisation.py`) go by it. With a bound of
-four times the median, one cheating site of five undid the other four, and one of two ruined the policy; with
-the median itself a false count gains nothing (tests/benchmarks/poisoning.py).
+mean of a round (`server/update_collector.py`) and the normalisation (`data/normalisation.py`) go by it. With
+a bound of four times the median, one cheating site of five undid the other four, and one of two ruined the
+policy; with the median itself a false count gains nothing (tests/benchmarks/poisoning.py).
 """
 
 import statistics

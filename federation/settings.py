@@ -86,10 +86,9 @@ class PolicyConfig:
         "an arm driven in the wrong ones moves wrongly",
     )
     fps: Whole = setting(30, "frames per second of all recordings: how long an action lasts", ge=1)
-    normalisation: Literal["federated", "pretrained", "site"] = setting(
+    normalisation: Literal["federated", "pretrained"] = setting(
         "federated",
-        "whose statistics normalise states and actions: all nodes' merged, the pretrained policy's, or, to "
-        "compare with, each node's own",
+        "whose statistics normalise states and actions: all nodes' merged, or the pretrained policy's",
     )
     adapter: Literal["none", "lora"] = setting(
         "none",

@@ -2,9 +2,8 @@
 
 `policy.normalisation` says which. "federated" merges what the nodes of the first round report into the
 statistics of the pooled data, without pooling it. "pretrained" keeps that of the policy that is fine-tuned,
-right where its data was recorded in the same units and few frames are added. "site" lets every node
-normalise with its own, as systems without a handshake do: the sites then optimise different functions, and
-evaluation and export can only use the merged statistics. It is there to be compared with.
+right where its data was recorded in the same units and few frames are added. What it costs if every site
+takes its own, as systems without a handshake do, is in tests/benchmarks/study.
 """
 
 import json
@@ -29,7 +28,7 @@ _FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
 
 
 def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
-    """Return the statistics for the server's evaluation and export and, but for "site", for all training.
+    """Return the statistics for all training, the server's evaluation and export.
 
     Raises:
         PolicyError: "pretrained", and the policy brings no usable statistics.

@@ -1,9 +1,10 @@
 """The one judgement of a dataset: what it lets through is trained on without a surprise.
 
 `client/recordings/held.py` (join and rounds), `client/doctor/samples.py` (doctor), `server/deploy/demo.py`
-and `server/app.py` (held-out data) call it. Tables and packets are read here. Samples are taken as training
-does, in a process of its own (`judgement/sample_process.py`). Both happen once for each state of the files
-and each policy: description and verdict stay on scratch. No torch here: a join may come to a fresh process.
+and `server/evaluation/datasets.py` (held-out data) call it. Tables and packets are read here. Samples are
+taken as training does, in a process of its own (`judgement/sample_process.py`). Both happen once for each
+state of the files and each policy: description and verdict stay on scratch. No torch here: a join may come to
+a fresh process.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The check that samples of a dataset open, decode, fit and collate, exactly as training reads them.
 
-`judgement/sample_process.py` calls `judge_samples_of` in a process of its own, `server/app.py` in the
-ServerApp, which has torch anyway.
+`judgement/sample_process.py` calls `judge_samples_of` in a process of its own, and
+`server/evaluation/datasets.py` in the ServerApp, which has torch anyway.
 """
 
 from collections.abc import Mapping, Sequence

@@ -44,10 +44,9 @@ def cluster(
             "aggregation.method": "krum",
             "aggregation.byzantine": 0,
             "aggregation.strategy": "fedavgm",
-            "policy.normalisation": "site",
         },
     ],
-    ids=["median, Adam, int4", "krum, momentum, own normalisation"],
+    ids=["median, Adam, int4", "krum, momentum"],
 )
 def test_it_aggregates_the_updates_of_a_real_run(
     cluster: tuple[LocalCluster, Path], changes: dict, request: pytest.FixtureRequest

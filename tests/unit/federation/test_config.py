@@ -56,7 +56,7 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
         ({"policy.size": "huge"}, "policy.size = 'huge': must be one of tiny, small, smolvla, pretrained"),
         ({"policy.cameras": "top,top"}, "policy.cameras = 'top,top': must be different names"),
         ({"policy.cameras": ""}, "policy.cameras = ''"),
-        ({"policy.normalisation": "none"}, "must be one of federated, pretrained, site"),
+        ({"policy.normalisation": "none"}, "must be one of federated, pretrained"),
         (
             {"federation.partial_work": True, "aggregation.method": "median"},
             "federation.partial_work = true: does not go with aggregation.method = 'median'; set that back",
