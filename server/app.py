@@ -21,7 +21,7 @@ from federation.config import RunConfig, flatten, parse_run_config
 from federation.data.description import DatasetDescription
 from federation.errors import FederationError, one_line
 from federation.privacy_budget import NOT_COVERED
-from server.delivery import FormerPolicy, deliver_at_end, deliver_only
+from server.delivery import FormerPolicy, deliver_only, deliver_quietly
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
 from server.join_answer import Node
 from server.nodes import NodeTable
@@ -62,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
         with ExitStack() as endings:
             ended_early = _run(grid, config, record, tracking, endings)
         if config.run.deliver == "end":  # before the run counts as finished: then its SuperLink may go
-            deliver_at_end(grid, record.folder)
+            deliver_quietly(grid, record.folder)
     except BaseException as error:
         reason = str(error) if isinstance(error, FederationError) else repr(error)
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -190,7 +190,7 @@ def _train_round(
     online = nodes.wait_for_nodes()
     sampled = sample_nodes(online, config.federation, config.run.seed, round_)
     sample_seconds = time.monotonic() - started
-    entry = run_round(grid, model, sampled, round_, config, record, record.entry_behind, nodes.late)
+    entry = run_round(grid, model, sampled, round_, config, record, nodes.late)
     nodes.count_rejections(round_, entry.rejected, entry.clients)
     nodes.note_holdings(entry.clients)
     entry.seconds["sample"] = sample_seconds

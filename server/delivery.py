@@ -37,22 +37,22 @@ from server.run.deliveries import note_delivery, read_deliveries
 from server.run.recorded import is_being_written, is_finished, joined_sites, read_metrics, recorded_runs
 from server.run.round_record import last_update_of, recorded_rounds
 
-__all__ = ["FormerPolicy", "deliver_at_end", "deliver_only"]
+__all__ = ["FormerPolicy", "deliver_only", "deliver_quietly"]
 
 _EXPORT = "pretrained_model"
 _FORMER_SECONDS = 120.0  # that a run which begins waits for sites that take the policy of the one before
 _log = logs.get_logger("server.delivery")
 
 
-def deliver_at_end(
+def deliver_quietly(
     grid: Grid, folder: Path, sites: Collection[str] | None = None, late: LateReplies | None = None
 ) -> None:
     """Send the policy of the run in `folder` to those of its `sites` (None: all) that lack it and are online.
 
-    What fails is logged: the run is over, and nothing of this spoils it.
+    What fails is logged: that run is over, and nothing of this spoils it or the next.
 
     Args:
-        late: gets the nodes that may still be at work on it.
+        late: of the run that begins, which waits less long: gets the nodes that may still be at work on it.
     """
     try:
         _deliver(grid, folder, sites, late)
@@ -88,12 +88,12 @@ class FormerPolicy:
 
     def deliver(self, sites: Collection[str]) -> None:
         """Send it to those of `sites` that took part in that run and lack it, once to each."""
-        if self._folder is None:
+        if self._folder is None or not (new := set(sites) - self._tried):
             return
-        new = set(sites) - self._tried
+        new &= {node.name for node in online_nodes(self._grid)}
         self._tried |= new
         if new:
-            deliver_at_end(self._grid, self._folder, new, self._late)
+            deliver_quietly(self._grid, self._folder, new, self._late)
 
 
 def _former_run(folder: Path) -> Path | None:

@@ -142,8 +142,7 @@ class NodeTable:
             why = (
                 reason if is_owners_wish else f"{count} updates in a row rejected, the last because {reason}"
             )
-            self._suspend(node, round_, why)
-            self._shut_out[node.node_id] = since.get(node.node_id, "")
+            self._suspend(node, round_, why, since.get(node.node_id, ""))
 
     def note_holdings(self, clients: Mapping[str, Mapping[str, float]]) -> None:
         """Take over what nodes said in a round that they hold now: owners add recordings, and remove some.
@@ -163,12 +162,13 @@ class NodeTable:
             _log.info("%s now holds %d episodes, %d frames", node.name, episodes, frames)
             self._record.node_changed(node.name, {"episodes": episodes, "frames": frames})
 
-    def _suspend(self, node: Node, round_: int, reason: str) -> None:
+    def _suspend(self, node: Node, round_: int, reason: str, since: str) -> None:
         earlier = self._suspensions.get(node.node_id, 0)
         rounds = min(_MIN_SUSPENDED_ROUNDS * 2**earlier, _MAX_SUSPENDED_ROUNDS)
         until = round_ + rounds + 1
         self._suspensions[node.node_id] = earlier + 1
         self._suspended_until[node.node_id] = until
+        self._shut_out[node.node_id] = since
         del self._known[node.node_id]
         _log.warning("%s is suspended until round %d or until it restarts: %s", node.name, until, reason)
         self._record.event("node_suspended", node=node.name, until_round=until, reason=reason)

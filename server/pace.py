@@ -20,7 +20,7 @@ from server.run.round_record import RoundRecord
 
 __all__ = ["Pace", "asked_steps", "pace_of_round"]
 
-_LEAST_SECONDS = 1e-6
+_MIN_STEP_SECONDS = 1e-6
 _ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
 _PROBE_SHARE = 0.25  # of the steps, of a site whose speed nobody knows
 
@@ -93,4 +93,4 @@ def _read(told: Mapping[str, float], training: TrainingConfig) -> _Speed:
     steps = max(1, training.steps_taken(int(told["num_examples"])))
     whole = told["reply_seconds"]  # by the server's clock: a site cannot claim to have trained for longer
     trained = min(told["train_seconds"], whole)
-    return _Speed(max(trained / steps, _LEAST_SECONDS), whole - trained)
+    return _Speed(max(trained / steps, _MIN_STEP_SECONDS), whole - trained)

@@ -43,18 +43,16 @@ def run_round(
     round_: int,
     config: RunConfig,
     record: RunRecord,
-    previous: RoundRecord | None = None,
     late: LateReplies | None = None,
 ) -> RoundRecord:
     """Let `nodes` train from `model`, update `model.weights` in place, and return the round's record.
 
     Args:
-        previous: the round before; None: there was none.
         late: gets the nodes that may still be at work when the round ends.
     """
     started = time.monotonic()
     record.event("round_started", round=round_, nodes=[node.name for node in nodes])
-    mu = proximal_mu(config, previous)
+    mu = proximal_mu(config, record.entry_behind)
     names = {node.node_id: node.name for node in nodes}
     pace = pace_of_round(list(names.values()), record.rounds, config)
     exchange, base = _send(grid, model, names, round_, config, record, mu, pace)

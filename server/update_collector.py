@@ -72,7 +72,7 @@ class UpdateCollector:
             self._record.event("reply_timed_out", round=self._expected.round, node=name, reason=reply.error)
             return False
         try:
-            update, metrics = verify_reply(reply, self._shapes, self._expected, self._most(name, reply))
+            update, metrics = verify_reply(reply, self._shapes, self._expected, self._max_frames(name, reply))
             norm = update.norm()
             scale, largest = self._norm_bounds(name, int(metrics["num_examples"]))
             is_usable = self._judge.is_within_recent_norms(norm, scale, largest)
@@ -141,7 +141,7 @@ class UpdateCollector:
         scale = math.sqrt(steps / training.local_steps)
         return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
 
-    def _most(self, name: str, reply: Reply) -> int:
+    def _max_frames(self, name: str, reply: Reply) -> int:
         """Return how many frames node `name` can have trained on: it may hold more than when it joined."""
         if name in self._asked_steps:
             return self._max_examples[name]

@@ -23,7 +23,7 @@ _AVERAGE_BEGINS = 10.0
 
 
 def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
-    """Return FedProx's mu of the next round, after the round `previous` (None: none yet).
+    """Return FedProx's mu of the next round; `previous` is the one that its weights come from (None: none).
 
     With `adapt_proximal_mu` it doubles after a round in which the sites' losses lay far apart, so that none
     of them pulls the weights its own way, and halves again, down to the configured value, once they agree

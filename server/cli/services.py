@@ -82,7 +82,7 @@ def register(
     from server.deploy.register import change_registration
     from server.superlink.control import SuperLink
 
-    change_registration(SuperLink(superlink, ca), name, key, revoke=revoke)
+    print(change_registration(SuperLink(superlink, ca), name, key, revoke=revoke))
 
 
 @services.command(rich_help_panel=_PANEL)

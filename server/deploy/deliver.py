@@ -9,7 +9,7 @@ from pathlib import Path
 from federation.errors import FederationError
 from server.run.deliveries import read_deliveries
 from server.run.recorded import is_finished, joined_sites, recorded_config
-from server.superlink.control import PROJECT, ControlError, SuperLink, active_run, run_status, submit_run
+from server.superlink.control import PROJECT, SuperLink, active_run, no_docker, run_status, submit_run
 
 __all__ = ["deliver_policy", "deliver_run"]
 
@@ -64,10 +64,7 @@ def deliver_policy(run: str, outputs: Path, certs: Path, control: str | None) ->
     try:
         return subprocess.run([*_COMMAND, run], cwd=PROJECT, check=False).returncode
     except OSError as error:
-        raise ControlError(
-            f"{_COMMAND[0]} cannot be started here ({error.strerror}); install it, or name SuperLink with "
-            "--control host:port"
-        ) from None
+        raise no_docker(error) from None
 
 
 def _outcome(before: dict[str, object] | None, after: dict[str, object] | None) -> str:

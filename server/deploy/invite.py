@@ -6,9 +6,7 @@ containers' own network; `control` names another way to it. Where SuperLink does
 service registers the key that was recorded.
 """
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from certs.authority import server_names
@@ -18,10 +16,10 @@ from federation.addresses import parse_address
 from federation.config import load_run_config
 from federation.errors import CertificateError, one_line
 from federation.invitation import Invitation, spell_authority
-from federation.proxies import bypass_loopback
 from federation.site_key import check_site_name, read_key_line
 from server.deploy.expectations import describe_run
-from server.superlink.control import PROJECT, ControlError
+from server.deploy.register import change_registration
+from server.superlink.control import PROJECT, ControlError, SuperLink, no_docker
 
 __all__ = ["invite_site", "register_key", "revoke_key", "revoke_site", "write_invitation"]
 
@@ -46,7 +44,6 @@ def invite_site(
             not valid for the host.
         OSError: the invitation cannot be written.
     """
-    os.environ.update(bypass_loopback(os.environ))
     invitation, file = write_invitation(certs, name, key, superlink, config)
     print(f"made {file}; it holds no secret: send it to {name} by mail")
     print(f"it says what {config} expects: {invitation.expects.spell()}")
@@ -86,7 +83,6 @@ def revoke_site(certs: Path, name: str, control: str | None = None) -> None:
         ControlError: SuperLink refuses or cannot be reached; the key stays where it is.
         OSError: the key cannot be moved.
     """
-    os.environ.update(bypass_loopback(os.environ))
     # First SuperLink: a key that was moved away but not revoked could still connect.
     print(f"SuperLink: {revoke_key(certs, name, control)}")
     print(
@@ -104,33 +100,29 @@ def register_key(certs: Path, name: str, control: str | None) -> str:
         CertificateError: there is no such site.
         ControlError: SuperLink refuses or cannot be reached.
     """
-    return _change_key(certs, name, control)
+    return _change_key(certs, name, control, revoke=False)
 
 
 def revoke_key(certs: Path, name: str, control: str | None) -> str:
     """Revoke the site's key at SuperLink; otherwise as `register_key`."""
-    return _change_key(certs, name, control, "--revoke")
+    return _change_key(certs, name, control, revoke=True)
 
 
-def _change_key(certs: Path, name: str, control: str | None, *options: str) -> str:
+def _change_key(certs: Path, name: str, control: str | None, *, revoke: bool) -> str:
     key = registered_key(certs, name).line
     if control:
-        command = [sys.executable, "-m", "server.cli", "register", "--superlink", control]
-        command += ["--ca", str((certs / "superlink" / "ca.crt").resolve())]
-    else:
-        command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
-        command += ["--entrypoint", "python", "run", "-m", "server.cli", "register"]
-        command += ["--superlink", _SUPERLINK_IN_COMPOSE, "--ca", _CA_IN_COMPOSE]
-    command += ["--name", name, "--key", key, *options]
+        superlink = SuperLink(control, certs / "superlink" / "ca.crt")
+        return change_registration(superlink, name, key, revoke=revoke)
+    command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
+    command += ["--entrypoint", "python", "run", "-m", "server.cli", "register"]
+    command += ["--superlink", _SUPERLINK_IN_COMPOSE, "--ca", _CA_IN_COMPOSE]
+    command += ["--name", name, "--key", key, *(["--revoke"] if revoke else [])]
     try:
         result = subprocess.run(
             command, cwd=PROJECT, capture_output=True, text=True, timeout=_REGISTER_SECONDS, check=False
         )
     except OSError as error:
-        raise ControlError(
-            f"{command[0]} cannot be started here ({error.strerror}); install it, or name SuperLink with "
-            "--control host:port"
-        ) from None
+        raise no_docker(error) from None
     except subprocess.TimeoutExpired:
         raise ControlError(
             f"SuperLink did not answer within {_REGISTER_SECONDS} s; see docker compose ps"

@@ -1,6 +1,6 @@
 """Registers or revokes one site's key, where SuperLink's Control API can be reached.
 
-`server/deploy/invite.py` calls it as `so100-server register`, as a rule in the `run` container of
+`server/deploy/invite.py` calls it, as a rule as `so100-server register` in the `run` container of
 docker-compose.yml: nothing outside that network reaches the Control API. It knows nothing of
 certificates' folders; the public key comes as text.
 """
@@ -10,8 +10,8 @@ from server.superlink.control import ControlError, SuperLink, register_supernode
 __all__ = ["change_registration"]
 
 
-def change_registration(superlink: SuperLink, name: str, key: str, *, revoke: bool = False) -> None:
-    """Register the public `key` of the site `name`, or revoke it for good, and print what became of it.
+def change_registration(superlink: SuperLink, name: str, key: str, *, revoke: bool = False) -> str:
+    """Register the public `key` of the site `name`, or revoke it for good; return what became of it.
 
     Args:
         key: in OpenSSH form.
@@ -23,8 +23,7 @@ def change_registration(superlink: SuperLink, name: str, key: str, *, revoke: bo
         raise ControlError(f"{superlink.ca_certificate} is missing; run make certs")
     if not revoke:
         register_supernode(superlink, key, name)
-        print(f"{name} may join")
-    elif unregister_supernode(superlink, key):
-        print(f"{name} is revoked")
-    else:
-        print(f"{name} was not registered")
+        return f"{name} may join"
+    if unregister_supernode(superlink, key):
+        return f"{name} is revoked"
+    return f"{name} was not registered"

@@ -5,7 +5,7 @@ same configuration goes on where it was, and a finished one stays finished until
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from federation.config import RunConfig, flatten, load_run_config
@@ -20,7 +20,7 @@ from server.superlink.control import (
     RefusedError,
     SuperLink,
     active_run,
-    count_online,
+    online_sites,
     register_supernode,
     submit_run,
 )
@@ -77,7 +77,7 @@ def submit(
         chosen = _choose(superlink, outputs, config or _DEFAULT_CONFIG, new)
     if chosen is None:
         return
-    _wait_for_sites(superlink, len(sites), wait_seconds)
+    _wait_for_sites(superlink, sites.keys(), wait_seconds)
     if detach:
         _submit_only(superlink, outputs, chosen)
     else:
@@ -163,16 +163,16 @@ def _differences(one: RunConfig, other: RunConfig) -> list[str]:
     return [key for key in left if key not in ("run.name", "run.resume") and left[key] != right[key]]
 
 
-def _wait_for_sites(superlink: SuperLink, sites: int, wait_seconds: float) -> None:
+def _wait_for_sites(superlink: SuperLink, sites: Set[str], wait_seconds: float) -> None:
     if active_run(superlink):
         return
-    _say(f"waiting for {sites} sites")
+    _say(f"waiting for {len(sites)} sites")
     give_up_at = time.monotonic() + wait_seconds
-    while (online := count_online(superlink)) < sites:
+    while missing := sites - online_sites(superlink):
         if time.monotonic() > give_up_at:
             _say(
-                f"{online} of {sites} sites are online after {wait_seconds:.0f} s, the run waits for "
-                "federation.min_nodes of them; docker compose logs supernode-a supernode-b says why"
+                f"not online after {wait_seconds:.0f} s: {', '.join(sorted(missing))}; the run waits for "
+                "federation.min_nodes sites, docker compose logs says why one does not come"
             )
             return
         time.sleep(_POLL_INTERVAL_SECONDS)

@@ -16,12 +16,12 @@ from pathlib import Path
 from federation.config import RunConfig
 from federation.errors import FederationError
 from server.run.recorded import (
-    EVENTS_FILE,
     METRICS_FILE,
     as_continuation,
     is_being_written,
     is_finished,
-    read_metrics,
+    read_events,
+    read_record,
     recorded_config,
     recorded_runs,
 )
@@ -118,7 +118,7 @@ def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | 
 
 def _is_record_of(folder: Path, run_id: str) -> bool:
     try:
-        return run_id in read_metrics(folder).get("flower_runs", [])
+        return run_id in read_record(folder).get("flower_runs", [])
     except FederationError:  # another run's, damaged
         return False
 
@@ -170,12 +170,11 @@ def _when_reachable[T](say: Callable[[str], None], ask: Callable[[], T]) -> T:
 def _waits(folder: Path) -> list[bool]:
     """For each time that the run reported too few nodes, whether it still waited when it was last written."""
     waits: list[bool] = []
-    if (folder / EVENTS_FILE).exists():
-        for line in (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines():
-            if '"event": "waiting_for_nodes"' in line:
-                waits.append(True)
-            elif '"event": "waiting_ended"' in line:
-                waits = [False] * len(waits)
+    for event in read_events(folder, ("waiting_for_nodes", "waiting_ended")):
+        if event["event"] == "waiting_for_nodes":
+            waits.append(True)
+        else:
+            waits = [False] * len(waits)
     return waits
 
 
@@ -184,9 +183,9 @@ def _has_record(folder: Path) -> bool:
 
 
 def _complete_rounds(folder: Path) -> int:
-    rounds = read_metrics(folder)["rounds"] if _has_record(folder) else []
+    rounds = read_record(folder)["rounds"] if _has_record(folder) else []
     return int(rounds[-1]["round"]) if rounds else 0
 
 
 def _reason(folder: Path) -> str:
-    return str(read_metrics(folder)["reason"]) if _has_record(folder) else ""
+    return str(read_record(folder)["reason"]) if _has_record(folder) else ""

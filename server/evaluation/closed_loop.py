@@ -52,12 +52,16 @@ def simulate(
 
     Returns:
         `success_rate`, its 95 % `interval`, `mean_return` (0 to 1), `episodes`, `per_episode` with seed,
-        variant, success and return of each, `expert_success_rate` on the same seeds, `videos` and `seconds`.
+        variant, success and return of each, `videos` and `seconds`.
 
     Raises:
+        ConfigError: `episodes` or `variants` is at fault, or the simulated arm is not installed.
         PolicyError: there is no loadable policy.
         SimulationError: the arm cannot be built or drawn here.
     """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: give 1 or more")
+    check_simulator(",".join(variants))
     started = time.monotonic()
     driven = _drive(policy_folder, episodes, seed, variants, videos)
     per_episode = [
@@ -76,7 +80,6 @@ def simulate(
         "mean_return": sum(episode["return"] for episode in per_episode) / episodes,
         "episodes": episodes,
         "per_episode": per_episode,
-        "expert_success_rate": _expert_success_rate(episodes, seed, variants),
         "videos": [Path(path).name for path in driven.get("video_paths", [])],
         "seconds": time.monotonic() - started,
     }
@@ -135,17 +138,17 @@ def evaluate_policy(
 ) -> None:
     """Write what `simulate` finds to the file `out`, as JSON, and print a line of it.
 
+    Beside it stands as `expert_success_rate` what the scripted expert reaches on the same seeds.
+
     Args:
         variants: scenes that the episodes take in turn, separated by commas.
 
     Raises:
-        ConfigError: `episodes` or `variants` is at fault, or the simulated arm is not installed.
-        PolicyError: there is no loadable policy.
+        FederationError: as `simulate`.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes is {episodes}: give 1 or more")
-    check_simulator(variants)
-    result = simulate(policy, episodes, seed, tuple(variants.split(",")), videos)
+    names = tuple(variants.split(","))
+    result = simulate(policy, episodes, seed, names, videos)
+    result["expert_success_rate"] = _expert_success_rate(episodes, seed, names)
     write_json(out, result)
     low, high = result["interval"]
     print(

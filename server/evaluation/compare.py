@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from federation.errors import ConfigError
-from server.evaluation.closed_loop import check_simulator, simulate
+from server.evaluation.closed_loop import simulate
 from server.evaluation.intervals import sign_test
 
 __all__ = ["compare_episodes", "compare_policies"]
@@ -49,12 +48,8 @@ def compare_policies(a: Path, b: Path, episodes: int, variants: str, *, as_json:
         as_json: print all figures, of every episode.
 
     Raises:
-        ConfigError: `episodes` or `variants` is at fault, or the simulated arm is not installed.
-        PolicyError: a folder holds no loadable policy.
+        FederationError: as `simulate`.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes is {episodes}: give 1 or more")
-    check_simulator(variants)
     one, other = (simulate(folder, episodes, variants=variants.split(",")) for folder in (a, b))
     paired = compare_episodes(one["per_episode"], other["per_episode"])
     if as_json:

@@ -13,16 +13,16 @@ from federation.errors import ConfigError, one_line
 from federation.logs import get_logger
 from federation.settings import EvaluationConfig
 
-__all__ = ["INSTALLATION", "Simulations", "check_simulator"]
+__all__ = ["INSTALLATION", "Simulations", "require_simulator"]
 
 INSTALLATION = "FEDERATION_INSTALLATION"  # the environment variable that names its folder
 _SIMULATOR = "server/evaluation/closed_loop.py"  # no part of the app that Flower unpacks for a run
 _MAX_SECONDS = 3600.0
 _RESULT_FILE = "result.json"
-_log = get_logger("server.evaluation.closed_loop")
+_log = get_logger("server.evaluation.worker")
 
 
-def check_simulator(variants: str) -> None:
+def require_simulator(variants: str) -> None:
     """Raise ConfigError if this server cannot evaluate in closed loop, in scenes `variants` (a,b,...)."""
     folder = _installation()
     if not (folder / _SIMULATOR).is_file():

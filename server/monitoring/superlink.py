@@ -13,7 +13,7 @@ from server.superlink.control import MAX_RUNS, SuperLink, connect
 
 __all__ = ["SuperLinkState", "SuperLinkWatch", "ask_superlink"]
 
-_SECONDS_BETWEEN_QUESTIONS = 15.0
+_POLL_INTERVAL_SECONDS = 15.0
 _TIMEOUT_SECONDS = 5.0  # Flower's own 30 would show a SuperLink that hangs as up for as long
 # A node is online until two heartbeat intervals after its last heartbeat (flwr.supercore.constant).
 _HEARTBEATS_BEFORE_OFFLINE = 2
@@ -71,10 +71,10 @@ class SuperLinkWatch:
     def __init__(self, superlink: SuperLink) -> None:
         self._superlink = superlink
         self.state = SuperLinkState(up=True)
-        self.look()
+        self.poll()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask now; a change from up to down or back is logged, not every answer."""
         before, self.state = self.state, ask_superlink(self._superlink)
         if before.up and not self.state.up:
@@ -84,5 +84,5 @@ class SuperLinkWatch:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_SECONDS_BETWEEN_QUESTIONS)
-            self.look()
+            time.sleep(_POLL_INTERVAL_SECONDS)
+            self.poll()

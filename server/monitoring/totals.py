@@ -118,6 +118,10 @@ class RunTotals:
         node.suspended, node.until_round = False, 0
         self.denied_ids.discard(node.id)
 
+    def _on_node_changed(self, event: dict[str, Any]) -> None:
+        if node := self.nodes.get(event["node"]):
+            node.facts = node.facts | {key: event[key] for key in ("episodes", "frames")}
+
     def _on_join_denied(self, event: dict[str, Any]) -> None:
         self.denied_ids.add(event["node_id"])
         self.joins_denied += 1

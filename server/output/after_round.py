@@ -14,7 +14,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from federation.config import RunConfig
 from federation.errors import one_line
 from federation.logs import get_logger
-from server.evaluation.worker import Simulations, check_simulator
+from server.evaluation.worker import Simulations, require_simulator
 from server.model import GlobalModel
 from server.output.export import export_best, export_last, export_policy, write_cards
 from server.output.hub import Hub
@@ -38,7 +38,7 @@ class AfterRound:
     def __init__(self, policy: SmolVLAPolicy, config: RunConfig, record: RunRecord) -> None:
         self._policy, self._config, self._record = policy, config, record
         if config.evaluation.sim_frequency:
-            check_simulator(config.evaluation.sim_variants)
+            require_simulator(config.evaluation.sim_variants)
         self._simulations = Simulations(record.folder, config.evaluation, record.simulated)
         self._hub = Hub(config.hub, record.name) if config.hub.repo else None
         self._to_push = record.folder / "to_push"

@@ -49,7 +49,7 @@ class Hub:
             raise ConfigError(f"{where}: there is no token: set HF_TOKEN on the server, or empty hub.repo")
         try:
             _with_retries(self._api.whoami)
-            self._make(config.repo)
+            _with_retries(lambda: self._make(config.repo))
             _with_retries(lambda: self._api.auth_check(config.repo, write=True))
         except OfflineModeIsEnabled:
             raise ConfigError(f"{where}: HF_HUB_OFFLINE is set on the server; unset it") from None
@@ -126,7 +126,7 @@ class Hub:
             self._api.create_tag(repo, tag=tag, revision=commit)
 
     def _make(self, repo: str) -> None:
-        _with_retries(lambda: self._api.create_repo(repo, private=self._config.private, exist_ok=True))
+        self._api.create_repo(repo, private=self._config.private, exist_ok=True)
 
 
 def _with_retries(action: Callable[[], Any]) -> Any:

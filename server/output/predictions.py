@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from federation.data.loading import DECODE_ERRORS
+from federation.data.joint_names import JOINTS
 from federation.errors import one_line
 from federation.files import read_json_object, write_atomically, write_json
 from federation.logs import get_logger
@@ -21,7 +21,6 @@ __all__ = ["PLOT_FILE", "draw_predictions", "note_predictions", "read_prediction
 
 PREDICTIONS_FILE = "predicted_actions.json"
 PLOT_FILE = "predicted_actions.png"
-_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 _log = get_logger("server.output.predictions")
 
 
@@ -30,9 +29,7 @@ def note_predictions(folder: Path, evaluator: "Evaluator", model: "GlobalModel",
     try:
         content = evaluator.predict(model.evaluated) | {"round": round_}
         write_json(folder / PREDICTIONS_FILE, content)
-    except ValueError as error:  # a NaN, which JSON cannot hold
-        _log.warning("no plot of predicted actions: %s", one_line(error))
-    except DECODE_ERRORS as error:
+    except Exception as error:  # a NaN, a video that cannot be decoded, a GPU that is full
         _log.warning("no plot of predicted actions: %s", one_line(error))
 
 
@@ -47,7 +44,7 @@ def draw_predictions(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True).flat
     seconds = [number / found["fps"] for number in range(len(found["recorded"]))]
-    for joint, (axes, name) in enumerate(zip(panels, _JOINTS, strict=True)):
+    for joint, (axes, name) in enumerate(zip(panels, JOINTS, strict=True)):
         for values, colour in (("recorded", "0.45"), ("predicted", "#0072B2")):
             axes.plot(
                 seconds, [action[joint] for action in found[values]], color=colour, lw=1.4, label=values

@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ __all__ = [
     "is_finished",
     "joined_sites",
     "parse_event",
+    "read_events",
     "read_metrics",
+    "read_record",
     "recorded_config",
     "recorded_runs",
 ]
@@ -67,9 +69,22 @@ def is_being_written(folder: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return the `federated_metrics.json` of the run in `folder`.
+    """Return the record of the run in `folder` and what other files add to it.
 
-    With what its ledger says of privacy now and, as `delivered`, which sites have its policy.
+    As `privacy`, what its ledger says now; as `delivered`, which sites have its policy.
+
+    Raises:
+        FederationError: a file is missing or damaged.
+    """
+    metrics = read_record(folder)
+    # Not that of its newest round: rounds may have left the record, what they released has not come back.
+    if privacy := privacy_spent(metrics["config"], folder):
+        metrics["privacy"] = privacy
+    return metrics | {"delivered": read_deliveries(folder)}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the `federated_metrics.json` of the run in `folder`.
 
     Raises:
         FederationError: it is missing or damaged.
@@ -84,11 +99,22 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         type(metrics.get(key)) is not kind for key, kind in needed.items()
     ):
         raise FederationError(f"{file} is no record of a run: name a run's folder")
-    # Not that of its newest round: rounds may have left the record, what they released has not come back.
-    if privacy := privacy_spent(metrics["config"], folder):
-        metrics["privacy"] = privacy
-    metrics["delivered"] = read_deliveries(folder)
+    for derived in ("privacy", "delivered"):  # which the first release wrote into resumed runs' records
+        metrics.pop(derived, None)
     return metrics
+
+
+def read_events(folder: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the events of these `names` of the run in `folder`, in their order; none if it has no file."""
+    try:
+        text = (folder / EVENTS_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    former = [old for old, new in _FORMER_EVENTS.items() if new in names]
+    marks = [f'"event": "{name}"' for name in (*names, *former)]
+    for line in text[: text.rfind("\n") + 1].splitlines():  # a killed server leaves half a line
+        if any(mark in line for mark in marks):  # those of rounds are long, and may be thousands
+            yield parse_event(line)
 
 
 def joined_sites(folder: Path) -> set[str]:
@@ -97,13 +123,10 @@ def joined_sites(folder: Path) -> set[str]:
     One whose join was denied after that, or that is suspended, is not among them.
     """
     joined: set[str] = set()
-    for line in (folder / EVENTS_FILE).read_text(encoding="utf-8").splitlines():
-        if '"event": "node_' not in line and '"event": "join_denied"' not in line:
-            continue  # those of rounds are long
-        event = parse_event(line)
+    for event in read_events(folder, ("node_joined", "join_denied", "node_suspended")):
         if event["event"] == "node_joined":
             joined.add(event["node"])
-        elif event["event"] in ("join_denied", "node_suspended"):
+        else:
             joined.discard(event.get("node", ""))
     return joined
 
@@ -131,7 +154,7 @@ def recorded_config(folder: Path) -> RunConfig:
         FederationError: the record cannot be read.
         ConfigError: a newer version wrote it.
     """
-    return parse_run_config(read_metrics(folder)["config"], str(folder / METRICS_FILE))
+    return parse_run_config(read_record(folder)["config"], str(folder / METRICS_FILE))
 
 
 def as_continuation(config: RunConfig) -> RunConfig:
@@ -160,7 +183,7 @@ def is_finished(folder: Path, run_id: str | None = None) -> bool:
     """Return whether the run in `folder` has finished; `run_id`: in Flower's run of this id, or later."""
     if not (folder / METRICS_FILE).exists():
         return False
-    metrics = read_metrics(folder)
+    metrics = read_record(folder)
     # A finished run may be resumed, with more rounds; until that one has begun, the record says finished.
     has_begun = run_id is None or run_id in metrics.get("flower_runs", [])
     return has_begun and bool(metrics["status"] == "finished")

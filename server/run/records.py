@@ -24,7 +24,7 @@ from federation.files import write_json
 from federation.release_ledger import LEDGER_FILE
 from server.run.accountant import check_ledger
 from server.run.environment import describe_environment
-from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_metrics, recorded_config
+from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_record, recorded_config
 from server.run.round_record import RoundRecord, last_update_of, recorded_rounds
 
 __all__ = ["RunRecord", "new_run_name"]
@@ -101,7 +101,7 @@ class RunRecord:
             raise FederationError(f"{self.folder} does not exist: there is no such run to resume")
         # SuperLink gives a run up before its ServerApp knows: that one may still be writing.
         self._open(_LOCK_SECONDS)
-        self._metrics = read_metrics(self.folder)
+        self._metrics = read_record(self.folder)
         self._rounds = recorded_rounds(self._metrics)
         old, new = flatten(recorded_config(self.folder)), flatten(config) | {"run.resume": False}
         self._changed = {key: new[key] for key in new if new[key] != old[key]}

@@ -16,7 +16,7 @@ from server.simulation.so101 import CUBE_HALF_SIZE_M, FPS, JOINT_LIMITS, SO101Sc
 __all__ = ["plan_pick", "play"]
 
 HOVER_HEIGHT_M = 0.05
-LIFT_HEIGHT_M = 0.075
+PLANNED_LIFT_M = 0.075
 PINCH_HEIGHT_M = 0.013  # the pads reach 7 mm further down, so the finger tips clear the table
 FIXED_PAD_FACE_M = (-0.0015, -0.0002, -0.0972)  # inner face of the still finger, in body "gripper"
 FIXED_PAD_CLEARANCE_M = 0.005
@@ -26,7 +26,7 @@ HOME_TO_HOVER_SECONDS = 1.0
 DESCEND_SECONDS = 0.7
 CLOSE_SECONDS = 0.4
 LIFT_SECONDS = 0.8
-HOLD_SECONDS = 0.5
+PLANNED_HOLD_SECONDS = 0.5
 
 IK_STEPS = 60
 IK_DAMPING = 1e-3
@@ -47,7 +47,7 @@ def plan_pick(scene: SO101Scene, seed: int) -> NDArray[Any]:
 
     cube = scene.data.body("cube")
     over_cube = np.array([*cube.xpos[:2], PINCH_HEIGHT_M]) + grip_offset
-    lifted = np.array([0.0, 0.0, LIFT_HEIGHT_M])
+    lifted = np.array([0.0, 0.0, PLANNED_LIFT_M])
     arm = _Arm(scene, _finger_direction(cube))
     start = scene.from_radians(scene.data.ctrl)
     above = np.append(arm.targets_at(over_cube + hover), open_percent)
@@ -66,7 +66,7 @@ def plan_pick(scene: SO101Scene, seed: int) -> NDArray[Any]:
         np.append(arm.targets_at(over_cube + part * lifted), pinch_percent)
         for part in _ease(frames(LIFT_SECONDS))
     ]
-    hold = [lift[-1]] * frames(HOLD_SECONDS)
+    hold = [lift[-1]] * frames(PLANNED_HOLD_SECONDS)
     plan = np.concatenate([approach, descend, close, lift, hold])
     # At the top of the lift the wrist is out of travel a few degrees short of vertical; the grip bears it.
     clipped: NDArray[Any] = np.clip(plan, *JOINT_LIMITS.T).astype(np.float32)

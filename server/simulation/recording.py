@@ -17,6 +17,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, NoReturn
 
+from federation.data.joint_names import JOINTS
 from federation.data.simulated import SIMULATED_ROBOT
 from federation.files import write_folder
 from server.simulation.picks import Episode, Job, SampleDataError, SampleParameters, record_episodes
@@ -147,9 +148,9 @@ def _create_dataset(root: Path, image_size_px: int) -> Any:
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from server.simulation.so101 import FPS, JOINT_NAMES
+    from server.simulation.so101 import FPS
 
-    joints = {"dtype": "float32", "shape": (6,), "names": [f"{name}.pos" for name in JOINT_NAMES]}
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"{name}.pos" for name in JOINTS]}
     image = {
         "dtype": "video",
         "shape": (image_size_px, image_size_px, 3),

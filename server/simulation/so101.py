@@ -34,13 +34,11 @@ from server.simulation.scenes import Camera, SceneVariant
 __all__ = [
     "FPS",
     "JOINT_LIMITS",
-    "JOINT_NAMES",
     "SO101Scene",
     "SimulationError",
 ]
 
 FPS = 30
-JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 JOINT_LIMITS = np.array([[-109, 109], [-99, 99], [-96, 96], [-94, 94], [-156, 162], [0, 100]], np.float32)
 """(6, 2) lowest and highest target: degrees, and percent for the gripper; just inside the model's travel."""
 HOME_TARGETS = np.array([0.0, -45.0, 40.0, 65.0, 0.0, 20.0])

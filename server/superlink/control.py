@@ -45,7 +45,8 @@ __all__ = [
     "active_run",
     "app_files",
     "connect",
-    "count_online",
+    "no_docker",
+    "online_sites",
     "register_supernode",
     "run_status",
     "start_run",
@@ -69,6 +70,14 @@ class RefusedError(ControlError):
     def __init__(self, message: str, flower_code: int) -> None:
         super().__init__(message)
         self.flower_code = flower_code  # of `ApiErrorCode`
+
+
+def no_docker(error: OSError) -> ControlError:
+    """Return what to raise where SuperLink cannot be asked through a container."""
+    return ControlError(
+        f"docker cannot be started here ({error.strerror}); install it, or name SuperLink with "
+        "--control host:port"
+    )
 
 
 @dataclass(frozen=True)
@@ -135,14 +144,14 @@ def _nodes_with(superlink: SuperLink, key: bytes) -> list[int]:
     return [n.node_id for n in nodes if n.public_key == key and n.status != NodeStatus.UNREGISTERED]
 
 
-def count_online(superlink: SuperLink) -> int:
-    """Return how many SuperNodes are connected.
+def online_sites(superlink: SuperLink) -> set[str]:
+    """Return the names of the sites whose SuperNodes are connected.
 
     Raises:
         ControlError: SuperLink cannot be reached.
     """
     nodes = _ask(superlink, "list nodes", lambda client: client.ListNodes(ListNodesRequest())).nodes_info
-    return sum(node.status == NodeStatus.ONLINE for node in nodes)
+    return {node.name for node in nodes if node.status == NodeStatus.ONLINE}
 
 
 def submit_run(superlink: SuperLink, config: RunConfig) -> str:

@@ -28,18 +28,19 @@ from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 
 from federation.data.description import describe_dataset
+from federation.data.joint_names import JOINTS
 from federation.data.normalisation import merge_statistics
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import save_policy_folder
 from federation.settings import PolicyConfig
-from server.simulation.so101 import FPS, JOINT_NAMES
+from server.simulation.so101 import FPS
 
 IMAGE_PIXELS = 128
 
 
 def _observation(rng: np.random.Generator, step: int) -> TimedObservation:
     size = (IMAGE_PIXELS, IMAGE_PIXELS, 3)
-    content: dict[str, Any] = {f"{name}.pos": float(rng.uniform(-20, 20)) for name in JOINT_NAMES}
+    content: dict[str, Any] = {f"{name}.pos": float(rng.uniform(-20, 20)) for name in JOINTS}
     content |= {name: rng.integers(0, 256, size, np.uint8) for name in ("top", "wrist")}
     content["task"] = "Pick up the red cube."
     return TimedObservation(timestamp=time.time(), timestep=step, observation=content, must_go=True)
@@ -64,7 +65,7 @@ def measure(folder: Path, chunks: int) -> dict[str, Any]:
         stub = services_pb2_grpc.AsyncInferenceStub(channel)
         stub.Ready(services_pb2.Empty())
         config = json.loads((folder / "config.json").read_text())
-        joints = [f"{name}.pos" for name in JOINT_NAMES]
+        joints = [f"{name}.pos" for name in JOINTS]
         image = {
             "dtype": "image",
             "shape": (IMAGE_PIXELS, IMAGE_PIXELS, 3),

@@ -43,7 +43,7 @@ import json, sys
 from pathlib import Path
 from server.superlink import control
 superlink = control.SuperLink("superlink:8000", Path("/run/secrets/ca.crt"))
-print(json.dumps(getattr(control, sys.argv[1])(superlink, *sys.argv[2:])))
+print(json.dumps(getattr(control, sys.argv[1])(superlink, *sys.argv[2:]), default=sorted))
 """
 
 

@@ -69,7 +69,7 @@ def test_starting_the_run_service_again_registers_nothing_twice_and_refuses_a_ba
     cluster.write_config("bad", "[training]\nlocal_step = 3\n")
     with pytest.raises(AssertionError, match=r"error: .*unknown key 'training.local_step'"):
         cluster.submit("bad")
-    assert cluster.control("count_online") == 2
+    assert cluster.control("online_sites") == ["site-a", "site-b"]
 
 
 def test_no_container_runs_as_root_or_writes_its_root_file_system(

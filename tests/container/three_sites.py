@@ -32,7 +32,7 @@ from federation.policy.folder import policy_digest
 from server.cli import main as operate
 from server.deploy.local_cluster import LocalCluster
 from server.run.recorded import EVENTS_FILE, read_metrics
-from server.superlink.control import count_online, run_status, submit_run
+from server.superlink.control import online_sites, run_status, submit_run
 from tests.conftest import TINY
 from tests.container.cluster import IMAGES, docker
 from tests.integration.conftest import free_port
@@ -167,7 +167,7 @@ def demonstrate(folder: Path, stack: ExitStack) -> None:
         stack.callback(owner.stop)
     arguments = (holdout, folder / "outputs", certs, port, folder / "scratch")
     with LocalCluster({"site-a": own}, *arguments) as cluster:
-        wait_until(lambda: count_online(cluster.superlink) == 1, "the operator's own site")
+        wait_until(lambda: len(online_sites(cluster.superlink)) == 1, "the operator's own site")
         joined = {name: join(scene, name, cluster, port) for name in names}
         train(scene, cluster)
         search_keys(scene, [cluster.logs, certs, folder / "outputs"])
@@ -176,7 +176,7 @@ def demonstrate(folder: Path, stack: ExitStack) -> None:
 
 def join(scene: Scene, name: str, cluster: LocalCluster, port: int) -> float:
     """Let a site make its key, be invited and join; return the seconds that took."""
-    started, before = time.monotonic(), count_online(cluster.superlink)
+    started, before = time.monotonic(), len(online_sites(cluster.superlink))
     owner = scene.native.get(name)
     line = owner.run("key", name) if owner else scene.docker.run("key", name)
     assert operate(["invite", name, "--key", line, "--superlink", f"localhost:{port}", *scene.control]) == 0
@@ -189,7 +189,7 @@ def join(scene: Scene, name: str, cluster: LocalCluster, port: int) -> float:
         scene.docker.own()
         assert "this site is ready" in scene.docker.run("doctor")
         scene.docker.compose("up", "--detach")
-    wait_until(lambda: count_online(cluster.superlink) > before, f"{name} to join")
+    wait_until(lambda: len(online_sites(cluster.superlink)) > before, f"{name} to join")
     return time.monotonic() - started
 
 
@@ -206,7 +206,7 @@ def train(scene: Scene, cluster: LocalCluster) -> None:
     policies = {name: home / "policy" for name, home in scene.homes.items()}
     assert [name for name, policy in policies.items() if not policy.exists()] == ["lab-off"]
     off.run("resume")
-    wait_until(lambda: count_online(cluster.superlink) == len(policies) + 1, "lab-off to be back")
+    wait_until(lambda: len(online_sites(cluster.superlink)) == len(policies) + 1, "lab-off to be back")
     assert operate(["deliver", "three", "--outputs", str(outputs), *scene.control]) == 0
     frames = [each["clients"]["lab-native"]["frames"] for each in read_metrics(outputs / "three")["rounds"]]
     assert frames[0] == 160, frames

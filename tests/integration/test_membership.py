@@ -19,7 +19,7 @@ from server.cli import main
 from server.deploy.local_cluster import LocalCluster
 from server.run.deliveries import DELIVERIES_FILE
 from server.run.recorded import read_metrics
-from server.superlink.control import RefusedError, count_online, register_supernode, run_status, submit_run
+from server.superlink.control import RefusedError, online_sites, register_supernode, run_status, submit_run
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.membership import Owner, find_secret, wait_for
@@ -64,7 +64,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         cameras = ["--camera-names", "", "--camera-names", "top=phone,wrist=hand"]
         both = ["--data", str(owner.dataset), "--data", str(kitchen), *cameras]
         node = owner.start(log, "join", str(invitation), *both)
-        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        wait_for(lambda: len(online_sites(cluster.superlink)) == 2, log)
         assert digits in log.read_text()
         assert "this site is ready" in log.read_text()
         checks = check_superlink("localhost", port, site.authority)
@@ -73,9 +73,9 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         ]
 
         assert "paused" in owner.run("pause")
-        wait_for(lambda: count_online(cluster.superlink) == 1, log)
+        wait_for(lambda: len(online_sites(cluster.superlink)) == 1, log)
         owner.run("resume")
-        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        wait_for(lambda: len(online_sites(cluster.superlink)) == 2, log)
 
         places = [certs, cluster.logs.parent, tmp_path / "outputs", log, invitation, owner.said, said]
         assert find_secret(site.key, [owner.folder]) == [str(site.key)]
@@ -94,7 +94,7 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         said = _invite(certs, owner.run("key", "lab-b", "--new"), port, capsys)
         assert "SuperLink: lab-b may join" in said
         again = owner.start(log, "join", str(shutil.copy(sent, tmp_path)), "--unchecked")
-        wait_for(lambda: count_online(cluster.superlink) == 2, log)
+        wait_for(lambda: len(online_sites(cluster.superlink)) == 2, log)
         run = submit_run(cluster.superlink, parse_run_config(RUN, "test"))
         wait_for(lambda: run_status(cluster.superlink, run).startswith("finished"), log, 600)
         assert run_status(cluster.superlink, run) == "finished:completed"

@@ -7,7 +7,7 @@ import pytest
 
 from certs.issue import issue_all
 from server.deploy.local_cluster import LocalCluster
-from server.superlink.control import count_online
+from server.superlink.control import online_sites
 from tests.connect_proxy import ConnectProxy
 from tests.integration.conftest import free_port
 
@@ -27,7 +27,7 @@ class RemoteSite(LocalCluster):
 
 def _wait_for_nodes(cluster: LocalCluster, count: int) -> None:
     give_up_at = time.monotonic() + 60
-    while count_online(cluster.superlink) < count:
+    while len(online_sites(cluster.superlink)) < count:
         cluster.check_processes()
         assert time.monotonic() < give_up_at, (cluster.logs / "site-b.log").read_text()
         time.sleep(0.5)

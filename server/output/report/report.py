@@ -25,7 +25,7 @@ from server.output.report.tables import (
 )
 from server.output.report.template import PAGE
 from server.run.accountant import format_max_epsilon
-from server.run.recorded import EVENTS_FILE, evaluations_behind, parse_event, read_metrics
+from server.run.recorded import evaluations_behind, read_events, read_metrics
 from server.run.round_record import RoundRecord, recorded_rounds
 
 __all__ = ["write_report"]
@@ -61,18 +61,11 @@ def _embed(plot: Figure, file: Path) -> str:
 
 def _shut_out(folder: Path) -> list[tuple[str, str, str]]:
     """Node, what and why of those turned away at their join or suspended later; only the events hold it."""
-    try:
-        text = (folder / EVENTS_FILE).read_text(encoding="utf-8")
-    except OSError:
-        return []
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed server leaves half a line
-    # Only these lines are parsed: those of rounds are long, and there may be thousands.
-    events = [parse_event(line) for line in lines if '"event": "node_' in line or '"join_denied"' in line]
     shut_out = []
-    for event in events:
+    for event in read_events(folder, ("join_denied", "node_suspended")):
         if event["event"] == "join_denied":
             shut_out.append((event.get("node", ""), "join denied", event["reason"]))
-        elif event["event"] == "node_suspended":
+        else:
             until = f" until round {event['until_round']}" if "until_round" in event else ""
             shut_out.append((event["node"], f"suspended{until}", event["reason"]))
     return shut_out

@@ -27,7 +27,7 @@ from rich.table import Table
 from certs.issue import issue_all
 from client.rules.owner import RULES_VARIABLE
 from server.deploy.local_cluster import LocalCluster
-from server.superlink.control import app_files, count_online, run_status, start_run
+from server.superlink.control import app_files, online_sites, run_status, start_run
 from tests.integration.conftest import free_port
 from tests.integration.superlink import with_database
 
@@ -86,7 +86,7 @@ def run_once(ours: bool, nodes: int, weights: int, certs: Path) -> dict[str, flo
             }
             settings = {"ours": ours, "weights": weights, "rounds": _ROUNDS, "nodes": nodes}
             superlink = psutil.Process(cluster.process_id("superlink"))
-            while count_online(cluster.superlink) < nodes:  # many take minutes to start on few cores
+            while len(online_sites(cluster.superlink)) < nodes:  # many take minutes to start on few cores
                 cluster.check_processes()
                 time.sleep(1)
             run_id = start_run(cluster.superlink, app, settings)

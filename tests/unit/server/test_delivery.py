@@ -27,7 +27,7 @@ from federation.policy.build import (
 from federation.policy.folder import load_policy_folder, policy_digest, save_policy_folder
 from federation.settings import TrainingConfig
 from server import delivery
-from server.delivery import FormerPolicy, deliver_at_end, deliver_only
+from server.delivery import FormerPolicy, deliver_only, deliver_quietly
 from server.grid.late_replies import LateReplies
 from server.model import GlobalModel
 from server.output.export import export_last
@@ -114,7 +114,7 @@ def test_each_site_comes_to_the_very_file_that_the_server_exported(
         settings |= {"policy.adapter": "lora", "policy.lora_rank": 4}
     folder = _finished_run(tmp_path / "outputs", cache, statistics, **settings)
     grid = _grid(tmp_path, "site-a", "site-b")
-    deliver_at_end(grid, folder)  # type: ignore[arg-type]
+    deliver_quietly(grid, folder)  # type: ignore[arg-type]
     assert _asked(grid) == ["site-a", "site-b"]
     digest = policy_digest(folder / "pretrained_model")
     for name in ("site-a", "site-b"):
@@ -135,7 +135,7 @@ def test_each_site_comes_to_the_very_file_that_the_server_exported(
     assert contact["update"] == "rejected in round 1: NaN in it"
     received = json.loads((tmp_path / "site-a" / "scratch" / TRAFFIC_FILE).read_text())["received"]
     assert received == read_deliveries(folder)["site-a"]["bytes"]
-    deliver_at_end(grid, folder)  # type: ignore[arg-type]
+    deliver_quietly(grid, folder)  # type: ignore[arg-type]
     assert len(grid.sent) == 2
 
 
@@ -151,7 +151,7 @@ def test_who_is_off_denied_suspended_or_a_stranger_gets_nothing(run: Path, tmp_p
     events.write_text(events.read_text() + "".join(f"{json.dumps(event)}\n" for event in later))
     grid = _grid(tmp_path, "site-a", "site-b", "site-c", "site-d", "site-e", "stranger", "")
     grid.online_since = {id_: "t0" for id_, name in grid.registered.items() if name != "site-b"}
-    deliver_at_end(grid, run)  # type: ignore[arg-type]
+    deliver_quietly(grid, run)  # type: ignore[arg-type]
     assert _asked(grid) == ["site-a"]
 
 
@@ -175,7 +175,7 @@ def test_another_policy_than_the_exported_leaves_the_one_before_whole(
         return content
 
     monkeypatch.setattr(delivery, "delivery_request", spoil)
-    deliver_at_end(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]
+    deliver_quietly(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]
     assert [path.name for path in home.parent.glob("*policy*")] == ["policy"]
     assert [path.name for path in home.iterdir()] == ["mine"]
     told = read_deliveries(run)["site-a"]
@@ -197,7 +197,7 @@ def test_a_full_disk_at_the_site_is_one_line_without_a_path(
         raise OSError(28, "No space left on device", str(tmp_path))
 
     monkeypatch.setattr("federation.policy.folder.write_folder", full)
-    deliver_at_end(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]
+    deliver_quietly(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]
     error = read_deliveries(run)["site-a"]["error"]
     assert "cannot be written ([Errno 28] No space left on device" in error
     assert str(tmp_path) not in error
@@ -209,7 +209,7 @@ def test_a_site_that_claims_another_digest_is_no_success(
 ) -> None:
     grid = _grid(tmp_path, "site-a", "site-b")
     grid.answers[10] = answer
-    deliver_at_end(grid, run)  # type: ignore[arg-type]
+    deliver_quietly(grid, run)  # type: ignore[arg-type]
     told = read_deliveries(run)
     assert told["site-a"]["error"].startswith("it answers with")
     assert told["site-b"]["error"] == ""
@@ -220,7 +220,7 @@ def test_what_fails_at_the_server_is_logged_and_spoils_nothing(
 ) -> None:
     checkpoint_path(run / "checkpoints", 1).write_bytes(b"torn")
     grid = _grid(tmp_path, "site-a")
-    deliver_at_end(grid, run)  # type: ignore[arg-type]
+    deliver_quietly(grid, run)  # type: ignore[arg-type]
     assert "the policy of run-1 is not delivered: " in caplog.text
     assert not grid.sent
     with pytest.raises(FederationError, match="cannot be read"):
@@ -230,12 +230,16 @@ def test_what_fails_at_the_server_is_logged_and_spoils_nothing(
 def test_a_site_that_was_off_gets_it_as_it_joins_the_next_run_once(run: Path, tmp_path: Path) -> None:
     grid = _grid(tmp_path, "site-a", "site-b", "site-c")
     grid.online_since = {10: "t0"}
-    deliver_at_end(grid, run)  # type: ignore[arg-type]
+    deliver_quietly(grid, run)  # type: ignore[arg-type]
     grid.online_since = None
     RunRecord(run.parent, "run-2", parse_run_config(TINY, "tests"))
     former = FormerPolicy(grid, run.parent / "run-2", LateReplies(grid))  # type: ignore[arg-type]
     former.deliver({"site-a", "site-c"})
     assert _asked(grid) == ["site-a"]
+    name = grid.registered.pop(11)
+    former.deliver({"site-a", "site-b"})  # which joined, and is not online at the moment
+    assert _asked(grid) == ["site-a"]
+    grid.registered[11] = name
     former.deliver({"site-a", "site-b", "site-c"})
     assert _asked(grid) == ["site-a", "site-b"]
     (run / DELIVERIES_FILE).unlink()

@@ -118,11 +118,12 @@ def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statist
         training=dataclasses.replace(FAST, proximal_mu=0.01, adapt_proximal_mu=True),
         evaluation=EvaluationConfig(ema_decay=0.5),
     )
-    previous = RoundRecord(1, proximal_mu=0.01, policy_loss={"mean": 1.0, "std": 0.6})
+    previous = RoundRecord(0, proximal_mu=0.01, policy_loss={"mean": 1.0, "std": 0.6})
     grid = FakeGrid({10: make_reply(0.0), 11: make_reply(4.0)})
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f", average={"w": torch.zeros(2)})
     nodes_ = make_nodes("a", "b")
-    entry = run_round(grid, model, nodes_, 1, settings, record, previous)  # type: ignore[arg-type]
+    record.round_finished(previous)
+    entry = run_round(grid, model, nodes_, 1, settings, record)  # type: ignore[arg-type]
     assert model.weights["w"].tolist() == [2.0, 2.0]
     torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 2.0 * 9 / 11))
     assert entry.proximal_mu == 0.02

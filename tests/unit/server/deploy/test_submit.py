@@ -41,7 +41,7 @@ class SuperLink:
     def __init__(self, outputs: Path) -> None:
         self.outputs = outputs
         self.registered: list[str] = []
-        self.online = [0, 2]
+        self.online = [{"lab-far"}, {"lab-far", "site-a"}, {"site-a", "site-b"}]
         self.active: str | None = None
         self.away = 0  # how many questions nobody answers
         self.refuses = 0  # how many submissions after the first fail
@@ -50,7 +50,7 @@ class SuperLink:
         self.submitted: list[RunConfig] = []
         self.status = "running"
 
-    def count_online(self, home: Path) -> int:
+    def online_sites(self, home: Path) -> set[str]:
         return self.online.pop(0) if len(self.online) > 1 else self.online[0]
 
     def active_run(self, home: Path) -> str | None:
@@ -90,7 +90,7 @@ class SuperLink:
 def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     link = SuperLink(tmp_path / "outputs")
     monkeypatch.setattr(submit, "register_supernode", lambda _, key, name: link.registered.append(name))
-    monkeypatch.setattr(submit, "count_online", link.count_online)
+    monkeypatch.setattr(submit, "online_sites", link.online_sites)
     for module in (submit, supervise):
         monkeypatch.setattr(module, "active_run", link.active_run)
         monkeypatch.setattr(module, "submit_run", link.submit_run)
@@ -413,9 +413,9 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_sites_that_are_off_do_not_keep_the_run_from_waiting_for_them(
     arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
 ) -> None:
-    superlink.online = [1]
+    superlink.online = [{"site-a", "lab-far"}]
     assert _submit([*arguments, "--wait-seconds=0"]) == 0
-    assert "1 of 2 sites are online after 0 s, the run waits" in capsys.readouterr().out
+    assert "not online after 0 s: site-b; the run waits" in capsys.readouterr().out
 
 
 def test_a_site_without_a_key_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture) -> None:

@@ -450,11 +450,11 @@ def test_a_superlink_that_accepts_and_says_nothing_is_down_and_holds_nobody_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         watch = SuperLinkWatch(SuperLink(address, tmp_path / "certs" / "superlink" / "ca.crt"))
-        watch.look()
+        watch.poll()
     assert not watch.state.up
     assert len({r for r in caplog.records if "does not answer" in r.getMessage()}) == 1  # said once
     monkeypatch.setattr(superlink_state, "ask_superlink", lambda *_: SuperLinkState(up=True))
-    watch.look()
+    watch.poll()
     assert "answers again" in caplog.text
 
 
@@ -543,6 +543,12 @@ def test_bad_arguments_of_the_exporter_are_one_clear_line(
     monkeypatch.setattr("federation.metrics.start_http_server", refuse)
     assert server_main(["exporter", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_node_says_in_a_round_that_it_holds_now_is_shown(record: RunRecord, tmp_path: Path) -> None:
+    record.node_changed("site-a", {"episodes": 77, "frames": 7700})
+    values = _scrape(tmp_path)
+    assert [value for name, value in values.items() if "node_episodes" in name and "site-a" in name] == [77]
 
 
 def test_a_site_exporter_without_its_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:

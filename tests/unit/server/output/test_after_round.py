@@ -176,7 +176,7 @@ def test_a_missing_simulator_ends_the_run_before_its_first_round(
     def missing(variants: str) -> None:
         raise ConfigError("mujoco is not installed")
 
-    monkeypatch.setattr(delivery_module, "check_simulator", missing)
+    monkeypatch.setattr(delivery_module, "require_simulator", missing)
     config = _config(**{"evaluation.sim_frequency": 1})
     with pytest.raises(ConfigError, match="mujoco"):
         AfterRound(policy, config, RunRecord(tmp_path, "run-1", config))

@@ -14,6 +14,7 @@ from server.run.recorded import (
     evaluations_behind,
     is_finished,
     parse_event,
+    read_events,
     read_metrics,
     recorded_config,
     recorded_runs,
@@ -83,6 +84,21 @@ def test_a_run_goes_on_with_its_own_configuration_or_with_that_of_a_file(tmp_pat
         config_to_resume(folder, file)
     with pytest.raises(FederationError, match="name a run's folder"):
         config_to_resume(tmp_path / "nowhere")
+
+
+def test_what_other_files_add_is_not_written_into_the_record_of_a_resumed_run(tmp_path: Path) -> None:
+    folder = _interrupted(tmp_path)
+    assert read_metrics(folder)["delivered"] == {}
+    RunRecord(tmp_path, "run-1", RESUMED, "18")
+    assert "delivered" not in json.loads((folder / "federated_metrics.json").read_text())
+
+
+def test_events_are_read_by_name_up_to_the_last_whole_line(tmp_path: Path) -> None:
+    assert list(read_events(tmp_path, ("join_denied",))) == []
+    lines = [{"event": "node_refused", "node": "a"}, {"event": "evaluated"}, {"event": "join_denied"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "events.jsonl").write_text(text + '{"event": "join_denied", "no')
+    assert [event.get("node") for event in read_events(tmp_path, ("join_denied",))] == ["a", None]
 
 
 def test_a_finished_run_is_finished_until_it_is_resumed(tmp_path: Path) -> None:
