@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -22,12 +21,13 @@ import psutil
 from certs.issue import issue_all
 from federation.config import load_run_config
 from server.deploy.local_cluster import LocalCluster
-from server.deploy.supervise import supervise_run
-from server.run.recorded import EVENTS_FILE
-from tests.integration.conftest import free_port
+from server.run.recorded import read_events
+from tests.ports import free_port
+from tests.supervised import SupervisedRun
 
 SITES = ("site-a", "site-b")
 _INTERVAL_SECONDS = 0.2
+_ENDS = ("round_finished", "run_finished")
 
 
 def run_once(way: str, config: Path, rounds: int, data: Path, certs: Path) -> dict[str, int]:
@@ -41,14 +41,13 @@ def run_once(way: str, config: Path, rounds: int, data: Path, certs: Path) -> di
         sites = {site: data / site for site in SITES}
         with LocalCluster(sites, data / "holdout", folder, certs, free_port(), folder / "scratch") as cluster:
             supernode = psutil.Process(cluster.process_id(SITES[0]))
-            run = threading.Thread(target=supervise_run, args=(cluster.superlink, folder, settings, print))
-            run.start()
-            events = folder / way / EVENTS_FILE
+            run = SupervisedRun(cluster, folder, settings)
             while run.is_alive():
                 run.join(_INTERVAL_SECONDS)
-                written = events.read_text(encoding="utf-8") if events.exists() else ""
-                if '"round_finished"' in written and '"run_finished"' not in written:
+                seen = {event["event"] for event in read_events(folder / way, _ENDS)}
+                if seen == {"round_finished"}:
                     sums.append(_memory(supernode))
+            run.finish()
     return {"between_rounds": min(sums), "in_a_round": max(sums)}
 
 

@@ -11,7 +11,6 @@ grow (its events and metrics, a few kilobytes a round); nothing else may. About 
 import argparse
 import json
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ import psutil
 
 from certs.issue import issue_all
 from federation.config import parse_run_config
-from server.deploy.supervise import supervise_run
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 from tests.integration.faults.cluster import FaultyCluster, events
+from tests.supervised import SupervisedRun
 from tests.synthetic import record_dataset
 
 SITES = ("site-a", "site-b")
@@ -70,10 +69,7 @@ def main() -> None:
         sites = {name: base / name for name in SITES}
         outputs, scratch = base / "outputs", base / "scratch"
         with FaultyCluster(sites, base / "holdout", outputs, base / "certs", free_port(), scratch) as cluster:
-            run = threading.Thread(
-                target=supervise_run, args=(cluster.superlink, outputs, config, print), daemon=True
-            )
-            run.start()
+            run = SupervisedRun(cluster, outputs, config)
             samples: list[dict[str, int]] = []
             while run.is_alive():
                 run.join(0.5)
@@ -84,6 +80,7 @@ def main() -> None:
                     samples.append(_measure(cluster, outputs, "soak", scratch) | {"round": done})
                     _write(arguments.out, arguments.rounds, samples)  # what there is, should this be stopped
                     print(f"round {done}: database {samples[-1]['database'] / 1e6:.1f} MB", flush=True)
+            run.finish()
     for name, slope in _write(arguments.out, arguments.rounds, samples).items():
         size = f"{samples[0][name] / 1e6:9.2f} MB first {samples[-1][name] / 1e6:9.2f} MB last"
         print(f"{name:24} {size} {slope / 1e3:+9.2f} kB a round")

@@ -10,6 +10,7 @@ to it. In the middle of the run `lab-native` gets one more recording. The privat
 all that the operator's side has.
 """
 
+import functools
 import io
 import os
 import shutil
@@ -31,7 +32,7 @@ from federation.config import parse_run_config
 from federation.policy.folder import policy_digest
 from server.cli import main as operate
 from server.deploy.local_cluster import LocalCluster
-from server.run.recorded import EVENTS_FILE, read_metrics
+from server.run.recorded import read_events, read_metrics
 from server.superlink.control import online_sites, run_status, submit_run
 from tests.conftest import TINY
 from tests.container.cluster import IMAGES, docker
@@ -114,16 +115,16 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
-def is_driven(policy: Path, folder: Path) -> bool:
-    """Whether `lerobot-eval` drives the simulated arm with the policy in a folder."""
+def drive(policy: Path, folder: Path) -> None:
+    """Let `lerobot-eval` drive the simulated arm with the policy in a folder; end the program if it fails."""
     command = [str(Path(sys.executable).with_name("lerobot-eval")), "--policy.path=.", "--policy.device=cpu"]
     command += ["--env.type=so101_pick", "--env.discover_packages_path=server.simulation.gym_so101"]
     command += ["--env.image_size_px=32", "--eval.n_episodes=1", "--eval.batch_size=1"]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(
-        [*command, f"--output_dir={folder}"], cwd=policy, env=environment, capture_output=True, check=False
-    )
-    return ended.returncode == 0 and (folder / "eval_info.json").is_file()
+    command = [*command, f"--output_dir={folder}"]
+    ended = subprocess.run(command, cwd=policy, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode or not (folder / "eval_info.json").is_file():
+        raise SystemExit(f"lerobot-eval does not drive {policy}:\n{ended.stderr[-2000:]}")
 
 
 def main() -> None:
@@ -197,8 +198,8 @@ def train(scene: Scene, cluster: LocalCluster) -> None:
     """Run the rounds, `lab-off` only the first half of them, and see that all three get the policy."""
     outputs, off = scene.folder / "outputs", scene.native["lab-off"]
     run = submit_run(cluster.superlink, parse_run_config(_RUN, "three_sites"))
-    events, half = outputs / "three" / EVENTS_FILE, f'"round_finished", "round": {_ROUNDS // 2}'
-    wait_until(lambda: events.is_file() and half in events.read_text(), "half of the rounds")
+    finished = functools.partial(read_events, outputs / "three", ("round_finished",))
+    wait_until(lambda: len(list(finished())) >= _ROUNDS // 2, "half of the rounds")
     off.run("pause")
     later = record_dataset(scene.folder / "of" / "later", episodes=4, seed=70)
     scene.native["lab-native"].run("data", "--add", str(later))
@@ -230,8 +231,8 @@ def report(scene: Scene, joined: dict[str, float]) -> None:
     table = Table("site", "key to join", "rounds", "policy", "lerobot-eval")
     for name, home in scene.homes.items():
         taken = [str(entry["round"]) for entry in rounds if name in entry["clients"]]
-        driven = "ok" if is_driven(home / "policy", scene.folder / f"eval-{name}") else "FAILED"
-        table.add_row(name, f"{joined[name]:.0f} s", " ".join(taken), "as exported", driven)
+        drive(home / "policy", scene.folder / f"eval-{name}")
+        table.add_row(name, f"{joined[name]:.0f} s", " ".join(taken), "as exported", "drives the arm")
     Console().print(table)
     print("no private key is in a log, an invitation, a record or another file of the operator")
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,11 @@ from client.recordings.sources import Source
 from federation.config import RunConfig
 from federation.settings import PolicyConfig
 from server.deploy.local_cluster import LocalCluster
-from server.deploy.supervise import supervise_run
 from server.run.recorded import EVENTS_FILE
 from server.superlink.control import PROJECT, ControlError, run_status, submit_run
 from tests.integration.faults.network import Network
 from tests.integration.superlink import with_database
+from tests.supervised import SupervisedRun
 
 _PATIENCE_SECONDS = 600.0  # on a busy machine a round takes a minute and a half
 _APPS = {"serverapp": "flwr-serverapp", "clientapp": "flwr-clientapp"}
@@ -179,32 +178,21 @@ def run_with_faults(
 ) -> list[Outcome]:
     """Have the supervisor see a run through while `faults[round]` happen to it; 0 is before the first."""
     said: list[tuple[float, str]] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            supervise_run(cluster.superlink, outputs, config, lambda line: said.append((time.time(), line)))
-        except BaseException as error:
-            failures.append(error)
-
     folder = outputs / config.run.name
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    run = SupervisedRun(cluster, outputs, config, lambda line: said.append((time.time(), line)))
     moments: dict[int, tuple[float, float]] = {}
     for round_, fault in faults.items():
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
         while not any(
             event.get("round", 0) == round_ and fault.strikes_at(event) for event in events(folder)
         ):
-            assert not failures, (failures, said)
+            run.check()
             assert time.monotonic() < give_up_at, (said, events(folder)[-5:])
             time.sleep(0.1)
         struck = time.time()
         tried = fault.strike(cluster, folder)
         moments[round_] = struck, tried or time.time()
-    thread.join(_PATIENCE_SECONDS)
-    assert not thread.is_alive(), said
-    assert not failures, (failures, said)
+    run.finish(_PATIENCE_SECONDS)
     return [_outcome(events(folder), said, round_, faults[round_], *moments[round_]) for round_ in faults]
 
 
