@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from server.evaluation.intervals import sign_test, wilson_interval
 from server.simulation.recording import SampleParameters, ensure_sample_data
-from tests.benchmarks.personal.arms import FEDERATION, Arm, drive_arm, train_arm
+from tests.benchmarks.personal.arms import BLIND, FEDERATION, Arm, drive_arm, train_arm
 
 HERE = Path(__file__).parent
 HOME, NEW = "right", "middle"
@@ -58,7 +58,8 @@ def main() -> None:
         _wait(first)
         others += [pool.submit(train_arm, arm, data, arguments.work) for arm in owners if arm not in alone]
         _wait(others)
-        wanted = [(arm, scene) for arm in federations for scene in (HOME, NEW)]
+        everywhere = [*federations, Arm(BLIND, seeds[0])]  # which has no seed of its own
+        wanted = [(arm, scene) for arm in everywhere for scene in (HOME, NEW)]
         wanted += [(arm, arm.scene) for arm in owners]
         drives = [pool.submit(drive_arm, *each, arguments.episodes, arguments.work) for each in wanted]
         found = {(arm, scene): drive.result() for (arm, scene), drive in zip(wanted, drives, strict=True)}
@@ -92,11 +93,12 @@ def _wait(futures: Sequence[Any]) -> None:
 def _summarise(found: dict[tuple[Arm, str], Found], seeds: list[int], counts: list[int]) -> Found:
     """Return a row for each kind of policy, over all seeds, and the paired comparisons."""
     rows, successes = [], {}
-    kinds = [(FEDERATION, "", 0, HOME), (FEDERATION, "", 0, NEW)]
+    kinds = [(kind, "", 0, scene) for kind in (BLIND, FEDERATION) for scene in (HOME, NEW)]
     kinds += [(kind, HOME, _HOME_DEMONSTRATIONS, HOME) for kind in ("alone", "personal")]
     kinds += [(kind, NEW, count, NEW) for count in counts for kind in ("alone", "personal")]
     for kind, own, count, scene in kinds:
-        each = [found[Arm(kind, seed, own, count), scene]["successes"] for seed in seeds]
+        trained = seeds[:1] if kind == BLIND else seeds
+        each = [found[Arm(kind, seed, own, count), scene]["successes"] for seed in trained]
         together = [success for one in each for success in one]
         successes[kind, count, scene] = together
         rows.append(
@@ -106,7 +108,7 @@ def _summarise(found: dict[tuple[Arm, str], Found], seeds: list[int], counts: li
                 "scene": scene,
                 "success_rate": sum(together) / len(together),
                 "interval": wilson_interval(sum(together), len(together)),
-                "by_seed": {str(seed): sum(one) / len(one) for seed, one in zip(seeds, each, strict=True)},
+                "by_seed": {str(seed): sum(one) / len(one) for seed, one in zip(trained, each, strict=True)},
             }
         )
     home = successes["personal", _HOME_DEMONSTRATIONS, HOME]
@@ -119,6 +121,9 @@ def _summarise(found: dict[tuple[Arm, str], Found], seeds: list[int], counts: li
         )
         for count in counts
     }
+    paired[f"new owner, personal on {counts[0]} against alone on {counts[-1]}"] = _p(
+        successes["personal", counts[0], NEW], successes["alone", counts[-1], NEW]
+    )
     return {"seeds": seeds, "rows": rows, "paired": paired}
 
 
@@ -143,8 +148,9 @@ def _draw(result: Found) -> Figure:
         low, high = ([row["interval"][end] for row in rows] for end in (0, 1))
         axes.fill_between(counts, low, high, color=colour, alpha=0.15, lw=0)
         axes.plot(counts, rates, marker=marker, color=colour, label=kind)
-    (federation,) = (r for r in result["rows"] if (r["kind"], r["scene"]) == (FEDERATION, NEW))
-    axes.axhline(federation["success_rate"], ls="--", color="0.5", label="the federation's, as it came")
+    for kind, style, label in ((FEDERATION, "--", "the federation's, as it came"), (BLIND, ":", BLIND)):
+        (row,) = (r for r in result["rows"] if (r["kind"], r["scene"]) == (kind, NEW))
+        axes.axhline(row["success_rate"], ls=style, color="0.5", label=label)
     axes.set(xscale="log", xlabel="demonstrations of the new owner", ylabel="cubes picked up", ylim=(0, 1.02))
     axes.set_xticks([5, 10, 25, 50, 100], ["5", "10", "25", "50", "100"])
     axes.minorticks_off()

@@ -15,6 +15,7 @@ from client.personal.split import split_episodes
 from client.personal.tune import steps_of, tune
 from client.recordings.held import Holding, Holdings
 from client.recordings.opened import Recording
+from client.recordings.samples import open_recorded_samples
 from client.recordings.sources import Source
 from federation.config import RunConfig, load_run_config
 from federation.data.description import describe_dataset
@@ -23,12 +24,12 @@ from federation.data.statistics import statistics_of_frames
 from federation.data.tables import read_frames
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import load_policy_folder, save_policy_folder
-from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
+from tests.benchmarks.closed_loop.drive import blind, drive, open_scenes, policy_controller
 from tests.benchmarks.closed_loop.train import train
 
-__all__ = ["FEDERATION", "Arm", "drive_arm", "train_arm"]
+__all__ = ["BLIND", "FEDERATION", "Arm", "drive_arm", "first_demonstrations", "recorded", "train_arm"]
 
-FEDERATION = "federation"
+FEDERATION, BLIND = "federation", "expert that does not look"
 _CPU = torch.device("cpu")
 _ROOM_BYTES = 2 * 10**9
 _ACTIONS = 50  # taken of each chunk
@@ -37,7 +38,7 @@ _FIRST_SEED = 2_100_000_000  # beyond those of all other episodes
 
 @dataclass(frozen=True)
 class Arm:
-    """One policy: `kind` is `federation`, `alone` or `personal`."""
+    """One policy: `kind` is `federation`, `alone`, `personal` or, of no training at all, `BLIND`."""
 
     kind: str
     seed: int
@@ -71,7 +72,7 @@ def train_arm(arm: Arm, data: Path, work: Path) -> Path:
 
 
 def _train_on_own(arm: Arm, config: RunConfig, data: Path, work: Path, scratch: Path, folder: Path) -> None:
-    held = _first_demonstrations(_recorded(arm.scene, data), arm)
+    held = first_demonstrations(recorded(arm.scene, data), arm)
     if arm.kind == "personal":
         policy, processors = load_policy_folder(work / Arm(FEDERATION, arm.seed).name, _CPU)
         held, _ = split_episodes(held, arm.seed)  # as so100-site personalise does
@@ -81,17 +82,18 @@ def _train_on_own(arm: Arm, config: RunConfig, data: Path, work: Path, scratch: 
         processors = build_processors(policy, merge_statistics([held.statistics]))
         steps = config.run.num_rounds * config.training.local_steps
     training = dataclasses.replace(config.training, local_steps=steps)
+    open_recorded_samples(held, policy.config, scratch, _ROOM_BYTES).fill(lambda: True)  # in order: a third
     tune(policy, processors, held, training, scratch, _ROOM_BYTES, arm.seed)
     save_policy_folder(folder, policy, processors, "Benchmark of personal policies.\n")
 
 
-def _recorded(scene: str, data: Path) -> Path:
+def recorded(scene: str, data: Path) -> Path:
     """Return the folder of the recordings of a scene; the new owner's lie beside those of the federation."""
     sites = {"left": data / "site-a", "right": data / "site-b"}
     return sites.get(scene, data.with_name(f"{data.name}-new") / "new")
 
 
-def _first_demonstrations(root: Path, arm: Arm) -> Holdings:
+def first_demonstrations(root: Path, arm: Arm) -> Holdings:
     """Return `arm.demonstrations` of the recorded ones, drawn by the seed; fewer are among more."""
     description = describe_dataset(root)
     order = random.Random(arm.seed).sample(range(description.episodes), description.episodes)
@@ -108,7 +110,8 @@ def drive_arm(arm: Arm, scene: str, episodes: int, work: Path) -> dict[str, Any]
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return kept
-    controller = policy_controller(work / arm.name, _ACTIONS)
+    controller = blind if arm.kind == BLIND else policy_controller(work / arm.name, _ACTIONS)
     result = drive(controller, open_scenes([scene]), episodes, _FIRST_SEED)
+    file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result) + "\n", encoding="utf-8")
     return result
