@@ -85,7 +85,7 @@ def test_a_run_whose_rounds_are_all_reverted_ends_and_no_round_learns_from_them(
     def diverge_from_round_2(
         grid: object, model: Any, nodes: object, round_: int, *others: Any
     ) -> RoundRecord:
-        behind.append(others[2])
+        behind.append(others[1].entry_behind)
         if round_ > 1:
             for tensor in model.weights.values():
                 tensor.add_(100.0)

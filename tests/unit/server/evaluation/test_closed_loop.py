@@ -242,12 +242,12 @@ def test_the_installation_is_checked_before_the_first_round(
 ) -> None:
     """The app that Flower unpacks for a run has no simulated arm; the installation beside it has."""
     monkeypatch.setenv(worker.INSTALLATION, str(REPOSITORY))
-    worker.check_simulator("left,right")
+    worker.require_simulator("left,right")
     with pytest.raises(ConfigError, match="sim_frequency: scene 'site-z' is unknown; choose from site-a"):
-        worker.check_simulator("left,site-z")
+        worker.require_simulator("left,site-z")
     monkeypatch.setenv(worker.INSTALLATION, str(tmp_path))
     with pytest.raises(ConfigError, match=f"{tmp_path} holds no simulated arm; set FEDERATION_INSTALLATION"):
-        worker.check_simulator("left")
+        worker.require_simulator("left")
 
 
 def test_the_command_drives_a_policy_and_writes_what_it_saw(
