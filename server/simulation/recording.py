@@ -17,7 +17,6 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, NoReturn
 
-from federation.data.joint_names import JOINTS
 from federation.data.simulated import SIMULATED_ROBOT
 from federation.files import write_folder
 from server.simulation.picks import Episode, Job, SampleDataError, SampleParameters, record_episodes
@@ -148,6 +147,7 @@ def _create_dataset(root: Path, image_size_px: int) -> Any:
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    from federation.data.joint_names import JOINTS
     from server.simulation.so101 import FPS
 
     joints = {"dtype": "float32", "shape": (6,), "names": [f"{name}.pos" for name in JOINTS]}
