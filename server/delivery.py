@@ -46,18 +46,20 @@ _log = logs.get_logger("server.delivery")
 
 def deliver_quietly(
     grid: Grid, folder: Path, sites: Collection[str] | None = None, late: LateReplies | None = None
-) -> None:
+) -> set[str]:
     """Send the policy of the run in `folder` to those of its `sites` (None: all) that lack it and are online.
 
-    What fails is logged: that run is over, and nothing of this spoils it or the next.
+    Return those that were; of a delivery that failed as a whole, all of them. What fails is logged: that run
+    is over, and nothing of this spoils it or the next.
 
     Args:
         late: of the run that begins, which waits less long: gets the nodes that may still be at work on it.
     """
     try:
-        _deliver(grid, folder, sites, late)
+        return _deliver(grid, folder, sites, late)
     except Exception as error:  # of the disk, of a checkpoint, of SuperLink
         _log.error("the policy of %s is not delivered: %s", folder.name, one_line(error))
+        return set(sites or ())
 
 
 def deliver_only(grid: Grid, folder: Path) -> None:
@@ -88,12 +90,9 @@ class FormerPolicy:
 
     def deliver(self, sites: Collection[str]) -> None:
         """Send it to those of `sites` that took part in that run and lack it, once to each."""
-        if self._folder is None or not (new := set(sites) - self._tried):
-            return
-        new &= {node.name for node in online_nodes(self._grid)}
-        self._tried |= new
-        if new:
-            deliver_quietly(self._grid, self._folder, new, self._late)
+        new = set(sites) - self._tried
+        if self._folder and new:
+            self._tried |= deliver_quietly(self._grid, self._folder, new, self._late)
 
 
 def _former_run(folder: Path) -> Path | None:
@@ -108,12 +107,16 @@ def _former_run(folder: Path) -> Path | None:
     return None
 
 
-def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: LateReplies | None) -> None:
-    names = {node.node_id: node.name for node in online_nodes(grid)}
-    wanted = joined_sites(folder) if sites is None else joined_sites(folder) & set(sites)
-    names = {node_id: name for node_id, name in names.items() if name in wanted}
-    if not names:
-        return
+def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: LateReplies | None) -> set[str]:
+    """Return those of `sites` that are online, whether they took part in that run or not."""
+    present = {n.node_id: n.name for n in online_nodes(grid) if sites is None or n.name in sites}
+    joined = joined_sites(folder)
+    if names := {node_id: name for node_id, name in present.items() if name in joined}:
+        _send(grid, folder, names, late)
+    return set(present.values())
+
+
+def _send(grid: Grid, folder: Path, names: dict[int, str], late: LateReplies | None) -> None:
     from federation.policy.folder import policy_digest
 
     digest, delivered = policy_digest(folder / _EXPORT), read_deliveries(folder)

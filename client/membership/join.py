@@ -24,8 +24,8 @@ from federation.key_files import locked, make_folder, replace
 
 __all__ = ["accept", "examine_member", "join_federation", "write_settings"]
 
-# The environment variables of the command line whose values are kept among the site's settings.
 _NO_DATASET = "no dataset yet: name its folder with --data"
+# The environment variables of the command line whose values are kept among the site's settings.
 _CHOICES = (
     "FEDERATION_DATASET",
     "FEDERATION_WEIGHTS",

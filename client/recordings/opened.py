@@ -190,40 +190,48 @@ def _convert_once(folder: Path, scratch: Path) -> Path:
         return folder
     own = scratch / _CONVERTED / folder_key(folder)
     root = own / fingerprint(folder)[:16]
+    if found := _find_copy(root):
+        return found
+    try:
+        lock = _open_lock(scratch, _CONVERTING)
+    except OSError as error:
+        raise _no_room(folder, error) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _find_copy(root) or _convert(folder, own, root)
+
+
+def _find_copy(root: Path) -> Path | None:
+    """Return `root` if the copy is there; None if nobody has tried to write it.
+
+    Raises:
+        DatasetError: these versions of the code have tried, and cannot.
+    """
     if root.is_dir():
         return root
-    with _open_lock(scratch, _CONVERTING) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return root if root.is_dir() else _convert(folder, own, root)
+    kept = read_json_object(root.with_suffix(".json"))
+    if kept and kept.get("versions") == versions():
+        raise DatasetError(str(kept["fault"]))
+    return None
 
 
 def _convert(folder: Path, own: Path, root: Path) -> Path:
-    fault_file = root.with_suffix(".json")
-    fault = _kept_fault(fault_file)
-    if not fault:
-        _log.info("%s is of format v2: written anew in scratch, once", folder)
-        for former in own.glob("*"):
-            shutil.rmtree(former) if former.is_dir() else former.unlink()
-        _refuse_unreadable(folder)
-        fault = _write_copy(folder, root)
-        if fault:
-            write_json(fault_file, {"fault": fault, "versions": versions()})
-    if fault:
+    _refuse_unreadable(folder)
+    _log.info("%s is of format v2: written anew in scratch, once", folder)
+    for former in own.glob("*"):
+        shutil.rmtree(former) if former.is_dir() else former.unlink()
+    if fault := _write_copy(folder, root):
+        write_json(root.with_suffix(".json"), {"fault": fault, "versions": versions()})
         raise DatasetError(fault)
     return root
 
 
 def _refuse_unreadable(folder: Path) -> None:
     """Raise PermissionError if this user may not read a file: else its episodes would count as lost."""
-    for file in folder.rglob("*"):
-        if not os.access(file, os.R_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-
-
-def _kept_fault(file: Path) -> str:
-    """Return why these versions cannot write a dataset in format 3; "" if they can, or have not tried."""
-    kept = read_json_object(file)
-    return str(kept["fault"]) if kept.get("versions") == versions() else ""
+    for part in ("meta", "data", "videos"):
+        for file in (folder / part).rglob("*"):
+            if file.exists() and not os.access(file, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
 
 def _write_copy(folder: Path, root: Path) -> str:
@@ -240,9 +248,7 @@ def _write_copy(folder: Path, root: Path) -> str:
     except DatasetError as error:
         return str(error)
     except OSError as error:
-        raise DatasetError(
-            f"dataset {folder}: cannot be written to scratch in format v3.0 ({error.strerror}); make room"
-        ) from None
+        raise _no_room(folder, error) from None
     if not lost:
         return ""
     shutil.rmtree(root)
@@ -250,6 +256,12 @@ def _write_copy(folder: Path, root: Path) -> str:
     return (
         f"dataset {folder}: is of format v2, and {len(lost)} of its episodes cannot be written in v3.0 "
         f"({named}); {repair(folder)} writes the others to a new folder: name that"
+    )
+
+
+def _no_room(folder: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"dataset {folder}: cannot be written to scratch in format v3.0 ({error.strerror}); make room"
     )
 
 

@@ -77,6 +77,7 @@ def _find_chunks(content: bytes) -> list[_Chunk]:
         try:
             header, data = _Reader(content, at).read_struct()
             kind, size, compressed = header[1], header[2], header[3]
+            values = (header.get(5) or header.get(8) or {1: 0})[1]
             is_page = min(size, compressed) >= 0 and data + compressed <= len(content)
         except (IndexError, KeyError, ValueError, TypeError, RecursionError):
             break
@@ -89,7 +90,7 @@ def _find_chunks(content: bytes) -> list[_Chunk]:
         chunk = chunks[-1]
         if kind != _DICTIONARY_PAGE:
             chunk.data_start = chunk.data_start or at
-            chunk.values += (header.get(5) or header.get(8) or {1: 0})[1]
+            chunk.values += values
         chunk.size += size + data - at
         at = chunk.end = data + compressed
     return chunks
@@ -129,6 +130,8 @@ class _Reader:
         if kind == _LIST:
             byte = self._byte()
             length = byte >> 4 if byte >> 4 < 15 else self._varint()
+            if length > len(self._content):
+                raise ValueError("a list that is too long")
             return [self._byte() if byte & 15 in (1, 2) else self._value(byte & 15) for _ in range(length)]
         if kind == _STRUCT:
             return self.read_struct(outermost=False)[0]

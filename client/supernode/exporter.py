@@ -6,6 +6,7 @@ SuperNode is alive and when the round began. What the ClientApp writes down for 
 path and no data leave: a round, steps, a loss and what the GPU does do.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ class SiteExporter:
             for metric, key in _FIGURES.items():
                 if key in progress:
                     samples.add(metric, progress[key], node=self._node)
-            samples.add("site_progress_timestamp_seconds", file.stat().st_mtime, node=self._node)
+            with contextlib.suppress(FileNotFoundError):  # the owner leaves
+                samples.add("site_progress_timestamp_seconds", file.stat().st_mtime, node=self._node)
         disk = os.statvfs(self._scratch)
         samples.add("site_scratch_free_bytes", disk.f_bavail * disk.f_frsize, node=self._node)
         yield from samples.families()

@@ -105,23 +105,35 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_events(folder: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield the events of these `names` of the run in `folder`, in their order; none if it has no file."""
+    """Yield the events of these `names` of the run in `folder`, in their order, but for damaged lines.
+
+    None if there is no file that can be read.
+    """
     try:
         text = (folder / EVENTS_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (OSError, UnicodeDecodeError):
         return
     former = [old for old, new in _FORMER_EVENTS.items() if new in names]
     marks = [f'"event": "{name}"' for name in (*names, *former)]
     for line in text[: text.rfind("\n") + 1].splitlines():  # a killed server leaves half a line
         if any(mark in line for mark in marks):  # those of rounds are long, and may be thousands
-            yield parse_event(line)
+            try:
+                event = parse_event(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+            yield event
 
 
 def joined_sites(folder: Path) -> set[str]:
     """Return the sites of which the last that the events in `folder` tell is that they joined.
 
     One whose join was denied after that, or that is suspended, is not among them.
+
+    Raises:
+        FederationError: the run has no events.
     """
+    if not (folder / EVENTS_FILE).exists():
+        raise FederationError(f"{folder / EVENTS_FILE} is missing: which sites took part is not known")
     joined: set[str] = set()
     for event in read_events(folder, ("node_joined", "join_denied", "node_suspended")):
         if event["event"] == "node_joined":
@@ -152,7 +164,7 @@ def recorded_config(folder: Path) -> RunConfig:
 
     Raises:
         FederationError: the record cannot be read.
-        ConfigError: a newer version wrote it.
+        ConfigError: another version wrote it, with settings that this one has not.
     """
     return parse_run_config(read_record(folder)["config"], str(folder / METRICS_FILE))
 

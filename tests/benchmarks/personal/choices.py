@@ -3,8 +3,8 @@
     python -m tests.benchmarks.personal.choices [--episodes 60]
 
 Starts from the federation of seed 0 that `python -m tests.benchmarks.personal` has trained, for a new owner
-with ten and with a hundred demonstrations and for one of the federation's own. Demonstrations, the order of
-frames and the episodes driven are drawn from other seeds than those that it reports.
+with ten and with a hundred demonstrations and for one of the federation's own. What is kept out, the order of
+frames, the episodes driven and, of ten, the demonstrations are drawn from other seeds than those it reports.
 """
 
 import argparse
