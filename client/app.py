@@ -152,10 +152,8 @@ def _answer(
     """Do `work`; turn any failure into an error reply, so that the server hears of it at once."""
     logs.configure()
     folders: dict[str, Path] = {}
-    scratch: Path | None = None
     try:
         site = read_site(context)
-        scratch = site.scratch
         folders = {**private_folders(site.sources), "scratch": site.scratch}
         logs.bind_context(node=site.name)
         config = parse_run_config(context.run_config, "the run configuration")
@@ -168,6 +166,6 @@ def _answer(
         _log.exception("failed")
         code = RejectionCode.NODE_FAILED
         told = reason = f"{type(error).__name__}; the log of this SuperNode says more"
-    if scratch:
-        note_contact(scratch, "", f"not served: {told}")
+    if "scratch" in folders:
+        note_contact(folders["scratch"], "", f"not served: {told}")
     return Message(Error(code=int(code), reason=reason), reply_to=message)

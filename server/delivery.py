@@ -110,6 +110,8 @@ def _former_run(folder: Path) -> Path | None:
 def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: LateReplies | None) -> set[str]:
     """Return those of `sites` that are online, whether they took part in that run or not."""
     present = {n.node_id: n.name for n in online_nodes(grid) if sites is None or n.name in sites}
+    if not present:
+        return set()
     joined = joined_sites(folder)
     if names := {node_id: name for node_id, name in present.items() if name in joined}:
         _send(grid, folder, names, late)

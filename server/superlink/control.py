@@ -8,7 +8,7 @@ answer in prose.
 import hashlib
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error.base import ApiErrorCode, FlowerError
@@ -140,8 +141,15 @@ def unregister_supernode(superlink: SuperLink, public_key: str) -> bool:
 
 def _nodes_with(superlink: SuperLink, key: bytes) -> list[int]:
     """Return the ids of the nodes that may connect with the public `key`."""
-    nodes = _ask(superlink, "list nodes", lambda client: client.ListNodes(ListNodesRequest())).nodes_info
+    nodes = _list_nodes(superlink)
     return [n.node_id for n in nodes if n.public_key == key and n.status != NodeStatus.UNREGISTERED]
+
+
+def _list_nodes(superlink: SuperLink) -> Sequence[NodeInfo]:
+    nodes: Sequence[NodeInfo] = _ask(
+        superlink, "list nodes", lambda client: client.ListNodes(ListNodesRequest())
+    ).nodes_info
+    return nodes
 
 
 def online_sites(superlink: SuperLink) -> set[str]:
@@ -150,8 +158,7 @@ def online_sites(superlink: SuperLink) -> set[str]:
     Raises:
         ControlError: SuperLink cannot be reached.
     """
-    nodes = _ask(superlink, "list nodes", lambda client: client.ListNodes(ListNodesRequest())).nodes_info
-    return {node.name for node in nodes if node.status == NodeStatus.ONLINE}
+    return {node.name for node in _list_nodes(superlink) if node.status == NodeStatus.ONLINE}
 
 
 def submit_run(superlink: SuperLink, config: RunConfig) -> str:

@@ -10,7 +10,6 @@ to it. In the middle of the run `lab-native` gets one more recording. The privat
 all that the operator's side has.
 """
 
-import functools
 import io
 import os
 import shutil
@@ -198,8 +197,10 @@ def train(scene: Scene, cluster: LocalCluster) -> None:
     """Run the rounds, `lab-off` only the first half of them, and see that all three get the policy."""
     outputs, off = scene.folder / "outputs", scene.native["lab-off"]
     run = submit_run(cluster.superlink, parse_run_config(_RUN, "three_sites"))
-    finished = functools.partial(read_events, outputs / "three", ("round_finished",))
-    wait_until(lambda: len(list(finished())) >= _ROUNDS // 2, "half of the rounds")
+    finished = ("round_finished",)
+    wait_until(
+        lambda: len(list(read_events(outputs / "three", finished))) >= _ROUNDS // 2, "half of the rounds"
+    )
     off.run("pause")
     later = record_dataset(scene.folder / "of" / "later", episodes=4, seed=70)
     scene.native["lab-native"].run("data", "--add", str(later))

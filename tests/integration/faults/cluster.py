@@ -179,7 +179,12 @@ def run_with_faults(
     """Have the supervisor see a run through while `faults[round]` happen to it; 0 is before the first."""
     said: list[tuple[float, str]] = []
     folder = outputs / config.run.name
-    run = SupervisedRun(cluster, outputs, config, lambda line: said.append((time.time(), line)))
+
+    def say(line: str) -> None:
+        print(line)  # pytest shows it should the run fail
+        said.append((time.time(), line))
+
+    run = SupervisedRun(cluster, outputs, config, say)
     moments: dict[int, tuple[float, float]] = {}
     for round_, fault in faults.items():
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
