@@ -26,6 +26,9 @@ class _Nodes:
     def wait_for_nodes(self, *_: object) -> dict[int, Any]:
         return {1: self._node}
 
+    def joined(self) -> set[str]:
+        return set()
+
     def __getattr__(self, _: str) -> Any:
         return lambda *_: None
 
