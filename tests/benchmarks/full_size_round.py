@@ -1,9 +1,11 @@
 """One federated round of the full-size SmolVLA (450 M parameters, random weights) on this machine.
 
-    python -m tests.benchmarks.full_size_round [--out tests/benchmarks/full_size_round.json]
+    python -m tests.benchmarks.full_size_round [--adapter]
 
-Two SuperNodes take two local steps each, over the real TLS SuperLink. Prints and writes the seconds of each
-phase and the peak resident memory of each process. It has no peer to compare with; the JSON names the
+Two SuperNodes take two local steps each, over the real TLS SuperLink. With `--adapter` they train an adapter
+over a base that is saved first, for two rounds; between them everything is stopped and the run resumed.
+Prints and writes (`full_size_round.json`, `full_size_adapter.json`) the seconds of each phase of the last
+round and the peak resident memory of each process. It has no peer to compare with; the JSON names the
 machine, and the figures of two machines do not compare. Needs about 20 GB of memory and `make sample-data`.
 """
 
@@ -18,14 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from federation.config import parse_run_config
+from federation.data.description import describe_dataset
+from federation.policy.build import build_policy, build_processors
+from federation.policy.folder import save_policy_folder
+from federation.settings import PolicyConfig
 from server.deploy import demo
-from server.run.recorded import METRICS_FILE
+from server.run.recorded import as_continuation, read_metrics
 
-SETTINGS = {
+HERE = Path(__file__).parent
+SETTINGS: dict[str, Any] = {
     "run.name": "full-size",
     "run.num_rounds": 1,
     "policy.size": "smolvla",
@@ -97,38 +105,55 @@ def _site(processes: list[psutil.Process]) -> str:
 
 
 def main() -> None:
-    """Run the round, print the table, write the JSON."""
+    """Run the rounds, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/full_size_round.json"))
+    parser.add_argument("--adapter", action="store_true", help="over a saved base; resumed after a round")
+    parser.add_argument("--out", type=Path, help="(beside this file)")
     parser.add_argument("--data", type=Path, default=Path("data/sample"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8543)
     arguments = parser.parse_args()
+    out = arguments.out or HERE / f"full_size_{'adapter' if arguments.adapter else 'round'}.json"
     console = Console()
-    watch = MemoryWatch()
-    watch.start()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = Path(folder)
-        code = demo.run_demo(
-            parse_run_config(SETTINGS, "benchmark"),
-            arguments.data,
-            outputs,
-            arguments.certs,
-            arguments.port,
-            console,
-        )
-        if code:
-            raise SystemExit(code)
-        run = json.loads((outputs / "full-size" / METRICS_FILE).read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as name:
+        outputs, settings = Path(name), dict(SETTINGS)
+        if arguments.adapter:
+            base = _save_base(outputs / "base", arguments.data / "site-a")
+            settings |= {
+                "policy.size": "pretrained",
+                "policy.pretrained": str(base),
+                "policy.adapter": "lora",
+            }
+        watch = MemoryWatch()
+        watch.start()
+        started = time.monotonic()
+        for rounds in (1, 2) if arguments.adapter else (1,):
+            config = parse_run_config(settings | {"run.num_rounds": rounds}, "benchmark")
+            if rounds > 1:
+                config = as_continuation(config)
+            code = demo.run_demo(config, arguments.data, outputs, arguments.certs, arguments.port, console)
+            if code:
+                raise SystemExit(code)
+        watch.stop()
+        run = read_metrics(outputs / "full-size")
     result = _result(run, watch, time.monotonic() - started)
     table = Table("process", "peak resident memory (GB)")
     for name, peak in result["peak_memory_gb"].items():
         table.add_row(name, f"{peak:.2f}")
     console.print(table)
     console.print(result["seconds"])
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.out}")
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(f"written to {out}")
+
+
+def _save_base(folder: Path, dataset: Path) -> Path:
+    """Return the folder of a full-size policy that nobody trained."""
+    policy = build_policy(
+        PolicyConfig(size="smolvla"), seed=0, device=torch.device("cpu"), cache=folder.with_name("cache")
+    )
+    processors = build_processors(policy, describe_dataset(dataset).statistics)
+    save_policy_folder(folder, policy, processors, "Random weights.\n")
+    return folder
 
 
 def _memory_gb() -> float:
@@ -136,12 +161,15 @@ def _memory_gb() -> float:
 
 
 def _result(run: dict[str, Any], watch: MemoryWatch, seconds: float) -> dict[str, Any]:
-    entry = run["rounds"][0]
+    entry = run["rounds"][-1]
     gigabytes = {name: round(peak / 1e9, 2) for name, peak in sorted(watch.peak_bytes.items())}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {_memory_gb():.0f} GB, {platform.machine()}",
-        "settings": SETTINGS,
+        "settings": {name: run["config"][name] for name in (*SETTINGS, "policy.adapter", "policy.lora_rank")},
+        "rounds": len(run["rounds"]),
+        "resumed_after": [resumed["after_round"] for resumed in run.get("resumed", ())],
+        "bytes_of_the_last_round": entry["bytes"],
         "peak_memory_gb": gigabytes,
         "peak_memory_total_gb": round(watch.peak_total_bytes / 1e9, 2),
         "seconds": {

@@ -3,6 +3,8 @@
 That it ends bit for bit the same as without is in `tests/unit/server/test_rounds_of_adapters.py`.
 """
 
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from federation.policy.folder import load_policy_folder, save_policy_folder
 from federation.settings import PolicyConfig
 from server.deploy.local_cluster import LocalCluster
 from server.deploy.supervise import supervise_run
-from server.run.recorded import as_continuation, read_metrics
+from server.run.recorded import as_continuation, read_events, read_metrics
+from server.superlink.control import online_sites, register_supernode
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 
@@ -77,3 +80,35 @@ def test_an_adapter_is_trained_resumed_and_exported(cluster: tuple[LocalCluster,
     for name in ("adapter", "adapter_best"):
         assert load_file(folder / name / "adapter_model.safetensors")
     assert "Trained was a LoRA adapter of rank 4" in (folder / "adapter" / "README.md").read_text()
+
+
+def test_a_site_with_another_base_is_denied_by_name_and_the_run_goes_on(
+    certs: Path, data: Path, base: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = {name: tmp_path / f"home of {name}" for name in ("site-a", "site-b")}
+    for home in homes.values():
+        shutil.copytree(base, home / "base")
+    other = build_policy(PolicyConfig(size="tiny"), seed=8, device=torch.device("cpu"), cache=cache)
+    other.save_pretrained(homes["site-b"] / "base")
+    outputs, settings = tmp_path / "outputs", TINY | {"run.name": "other-base", "run.num_rounds": 1}
+    settings |= {"policy.size": "pretrained", "policy.pretrained": "~/base", "policy.adapter": "lora"}
+
+    monkeypatch.setenv("HOME", str(homes["site-a"]))  # the server's too
+    sites, scratch = {"site-a": data / "site-a"}, tmp_path / "scratch"
+    with LocalCluster(sites, data / "holdout", outputs, certs, free_port(), scratch) as cluster:
+        register_supernode(
+            cluster.superlink, (certs / "sites" / "site-b" / "node.key.pub").read_text(), "site-b"
+        )
+        monkeypatch.setenv("HOME", str(homes["site-b"]))
+        cluster.start_supernode("site-b", data / "site-b")
+        while online_sites(cluster.superlink) != {"site-a", "site-b"}:
+            time.sleep(0.2)
+        config, said = parse_run_config(settings | {"federation.min_nodes": 1}, ""), []
+        supervise_run(cluster.superlink, outputs, config, said.append)
+
+    (denied,) = read_events(outputs / "other-base", ["join_denied"])
+    assert denied["node"] == "site-b"
+    assert denied["reason"].startswith("its adapter has base ")
+    metrics = read_metrics(outputs / "other-base")
+    assert metrics["status"] == "finished", said
+    assert [sorted(entry["clients"]) for entry in metrics["rounds"]] == [["site-a"]]
