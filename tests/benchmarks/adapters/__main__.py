@@ -64,9 +64,11 @@ def main() -> None:
     settings["date"] = time.strftime("%Y-%m-%d")
     found = []
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for base in [pool.submit(_base, seed, options) for seed in seeds]:
+        bases, jobs = [pool.submit(_base, seed, options) for seed in seeds], []
+        for seed, base in zip(seeds, bases, strict=True):
             base.result()
-        for job in [pool.submit(_result, arm, seed, options) for seed in seeds for arm in ARMS]:
+            jobs += [pool.submit(_result, arm, seed, options) for arm in ARMS]
+        for job in jobs:
             found.append(job.result())
             results = json.dumps({"settings": settings, "results": found}, indent=1)
             (options.out / "results.json").write_text(results + "\n", encoding="utf-8")
