@@ -1,6 +1,6 @@
 """What an owner gets of a federation: personal policies against the federation's and against going alone.
 
-    python -m tests.benchmarks.personal [--seeds 0,1,2] [--demonstrations 5,10,25,50,100] [--episodes 200]
+    python -m tests.benchmarks.personal [--seeds 0,1,2] [--demonstrations 5,10,25,50,100] [--episodes 100]
 
 A federation of the two sites of `make arm` (`configs/arm.toml`, in process) is the start. At home, in scene
 `right`, the owner of site-b tunes its policy on a hundred demonstrations. A new owner, whose scene `middle`
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Personal policies in closed loop.")
     parser.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
     parser.add_argument("--demonstrations", default="5,10,25,50,100", help="of the new owner (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--episodes", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/personal"), help="(%(default)s)")
     arguments = parser.parse_args()
     seeds, counts = (list(map(int, text.split(","))) for text in (arguments.seeds, arguments.demonstrations))
@@ -121,9 +121,12 @@ def _summarise(found: dict[tuple[Arm, str], Found], seeds: list[int], counts: li
         )
         for count in counts
     }
-    paired[f"new owner, personal on {counts[0]} against alone on {counts[-1]}"] = _p(
-        successes["personal", counts[0], NEW], successes["alone", counts[-1], NEW]
-    )
+    paired |= {
+        f"new owner, personal on {count} against alone on {counts[-1]}": _p(
+            successes["personal", count, NEW], successes["alone", counts[-1], NEW]
+        )
+        for count in counts[:-1]
+    }
     return {"seeds": seeds, "rows": rows, "paired": paired}
 
 
@@ -156,7 +159,7 @@ def _draw(result: Found) -> Figure:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
