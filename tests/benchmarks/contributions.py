@@ -37,7 +37,8 @@ from federation.policy.build import (
 )
 from federation.policy.held_out import Recorded, held_out_batches
 from server.simulation.recording import SampleParameters, ensure_sample_data
-from tests.benchmarks.closed_loop.train import as_in_a_run, train
+from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.in_process import as_in_a_run
 
 SCENES = {"site-a": "site-a", "site-b": "site-b", "site-c": "site-c", "site-d": "site-d", "site-e": "left"}
 _LATE = ("site-b", "site-d", "site-a")  # by seed
@@ -83,7 +84,7 @@ def run_seed(seed: int, late: str, rounds: int, folder: Path) -> dict[str, list[
         step(weights, results)
 
     learners = [(site,) for site in SCENES]
-    train(config, learners, rounds, folder, folder / "scratch", folder / "policy", aggregate)
+    train(config, learners, folder, folder / "scratch", folder / "policy", aggregate)
     return dict(zip(SCENES, np.transpose(gains).tolist(), strict=True))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from client.training import TrainingResult
-from tests.benchmarks.closed_loop.train import Aggregate
+from tests.benchmarks.in_process import Aggregate
 
 __all__ = ["measure_error", "refactor"]
 

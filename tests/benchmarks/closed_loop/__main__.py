@@ -50,8 +50,7 @@ def trained(name: str, config: RunConfig, data: Path, work: Path) -> Path:
     folder, learners = work / name, LEARNERS[name]
     if not (folder / "config.json").exists():
         started = time.monotonic()
-        rounds = 0 if name == UNTRAINED else config.run.num_rounds
-        losses = train(config, learners, rounds, data, work / ".scratch", folder)
+        losses = train(config, learners, data, work / ".scratch", folder, untrained=name == UNTRAINED)
         about = {"training_loss": losses, "seconds": time.monotonic() - started}
         (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return folder

@@ -62,7 +62,7 @@ def train_arm(arm: Arm, data: Path, work: Path) -> Path:
     config = load_run_config(Path("configs/arm.toml"), {"run.seed": arm.seed})
     started, scratch = time.monotonic(), work / f".scratch-{arm.name}"
     if arm.kind == FEDERATION:
-        train(config, (("site-a",), ("site-b",)), config.run.num_rounds, data, scratch, folder)
+        train(config, (("site-a",), ("site-b",)), data, scratch, folder)
     else:
         _train_on_own(arm, config, data, work, scratch, folder)
     shutil.rmtree(scratch)

@@ -5,11 +5,12 @@ gradients it took anyway), the server's `c` the mean of them all; each step's gr
 Both would travel beside the weights: twice the bytes up and down.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from client.training import TrainingComponents
 
 __all__ = ["Scaffold"]
 
@@ -22,14 +23,9 @@ class Scaffold:
         self._next: dict[str, list[Tensor]] = {}
         self._mean: list[Tensor] = []  # of all sites' variates
 
-    def correct(
-        self,
-        site: str,
-        parameters: Sequence[torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        steps: int,
-    ) -> None:
-        """Have `optimizer` correct the gradients of the coming `steps` of `site`."""
+    def correct(self, site: str, components: TrainingComponents) -> None:
+        """Have the optimizer correct the gradients of the coming round of `site`."""
+        parameters, steps = list(components.parameters.values()), components.steps
         taken = self._next[site] = [torch.zeros_like(parameter) for parameter in parameters]
         corrections: list[Tensor] | None = None
         if site in self._of_site:
@@ -43,10 +39,12 @@ class Scaffold:
                 if corrections is not None:
                     parameter.grad.add_(corrections[number])
 
-        optimizer.register_step_pre_hook(before_step)
+        components.optimizer.register_step_pre_hook(before_step)
 
     def close_round(self) -> None:
         """Let the variates of this round be those of the next."""
+        if not self._next:
+            return
         self._of_site |= self._next
         self._next = {}
         self._mean = [torch.stack(each).mean(0) for each in zip(*self._of_site.values(), strict=True)]

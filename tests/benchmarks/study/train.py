@@ -3,7 +3,6 @@
 Flower's transport moves bytes and changes none (fp32 here), so it is left out to compare in minutes.
 """
 
-import hashlib
 import multiprocessing
 import shutil
 import tempfile
@@ -11,21 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from client.recordings.samples import JoinedSamples
-from client.training import TrainingComponents, run_training_loop, setup_training_components
 from federation.config import RunConfig, parse_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import open_samples
-from federation.data.statistics import Statistics
-from federation.policy.build import build_policy, load_trainable, trainable_parameters
-from server.aggregation.collector import apply_update, make_aggregator, make_server_optimizer
+from federation.policy.build import build_policy, trainable_parameters
 from server.evaluation.held_out import Evaluator
-from server.join_answer import Node
-from server.sampling import sample_nodes
-from tests.benchmarks.in_process import as_received
+from tests.benchmarks.in_process import Learner, federate
 from tests.benchmarks.study.arms import Arm
 from tests.benchmarks.study.scaffold import Scaffold
 
@@ -57,86 +51,47 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
         roots = {site: data / site for site in arm.sites}
         if arm.corrupt:
             roots[arm.corrupt] = _with_damaged_video(roots[arm.corrupt], Path(folder))
-        samples: dict[str, Any] = {
+        samples = {
             site: open_samples(root, policy.config, _cache(cache, site, arm), 2 * 10**9)
             for site, root in roots.items()
         }
         reported = {site: describe_dataset(root).statistics for site, root in roots.items()}
-        own = {site: merge_statistics([statistics]) for site, statistics in reported.items()}
         shared = merge_statistics(list(reported.values()))
+        learners = {
+            site: Learner(each, shared if arm.shared_normalisation else merge_statistics([reported[site]]))
+            for site, each in samples.items()
+        }
         if arm.pooled:
             pooled = JoinedSamples(list(samples.values()), policy.config, ())
-            samples, own = {"pooled": pooled}, {"pooled": shared}
-        statistics = {site: shared if arm.shared_normalisation else own[site] for site in samples}
-        weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
+            learners = {"pooled": Learner(pooled, shared)}
         evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
-        return _train(arm, seed, config, policy, weights, samples, statistics, evaluator)
+        return {"arm": arm.name, "seed": seed, **_train(arm, config, policy, learners, evaluator)}
 
 
 def _train(
-    arm: Arm,
-    seed: int,
-    config: RunConfig,
-    policy: Any,
-    weights: dict[str, Tensor],
-    samples: dict[str, Any],
-    statistics: dict[str, Statistics],
-    evaluator: Evaluator,
+    arm: Arm, config: RunConfig, policy: SmolVLAPolicy, learners: dict[str, Learner], evaluator: Evaluator
 ) -> dict[str, Any]:
-    curve: dict[str, list[float]] = {"steps": [], "policy_loss": [], "action_mse": []}
-    optimizer = make_server_optimizer(config.aggregation, weights)
-    nodes = {i: Node(i, site, 0, 0, 0, (), {}) for i, site in enumerate(samples)}
-    kept: dict[str, dict[str, Any]] = {}  # states of the sites' optimizers
+    weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
     scaffold = Scaffold()
-    taken = skipped = 0
+    curve: dict[str, list[float]] = {"steps": [], "policy_loss": [], "action_mse": []}
 
-    def evaluate() -> None:
+    def evaluate(rounds: int) -> None:
         figures = evaluator.evaluate(weights)
-        curve["steps"].append(taken)
+        curve["steps"].append(rounds * arm.local_steps)
         curve["policy_loss"].append(figures["policy_loss"])
         curve["action_mse"].append(figures["action_mse"])
 
-    evaluate()
-    pooled: TrainingComponents | None = None
-    for round_ in range(1, arm.num_rounds + 1):
-        sites = [node.name for node in sample_nodes(nodes, config.federation, seed, round_)]
-        aggregator = make_aggregator(
-            config.aggregation, config.privacy, {n: w.shape for n, w in weights.items()}
-        )
-        for site in sites:
-            if pooled is None:
-                digest = hashlib.sha256(f"{seed}/{site}/{round_}".encode()).digest()
-                components = setup_training_components(
-                    config,
-                    policy,
-                    weights,
-                    statistics[site],
-                    samples[site],
-                    int.from_bytes(digest[:7], "big"),
-                )
-                if arm.keep_optimizer and site in kept:
-                    components.optimizer.load_state_dict(kept[site])
-            else:  # one learner goes on where it was, as plain training does
-                components = pooled
-                load_trainable(policy, weights)
-                components.received = [weights[name].clone() for name in components.parameters]
-            if arm.scaffold:
-                parameters = list(components.parameters.values())
-                scaffold.correct(site, parameters, components.optimizer, arm.local_steps)
-            result = run_training_loop(components, round_, arm.num_rounds, lambda *_: None)
-            skipped += result.skipped_frames
-            if arm.keep_optimizer:
-                kept[site] = components.optimizer.state_dict()
-            if arm.pooled:
-                pooled = components
-            aggregator.add(as_received(result.update), result.num_examples)
-        taken += arm.local_steps
+    evaluate(0)
+    skipped = 0
+    prepare = scaffold.correct if arm.scaffold else None
+    rounds = federate(config, policy, weights, learners, prepare=prepare)
+    for round_, results in enumerate(rounds, start=1):
         scaffold.close_round()
-        apply_update(aggregator, weights, optimizer)
+        skipped += sum(result.skipped_frames for result in results.values())
         if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
-            evaluate()
-            print(f"{arm.name}, seed {seed}, step {taken}: {curve['policy_loss'][-1]:.4f}", flush=True)
-    return {"arm": arm.name, "seed": seed, "skipped_frames": skipped, **curve}
+            evaluate(round_)
+            print(f"{arm.name}, step {curve['steps'][-1]}: {curve['policy_loss'][-1]:.4f}", flush=True)
+    return {"skipped_frames": skipped, **curve}
 
 
 def _configure(arm: Arm, seed: int) -> RunConfig:
@@ -147,6 +102,7 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
             "federation.fraction_fit": arm.fraction_fit,
             "policy.size": "tiny",
             "training.local_steps": arm.local_steps,
+            "training.keep_optimizer": arm.keep_optimizer,
             "training.batch_size": arm.batch_size,
             "training.proximal_mu": 0.0 if arm.pooled or arm.strategy == "fedavg" else arm.proximal_mu,
             "training.learning_rate": _LEARNING_RATE,

@@ -12,19 +12,17 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from client.training import TrainingResult, setup_training_components
+from client.training import TrainingComponents, TrainingResult
 from federation.config import load_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.policy.build import build_policy
 from server.evaluation.held_out import Evaluator
-from tests.benchmarks.closed_loop import train as training
+from tests.benchmarks.closed_loop.train import train
 
 _STEPS = 500
 _SITES, _DATA = ("site-a", "site-b"), Path("data/sample")
@@ -40,10 +38,8 @@ def run_once(exponent: float, slow_steps: int, rounds: int, folder: Path) -> tup
     divisors = [1.0, (slow_steps / _STEPS) ** exponent]
     losses, ratios = [], []
 
-    def set_up(*arguments: Any) -> Any:
-        components = setup_training_components(*arguments)
-        components.steps = _STEPS if _SITES[0] in components.samples.name else slow_steps
-        return components
+    def prepare(name: str, components: TrainingComponents) -> None:
+        components.steps = _STEPS if name == _SITES[0] else slow_steps
 
     def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
         for name, weight in weights.items():
@@ -53,8 +49,7 @@ def run_once(exponent: float, slow_steps: int, rounds: int, folder: Path) -> tup
         losses.append(evaluator.evaluate(weights)["policy_loss"])
 
     learners = [(site,) for site in _SITES]
-    with mock.patch.object(training, "setup_training_components", set_up):
-        training.train(config, learners, rounds, _DATA, folder / "scratch", folder / "policy", aggregate)
+    train(config, learners, _DATA, folder / "scratch", folder / "policy", aggregate, prepare)
     return losses[-1], ratios[0]
 
 
