@@ -41,7 +41,7 @@ ARMS = (
     Arm("r=8, A frozen", _lora(8, lora_train="b")),
     Arm("r=16, A frozen", _lora(16, lora_train="b")),
     Arm("r=8, product re-factored", _lora(8), refactored=True),
-    Arm("r=8, every linear layer", _lora(8, lora_targets=_EVERYWHERE)),
+    *(Arm(f"r={rank}, every linear layer", _lora(rank, lora_targets=_EVERYWHERE)) for rank in (3, 2, 8)),
 )
 
 
