@@ -4,7 +4,6 @@ That it ends bit for bit the same as without is in `tests/unit/server/test_round
 """
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from server.run.recorded import as_continuation, read_events, read_metrics
 from server.superlink.control import online_sites, register_supernode
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
+from tests.integration.membership import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -101,8 +101,8 @@ def test_a_site_with_another_base_is_denied_by_name_and_the_run_goes_on(
         )
         monkeypatch.setenv("HOME", str(homes["site-b"]))
         cluster.start_supernode("site-b", data / "site-b")
-        while online_sites(cluster.superlink) != {"site-a", "site-b"}:
-            time.sleep(0.2)
+        both = {"site-a", "site-b"}
+        wait_for(lambda: online_sites(cluster.superlink) == both, cluster.logs / "site-b.log")
         config, said = parse_run_config(settings | {"federation.min_nodes": 1}, ""), []
         supervise_run(cluster.superlink, outputs, config, said.append)
 
