@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +74,13 @@ def run_seed(seed: int, late: str, rounds: int, folder: Path) -> dict[str, list[
         build_processors(policy, statistics),
         open_dataset(folder / "holdout", policy.config),
     )
-    step = as_in_a_run(config, None)  # the demo's server takes the mean as it is
+    step = as_in_a_run(config)
     gains: list[list[float]] = []
 
-    def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+    def aggregate(weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
         load_trainable(policy, weights)
         gradient = _gradient(policy, processors, held_out)
-        gains.append([_projected_gain(gradient, result.update) for result in results])
+        gains.append([_projected_gain(gradient, result.update) for result in results.values()])
         step(weights, results)
 
     learners = [(site,) for site in SCENES]

@@ -1,10 +1,10 @@
 """A federation in this process: the project's own training and aggregation, without Flower.
 
-Flower moves bytes and changes none, so a round here differs from one of a run only in the wire's codec (fp32
-here) and in the order of frames.
+Flower moves bytes and changes none, so a round here differs from one of a run only in the wire's codec (fp32,
+if a benchmark names no other) and in the order of frames.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from server.sampling import sample_nodes
 
 __all__ = ["Aggregate", "Learner", "Prepare", "as_in_a_run", "as_received", "federate"]
 
-Aggregate = Callable[[dict[str, Tensor], Sequence[TrainingResult]], None]
+Aggregate = Callable[[dict[str, Tensor], Mapping[str, TrainingResult]], None]
 """Takes the step of a round on the global weights in place, from what the learners made of them."""
 
 Prepare = Callable[[str, TrainingComponents], None]
@@ -57,7 +57,7 @@ def federate(
         aggregate: takes the step; None: as a run does.
         prepare: called before a learner trains.
     """
-    aggregate = aggregate or as_in_a_run(config, make_server_optimizer(config.aggregation, weights))
+    aggregate = aggregate or as_in_a_run(config)
     nodes = {number: Node(number, name, 0, 0, 0, (), {}) for number, name in enumerate(learners)}
     kept: dict[str, dict[str, Any]] = {}  # optimizers' states
     going_on: TrainingComponents | None = None
@@ -83,25 +83,36 @@ def federate(
                 kept[name] = components.optimizer.state_dict()
             if len(learners) == 1:
                 going_on = components
-        aggregate(weights, list(results.values()))
+        aggregate(weights, results)
         yield results
 
 
-def as_in_a_run(config: RunConfig, optimizer: torch.optim.Optimizer | None) -> Aggregate:
-    """Return the aggregation that `config` names, with the server's optimizer of the whole run."""
+def as_in_a_run(config: RunConfig, codec: str = "fp32") -> Aggregate:
+    """Return the aggregation that `config` names, of updates sent with `codec` and error feedback.
 
-    def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+    It is of one federation: it keeps the server's optimizer and what the codec lost of each update.
+    """
+    optimizers: list[torch.optim.Optimizer | None] = []
+    lost: dict[str, dict[str, Tensor]] = {}
+
+    def aggregate(weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
+        if not optimizers:
+            optimizers.append(make_server_optimizer(config.aggregation, weights))
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         aggregator = make_aggregator(config.aggregation, config.privacy, shapes)
-        for result in results:
-            aggregator.add(as_received(result.update), result.num_examples)
-        apply_update(aggregator, weights, optimizer)
+        for name, result in results.items():
+            before = lost.get(name, {})
+            update = {key: tensor + before.get(key, 0) for key, tensor in result.update.items()}
+            received = as_received(update, codec)
+            lost[name] = {key: update[key] - tensor for key, tensor in received.tensors()}
+            aggregator.add(received, result.num_examples)
+        apply_update(aggregator, weights, optimizers[0])
 
     return aggregate
 
 
-def as_received(update: Mapping[str, Tensor]) -> Payload:
-    """Return `update` packed in fp32 and opened again."""
+def as_received(update: Mapping[str, Tensor], codec: str = "fp32") -> Payload:
+    """Return `update` packed and opened again."""
     shapes = {name: tensor.shape for name, tensor in update.items()}
-    record, header, sealed = pack_tensors(update.items(), Header("fp32", "benchmark", 1, ""))
+    record, header, sealed = pack_tensors(update.items(), Header(codec, "benchmark", 1, ""))
     return open_payload(record, header, shapes, sealed)

@@ -3,7 +3,7 @@ take it all the same.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ _A, _B = ".lora_A.", ".lora_B."
 def measure_error(aggregate: Aggregate, note: Callable[[float], None]) -> Aggregate:
     """Return `aggregate` that also notes the error of its products, over the exact mean's step."""
 
-    def measured(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+    def measured(weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
         names = [name for name in weights if _B in name and name.replace(_B, _A) in weights]
         exact = {name: _mean_product(name, weights, results) for name in names}
         before = {name: weights[name] @ weights[name.replace(_B, _A)] for name in names}
@@ -32,7 +32,7 @@ def measure_error(aggregate: Aggregate, note: Callable[[float], None]) -> Aggreg
     return measured
 
 
-def refactor(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+def refactor(weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
     """Take the mean of the products, and the two factors of this rank that come nearest to it.
 
     The factors have another basis in each round; the sites' moments of the round before have the old one.
@@ -47,12 +47,12 @@ def refactor(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> N
         weights[other].zero_()[: len(values)] = root[: len(values), None] * right[:rank]
 
 
-def _mean_product(name: str, weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> Tensor:
+def _mean_product(name: str, weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> Tensor:
     """Return the mean of B A over the sites, weighted by their frames; `name` is that of B."""
     other = name.replace(_B, _A)
-    frames = sum(result.num_examples for result in results)
+    frames = sum(result.num_examples for result in results.values())
     total = torch.zeros(len(weights[name]), weights[other].shape[1])
-    for result in results:
+    for result in results.values():
         product = (weights[name] + result.update[name]) @ (weights[other] + result.update[other])
         total.add_(product, alpha=result.num_examples / frames)
     return total

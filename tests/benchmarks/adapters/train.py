@@ -42,7 +42,7 @@ def run_arm(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         base = train_base(seed, options)
         config = _config(arm, seed, base, options)
         folder, errors = options.work / name, []
-        aggregate = refactor if arm.refactored else as_in_a_run(config, None)
+        aggregate = refactor if arm.refactored else as_in_a_run(config)
         learners = tuple((site,) for site in SITES)
         scratch = options.work / f".scratch-{os.getpid()}"
         losses = train(

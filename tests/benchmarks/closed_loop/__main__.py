@@ -1,118 +1,85 @@
-"""Success in closed loop, with intervals: expert, untrained, each site alone, centralised and federated.
+"""Success in closed loop: experts, untrained, each site alone, federated and centralised, with seeds.
 
-    python -m tests.benchmarks.closed_loop [--run outputs/NAME]
+    python -m tests.benchmarks.closed_loop [--seeds 0,1,2] [--arms NAME,NAME] [--run outputs/NAME]
 
-Records the two sites of `make arm` (once, in `data/arm`), trains what is not in `outputs/closed_loop` yet
-with `configs/arm.toml`, and lets every policy drive the same episodes, half of them at either site. Every
+Four sites that differ in where the cube lies, its colour, wording, table, light and cameras; site-d has half
+the demonstrations. Every arm of `arms.py` is the small SmolVLA of `configs/arm.toml` from scratch, and every
 learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as each
-site does in the federation; the pooled data with twice the batch, so with as many frames as both sites.
-With `--run` the policy of a real federated run (`make arm`) is driven as well.
-Writes `results.json` beside this file.
+site does in the federation; the pooled data with four times the batch, so with as many frames as all sites.
+Every policy drives the same episodes, a quarter at each site. Policies and drives lie in `--work`, so the
+command goes on where it stopped; two run at a time. With `--run` the policy of a real run with Flower is
+driven too. Writes `results.json`, `table.md` and `success.png` beside this file.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from federation.config import RunConfig, load_run_config
-from server.evaluation.intervals import sign_test
-from server.simulation.recording import SampleParameters, ensure_sample_data
-from tests.benchmarks.closed_loop.drive import (
-    Controller,
-    blind,
-    drive,
-    expert,
-    open_scenes,
-    policy_controller,
-)
-from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.closed_loop.arms import ARMS, EXPERTS, Arm, drive_once, record, train_once
+from tests.benchmarks.closed_loop.report import draw, make_table, summarise
 
 HERE = Path(__file__).parent
-SITES = ("site-a", "site-b")
-SCENES = ("left", "right")
-UNTRAINED = "untrained"
-LEARNERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "federated, in process": (("site-a",), ("site-b",)),
-    "site-a alone": (("site-a",),),
-    "site-b alone": (("site-b",),),
-    "centralised": (SITES,),
-    UNTRAINED: (SITES,),
-}
-FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.evaluation.closed_loop`
-
-
-def trained(name: str, config: RunConfig, data: Path, work: Path) -> Path:
-    """The policy folder of an arm, trained first if it is not under `work` yet."""
-    folder, learners = work / name, LEARNERS[name]
-    if not (folder / "config.json").exists():
-        started = time.monotonic()
-        losses = train(config, learners, data, work / ".scratch", folder, untrained=name == UNTRAINED)
-        about = {"training_loss": losses, "seconds": time.monotonic() - started}
-        (folder / "training.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-    return folder
+WITH_FLOWER = "with Flower"
 
 
 def main() -> None:
-    """Record, then train and drive one arm after another; print the table, write the JSON."""
+    """Record, then train and drive what is not there yet; print the table, write table, JSON and plot."""
     parser = argparse.ArgumentParser(description="Success in closed loop.")
-    parser.add_argument("--episodes", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--actions", type=int, default=50, help="taken of each chunk (%(default)s)")
-    parser.add_argument("--config", type=Path, default=Path("configs/arm.toml"), help="(%(default)s)")
-    parser.add_argument("--run", type=Path, help="folder of a federated run")
+    parser.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
+    parser.add_argument("--arms", default="", help="only these, separated by commas (all)")
+    parser.add_argument("--rounds", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--data", type=Path, default=Path("data/four"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="(%(default)s)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    data = Path("data/arm")
-    datasets = {**{s: (scene,) for s, scene in zip(SITES, SCENES, strict=True)}, "holdout": SCENES}
-    ensure_sample_data(data, SampleParameters(episodes=100, eval_episodes=8), 1, datasets)
-    config = load_run_config(arguments.config)
-    scenes = open_scenes(SCENES)
-    results: dict[str, Any] = {}
-
-    def add(name: str, controller: Controller) -> None:
-        results[name] = drive(controller, scenes, arguments.episodes, FIRST_SEED)
-        print(_line(name, results[name]), flush=True)
-        found = {
-            "config": str(arguments.config),
-            "episodes": arguments.episodes,
-            "first_seed": FIRST_SEED,
-            "actions_of_each_chunk": arguments.actions,
-            "results": results,
-            "p_paired": _paired(results),
-        }
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-    add("expert", expert)
-    add("expert that does not look", blind)
-    for name in LEARNERS:
-        folder = trained(name, config, data, arguments.work)
-        add(name, policy_controller(folder, arguments.actions))
-    if arguments.run:
-        add("federated, make arm", policy_controller(arguments.run / "pretrained_model", arguments.actions))
-
-
-def _paired(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """McNemar's exact test of the federated policies against all others, on the same episodes."""
-    return {
-        f"{name} against {other}": sign_test(
-            [a - b for a, b in zip(results[name]["successes"], results[other]["successes"], strict=True)]
-        )
-        for name in results
-        if name.startswith("federated")
-        for other in results
-        if other != name
+    parser.add_argument("--run", type=Path, help="folder of a run with Flower, of the first seed")
+    parser.add_argument("--out", type=Path, default=HERE, help="(%(default)s)")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    arms = [arm for arm in ARMS if not options.arms or arm.name in options.arms.split(",")]
+    record(options.data)
+    found = _train_and_drive(arms, seeds, options)
+    result = summarise(found, seeds) | {
+        "date": time.strftime("%Y-%m-%d"),
+        "episodes": options.episodes,
+        "rounds": options.rounds,
     }
+    (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (options.out / "table.md").write_text(make_table(result), encoding="utf-8")
+    draw(result).savefig(options.out / "success.png", dpi=110)
+    print(make_table(result))
 
 
-def _line(name: str, result: dict[str, Any]) -> str:
-    low, high = result["interval"]
-    by_site = " | ".join(f"{rate:.0%}" for rate in result["by_site"].values())
-    return f"| {name} | {result['success_rate']:.0%} ({low:.0%} to {high:.0%}) | {by_site} |"
+def _train_and_drive(
+    arms: Sequence[Arm], seeds: Sequence[int], options: argparse.Namespace
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return arm -> seed -> what its policy reaches, with the minutes of its training."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        training = {
+            (arm.name, seed): pool.submit(train_once, arm, seed, options.rounds, options.data, options.work)
+            for seed in seeds
+            for arm in arms
+        }
+        folders = {(name, seeds[0]): options.work / name.replace(" ", "-") for name in EXPERTS}
+        for each, future in training.items():
+            folders[each] = future.result()
+            print(f"{each[0]}, seed {each[1]}, is trained", flush=True)
+        if options.run:
+            folders[WITH_FLOWER, seeds[0]] = options.run / "pretrained_model"
+        driving = {
+            each: pool.submit(drive_once, each[0], folder, options.episodes)
+            for each, folder in folders.items()
+        }
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for (name, seed), drive in driving.items():
+            about = folders[name, seed] / "training.json"
+            minutes = json.loads(about.read_text(encoding="utf-8"))["seconds"] / 60 if about.exists() else 0.0
+            found.setdefault(name, {})[seed] = {**drive.result(), "minutes": minutes}
+    return found
 
 
 if __name__ == "__main__":

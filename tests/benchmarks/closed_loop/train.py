@@ -13,7 +13,7 @@ from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import open_samples
 from federation.policy.build import build_policy, build_processors, load_trainable, trainable_parameters
 from federation.policy.folder import save_policy_folder
-from tests.benchmarks.in_process import Aggregate, Learner, Prepare, federate
+from tests.benchmarks.in_process import Aggregate, Learner, Prepare, as_in_a_run, federate
 
 __all__ = ["train"]
 
@@ -27,6 +27,7 @@ def train(
     aggregate: Aggregate | None = None,
     prepare: Prepare | None = None,
     *,
+    codec: str = "fp32",
     untrained: bool = False,
 ) -> list[float]:
     """Train the rounds of `config` and save the policy to `folder`; return the training loss of each round.
@@ -36,7 +37,7 @@ def train(
             anew from their mean; one goes on where it was, as plain training does, with a batch per site.
         data: folder with a dataset for each site.
         scratch: folder for decoded samples and the stand-in VLM.
-        aggregate: takes the step of a round; None: as a run does.
+        aggregate: takes the step of a round; None: as a run does, of updates sent with `codec`.
         prepare: called before a learner, named after its sites, trains a round.
         untrained: save the policy as it is drawn.
     """
@@ -60,7 +61,8 @@ def train(
         for name, learner in zip(names, learners, strict=True)
     }
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
-    losses = []
+    losses: list[float] = []
+    aggregate = aggregate or as_in_a_run(config, codec)
     rounds = () if untrained else federate(config, policy, weights, pooled, aggregate, prepare)
     for results in rounds:
         losses.append(sum(result.policy_loss for result in results.values()) / len(results))

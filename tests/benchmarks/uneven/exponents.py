@@ -10,7 +10,7 @@ the end, and of the first round how much longer site-a's update is.
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,11 +41,12 @@ def run_once(exponent: float, slow_steps: int, rounds: int, folder: Path) -> tup
     def prepare(name: str, components: TrainingComponents) -> None:
         components.steps = _STEPS if name == _SITES[0] else slow_steps
 
-    def aggregate(weights: dict[str, Tensor], results: Sequence[TrainingResult]) -> None:
+    def aggregate(weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
         for name, weight in weights.items():
-            divided = sum(r.update[name] / by for r, by in zip(results, divisors, strict=True))
+            divided = sum(r.update[name] / by for r, by in zip(results.values(), divisors, strict=True))
             weight.add_(divided / 2 * (sum(divisors) / 2))
-        ratios.append(results[0].update_norm / results[1].update_norm)
+        fast, slow = (results[site].update_norm for site in _SITES)
+        ratios.append(fast / slow)
         losses.append(evaluator.evaluate(weights)["policy_loss"])
 
     learners = [(site,) for site in _SITES]

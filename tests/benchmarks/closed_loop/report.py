@@ -1,0 +1,105 @@
+"""What the arms reached, over all seeds: rates, intervals, paired comparisons, a table and a plot."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from server.evaluation.intervals import sign_test, wilson_interval
+from tests.benchmarks.closed_loop.arms import CENTRALISED, SITES
+
+__all__ = ["draw", "make_table", "summarise"]
+
+_DRAWS = 10_000
+_HEAD = """Success: of all seeds' episodes together, with Wilson's 95 % interval; all drive the same episodes. Of
+centralised: the ratio of the two rates, its 95 % interval from {draws} draws of the episodes, each with all
+its seeds; p is McNemar's exact test on the same pairs. Minutes: of training, one seed, one core.
+
+"""
+
+
+def summarise(found: Mapping[str, Mapping[int, dict[str, Any]]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return a row for each arm; `found` is arm -> seed -> what `drive` returned."""
+    rows = []
+    for name, by_seed in found.items():
+        together = [success for seed in by_seed for success in by_seed[seed]["successes"]]
+        row = {
+            "arm": name,
+            "success_rate": sum(together) / len(together),
+            "interval": wilson_interval(sum(together), len(together)),
+            "by_seed": {str(seed): result["success_rate"] for seed, result in by_seed.items()},
+            "by_site": {
+                site: float(np.mean([result["by_site"][scene] for result in by_seed.values()]))
+                for site, scene in SITES.items()
+            },
+            "minutes": float(np.mean([result["minutes"] for result in by_seed.values()])),
+        }
+        both = [seed for seed in by_seed if seed in found.get(CENTRALISED, {})]
+        if both and name != CENTRALISED:
+            mine, other = (
+                np.array([found[arm][seed]["successes"] for seed in both]) for arm in (name, CENTRALISED)
+            )
+            row["of_centralised"] = float(mine.sum() / max(1, other.sum()))
+            row["of_centralised_interval"] = _ratio_interval(mine, other)
+            row["p"] = sign_test((mine - other).ravel().tolist())
+        rows.append(row)
+    successes = {name: {str(s): r["successes"] for s, r in each.items()} for name, each in found.items()}
+    return {"seeds": list(seeds), "rows": rows, "successes": successes}
+
+
+def _ratio_interval(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of the ratio of successes, by bootstrap of the episodes.
+
+    Args:
+        mine: (seeds, episodes) of 0 and 1; `other` on the same episodes.
+    """
+    draws = np.random.default_rng(0).integers(mine.shape[1], size=(_DRAWS, mine.shape[1]))
+    ratios = mine.sum(0)[draws].sum(1) / np.maximum(1, other.sum(0)[draws].sum(1))
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def make_table(result: Mapping[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        f"| arm | seeds | success | by seed | {' | '.join(SITES)} | of centralised | p | minutes |",
+        "|---" * (7 + len(SITES)) + "|",
+    ]
+    for row in result["rows"]:
+        low, high = row["interval"]
+        ratio = ""
+        if "of_centralised" in row:
+            least, most = row["of_centralised_interval"]
+            ratio = f"{row['of_centralised']:.2f} ({least:.2f} to {most:.2f})"
+        cells = [
+            row["arm"],
+            str(len(row["by_seed"])),
+            f"{row['success_rate']:.0%} ({low:.0%} to {high:.0%})",
+            ", ".join(f"{100 * rate:.0f}" for rate in row["by_seed"].values()),
+            *(f"{rate:.0%}" for rate in row["by_site"].values()),
+            ratio,
+            f"{row['p']:.2g}" if "p" in row else "",
+            f"{row['minutes']:.0f}" if row["minutes"] else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return _HEAD.format(draws=_DRAWS) + "\n".join(lines) + "\n"
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """Draw the rate of each arm with its interval, and each seed as a dot."""
+    rows = result["rows"][::-1]
+    figure = Figure(figsize=(7.5, 0.8 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for height, row in enumerate(rows):
+        low, high = row["interval"]
+        colour = "#0072B2" if row["arm"].endswith("alone") or "p" not in row else "#D55E00"
+        axes.plot([low, high], [height, height], color=colour, lw=6, alpha=0.25, solid_capstyle="butt")
+        axes.plot(list(row["by_seed"].values()), [height] * len(row["by_seed"]), "o", ms=4, color="0.35")
+        axes.plot(row["success_rate"], height, "|", ms=14, mew=2.5, color=colour)
+        axes.text(1.03, height, f"{row['success_rate']:.0%}", va="center")
+    axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    axes.set(xlim=(-0.02, 1.02), xlabel="cubes picked up: mean and 95 % interval, a dot for each seed")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
