@@ -94,7 +94,8 @@ VARIANTS = {
 }
 
 # Easier than the four above, so that a toy-sized policy learns them on two cores: each cube lies within
-# a patch of 5 x 2.5 cm and nearly square to the table; the patches lie beside each other, left and right 11 cm apart.
+# a patch of 5 x 2.5 cm and nearly square to the table. The patches lie beside each other, left and right
+# 11 cm apart.
 for _base, _name, _bearing_range_deg in (
     ("site-a", "left", (8.0, 20.0)),
     ("site-b", "right", (-20.0, -8.0)),

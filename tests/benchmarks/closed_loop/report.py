@@ -12,9 +12,9 @@ from tests.benchmarks.closed_loop.arms import CENTRALISED, SITES
 __all__ = ["draw", "make_table", "summarise"]
 
 _DRAWS = 10_000
-_HEAD = """Success: of all seeds' episodes together, with Wilson's 95 % interval; all drive the same episodes. Of
-centralised: the ratio of the two rates, its 95 % interval from {draws} draws of the episodes, each with all
-its seeds; p is McNemar's exact test on the same pairs. Minutes: of training, one seed, one core.
+_HEAD = """Success: of all seeds' episodes together, with Wilson's 95 % interval; all drive the same ones. Of
+centralised: the ratio of the two rates, its 95 % interval from {draws} draws of the episodes, each with
+all its seeds; p is McNemar's exact test on the same pairs. Minutes: of training, one seed, one core.
 
 """
 
