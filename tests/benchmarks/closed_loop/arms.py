@@ -71,7 +71,7 @@ def record(data: Path) -> None:
     sources |= {"site-d": half / "half", "holdout": half / "holdout"}
     for name, source in sources.items():
         if not (data / name).exists():
-            (data / name).symlink_to(source.absolute())
+            (data / name).symlink_to(Path("..") / source.relative_to(data.parent))
 
 
 def train_once(arm: Arm, seed: int, rounds: int, data: Path, work: Path) -> Path:
