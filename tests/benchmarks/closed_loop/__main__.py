@@ -1,6 +1,6 @@
 """Success in closed loop: experts, untrained, each site alone, federated and centralised, with seeds.
 
-    python -m tests.benchmarks.closed_loop [--seeds 0,1,2] [--arms NAME,NAME] [--run outputs/NAME]
+    python -m tests.benchmarks.closed_loop [--seeds 0,1,2] [--arms 'NAME;NAME'] [--run outputs/NAME]
 
 Four sites that differ in where the cube lies, its colour, wording, table, light and cameras; site-d has half
 the demonstrations. Every arm of `arms.py` is the small SmolVLA of `configs/arm.toml` from scratch, and every
@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.closed_loop.arms import ARMS, EXPERTS, Arm, drive_once, record, train_once
+from tests.benchmarks.closed_loop.arms import ARMS, CANDIDATES, EXPERTS, Arm, drive_once, record, train_once
 from tests.benchmarks.closed_loop.report import draw, make_table, summarise
 
 HERE = Path(__file__).parent
@@ -31,7 +31,9 @@ def main() -> None:
     """Record, then train and drive what is not there yet; print the table, write table, JSON and plot."""
     parser = argparse.ArgumentParser(description="Success in closed loop.")
     parser.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
-    parser.add_argument("--arms", default="", help="only these, separated by commas (all)")
+    parser.add_argument(
+        "--arms", default="", help="only these, separated by semicolons (all but the candidates)"
+    )
     parser.add_argument("--rounds", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/four"), help="(%(default)s)")
@@ -40,7 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="(%(default)s)")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    arms = [arm for arm in ARMS if not options.arms or arm.name in options.arms.split(",")]
+    wanted = options.arms.split(";")
+    arms = [arm for arm in (*ARMS, *CANDIDATES) if arm.name in wanted] if options.arms else list(ARMS)
     record(options.data)
     found = _train_and_drive(arms, seeds, options)
     result = summarise(found, seeds) | {

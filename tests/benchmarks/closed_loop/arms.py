@@ -23,7 +23,17 @@ from tests.benchmarks.closed_loop.drive import (
 )
 from tests.benchmarks.closed_loop.train import train
 
-__all__ = ["ARMS", "CENTRALISED", "EXPERTS", "SITES", "Arm", "drive_once", "record", "train_once"]
+__all__ = [
+    "ARMS",
+    "CANDIDATES",
+    "CENTRALISED",
+    "EXPERTS",
+    "SITES",
+    "Arm",
+    "drive_once",
+    "record",
+    "train_once",
+]
 
 SITES = {"site-a": "left", "site-b": "right", "site-c": "middle", "site-d": "outer"}
 """Site -> the scene that its demonstrations come from."""
@@ -44,13 +54,27 @@ class Arm:
     untrained: bool = False
 
 
+def _with_momentum(momentum: float, rate: float, **settings: Any) -> dict[str, Any]:
+    return {
+        "aggregation.strategy": "fedavgm",
+        "aggregation.server_momentum": momentum,
+        "training.learning_rate": rate,
+        "training.min_learning_rate": rate / 20,
+        **settings,
+    }
+
+
 ARMS = (
     Arm("untrained", (tuple(SITES),), untrained=True),
     *(Arm(f"{site} alone", ((site,),)) for site in SITES),
     Arm("FedProx", settings={"aggregation.strategy": "fedprox"}),
-    Arm("server momentum", settings={"aggregation.strategy": "fedavgm"}),
     Arm(CENTRALISED, (tuple(SITES),)),
 )
+CANDIDATES = tuple(
+    Arm(f"momentum {momentum}, rate {rate:g}", settings=_with_momentum(momentum, rate))
+    for momentum, rate in ((0.3, 1e-3), (0.6, 1e-3), (0.6, 5e-4), (0.8, 5e-4))
+)
+"""Of which one is chosen, on other seeds than those reported."""
 
 
 def record(data: Path) -> None:
@@ -77,7 +101,7 @@ def record(data: Path) -> None:
 def train_once(arm: Arm, seed: int, rounds: int, data: Path, work: Path) -> Path:
     """Return the folder of the policy of `arm`, trained first if it is not in `work` yet."""
     torch.set_num_threads(1)
-    folder = work / f"{arm.name.replace(' ', '-')}-{seed}"
+    folder = work / f"{rounds}-rounds" / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
     if (folder / "config.json").exists():
         return folder
     settings = {"run.seed": seed, "run.num_rounds": rounds, **arm.settings}
