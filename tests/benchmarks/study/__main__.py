@@ -1,10 +1,10 @@
 """Federated against centralised training, on four simulated sites that differ in task, colours and cameras.
 
-    python -m tests.benchmarks.study [--seeds 3] [--processes 2]
+    python -m tests.benchmarks.study [--seeds 5] [--processes 2]
 
-Records the sites (once, in `data/study`), trains every arm of `arms.py` with every seed, and writes
-`results.json`, `table.md` and `curves.png` beside this file. A run that was interrupted goes on where it
-stopped.
+Records the sites (once, in `data/study`), trains every arm of `arms.py` with as many seeds as it says, and
+writes `results.json`, `table.md`, `curves.png` and `local_steps.png` beside this file. A run that was
+interrupted goes on where it stopped.
 """
 
 import argparse
@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from server.simulation.recording import SampleParameters, ensure_sample_data
-from tests.benchmarks.study.arms import ARMS, LONG, SITES, STEPS
+from tests.benchmarks.study.arms import ARMS, CURVES, LOCAL_STEPS, LONG, SITES, STEPS
 from tests.benchmarks.study.train import run_job
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-_REFERENCE = "FedProx mu=0.001"
+_REFERENCE = "FedProx, 10 local steps"
 _CENTRALISED = {STEPS: "centralised", LONG: "centralised, long"}
 
 
 def main() -> None:
     """Record, train, write."""
     parser = argparse.ArgumentParser(description="Federated against centralised training.")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("data/study"))
     arguments = parser.parse_args()
@@ -52,6 +53,7 @@ def main() -> None:
     print(table)
     (HERE / "table.md").write_text(table)
     _plot(runs)
+    _plot_local_steps(runs).savefig(HERE / "local_steps.png", dpi=110)
 
 
 def _table(runs: list[dict[str, Any]]) -> str:
@@ -123,6 +125,34 @@ def _plot(runs: list[dict[str, Any]]) -> None:
     axes[1, 0].set_ylabel("held-out action MSE (degrees², percent²)")
     figure.tight_layout()
     figure.savefig(HERE / "curves.png", dpi=110)
+
+
+def _plot_local_steps(runs: list[dict[str, Any]]) -> Figure:
+    """Draw the loss after `STEPS` against the local steps of a round: each seed, a line through the means."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    losses: dict[str, list[float]] = {}
+    for run in runs:
+        losses.setdefault(run["arm"], []).append(run["policy_loss"][-1])
+    for curve, colour in zip(CURVES, ("#0072B2", "#E69F00", "#D55E00"), strict=True):
+        points = {k: losses.get(f"{curve}, {k} local steps", []) for k in LOCAL_STEPS}
+        points = {k: found for k, found in points.items() if found}
+        axes.plot(list(points), [np.mean(found) for found in points.values()], color=colour, label=curve)
+        for k, found in points.items():
+            axes.plot([k] * len(found), found, "o", ms=4, color=colour)
+    central = losses[_CENTRALISED[STEPS]]
+    axes.axhline(np.mean(central), color="black", label="centralised, equal frames")
+    alike = losses.get("FedProx, tuned momentum, 40 local steps, sites alike", [])
+    axes.plot([40] * len(alike), alike, "x", color="0.4", label="tuned momentum, were the sites alike")
+    axes.set(
+        xscale="log", xlabel="local steps of a round", ylabel=f"held-out policy loss after {STEPS} steps"
+    )
+    axes.set_xticks(LOCAL_STEPS, [str(k) for k in LOCAL_STEPS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from tests.benchmarks.study.scaffold import Scaffold
 
 __all__ = ["run_arm", "run_job"]
 
-# The best of 2e-3, 4e-3, 8e-3 and 1.6e-2 for the centralised and for a federated learner, on seed 0.
-_LEARNING_RATE = 1.6e-2
 _EVALUATIONS = 10  # over the run, besides the one before training
 
 
@@ -58,9 +56,9 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
             site: Learner(each, shared if arm.shared_normalisation else merge_statistics([reported[site]]))
             for site, each in samples.items()
         }
-        if arm.pooled:
-            pooled = JoinedSamples(list(samples.values()), policy.config, ())
-            learners = {"pooled": Learner(pooled, shared)}
+        if arm.pooled or arm.alike:
+            pooled = Learner(JoinedSamples(list(samples.values()), policy.config, ()), shared)
+            learners = {"pooled": pooled} if arm.pooled else dict.fromkeys(arm.sites, pooled)
         evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
         return {"arm": arm.name, "seed": seed, **_train(arm, config, policy, learners, evaluator)}
 
@@ -102,8 +100,8 @@ def _configure(arm: Arm, seed: int) -> RunConfig:
             "training.keep_optimizer": arm.keep_optimizer,
             "training.batch_size": arm.batch_size,
             "training.proximal_mu": 0.0 if arm.pooled or arm.strategy == "fedavg" else arm.proximal_mu,
-            "training.learning_rate": _LEARNING_RATE,
-            "training.min_learning_rate": _LEARNING_RATE / 10,
+            "training.learning_rate": arm.learning_rate,
+            "training.min_learning_rate": arm.learning_rate / 10,
             "training.warmup_steps": 10,
             "training.num_workers": 0,
             "aggregation.strategy": arm.strategy,
