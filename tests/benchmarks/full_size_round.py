@@ -1,12 +1,14 @@
 """One federated round of the full-size SmolVLA (450 M parameters, random weights) on this machine.
 
-    python -m tests.benchmarks.full_size_round [--adapter]
+    python -m tests.benchmarks.full_size_round [--adapter | --everything]
 
 Two SuperNodes take two local steps each, over the real TLS SuperLink. With `--adapter` they train an adapter
-over a base that is saved first, for two rounds; between them everything is stopped and the run resumed.
-Prints and writes (`full_size_round.json`, `full_size_adapter.json`) the seconds of each phase of the last
-round and the peak resident memory of each process. It has no peer to compare with; the JSON names the
-machine, and the figures of two machines do not compare. Needs about 20 GB of memory and `make sample-data`.
+over a base that is saved first, for two rounds; between them everything is stopped and the run resumed. With
+`--everything` two cameras of 480 x 640 are trained on with all that is off by default: the server's momentum,
+partial work, int4, an average over the rounds, an adapting mu, an end once nothing is gained.
+Prints and writes (`full_size_round.json` and so on) the seconds of each phase of the last round and the peak
+resident memory of each process. It has no peer to compare with; the JSON names the machine, and the figures
+of two machines do not compare. Needs about 20 GB of memory and `make sample-data`.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from federation.policy.folder import save_policy_folder
 from federation.settings import PolicyConfig
 from server.deploy import demo
 from server.run.recorded import as_continuation, read_metrics
+from tests.synthetic import record_dataset
 
 HERE = Path(__file__).parent
 SETTINGS: dict[str, Any] = {
@@ -45,6 +48,16 @@ SETTINGS: dict[str, Any] = {
     "evaluation.frame_stride": 60,
     "evaluation.batch_size": 1,
     "federation.round_deadline_seconds": 1200,
+}
+EVERYTHING: dict[str, Any] = {
+    "run.num_rounds": 5,
+    "aggregation.strategy": "fedavgm",
+    "federation.partial_work": True,
+    "wire.upload": "int4",
+    "training.adapt_proximal_mu": True,
+    "evaluation.ema_decay": 0.9,
+    "evaluation.patience": 1,
+    "evaluation.min_gain": 0.5,  # so much that the run ends early
 }
 _SAMPLE_SECONDS = 0.25
 
@@ -107,36 +120,41 @@ def _site(processes: list[psutil.Process]) -> str:
 def main() -> None:
     """Run the rounds, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--adapter", action="store_true", help="over a saved base; resumed after a round")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--adapter", action="store_true", help="over a saved base; resumed after a round")
+    kinds.add_argument("--everything", action="store_true", help="all that is off by default")
     parser.add_argument("--out", type=Path, help="(beside this file)")
     parser.add_argument("--data", type=Path, default=Path("data/sample"))
     parser.add_argument("--certs", type=Path, default=Path("certs/generated"))
     parser.add_argument("--port", type=int, default=8543)
     arguments = parser.parse_args()
-    out = arguments.out or HERE / f"full_size_{'adapter' if arguments.adapter else 'round'}.json"
+    kind = "adapter" if arguments.adapter else "everything" if arguments.everything else "round"
+    out, data = arguments.out or HERE / f"full_size_{kind}.json", arguments.data
     console = Console()
     with tempfile.TemporaryDirectory() as name:
         outputs, settings = Path(name), dict(SETTINGS)
         if arguments.adapter:
-            base = _save_base(outputs / "base", arguments.data / "site-a")
+            base = _save_base(outputs / "base", data / "site-a")
             settings |= {
                 "policy.size": "pretrained",
                 "policy.pretrained": str(base),
                 "policy.adapter": "lora",
             }
+        if arguments.everything:
+            settings, data = settings | EVERYTHING, _record_large(outputs / "data")
         watch = MemoryWatch()
         watch.start()
         started = time.monotonic()
-        for rounds in (1, 2) if arguments.adapter else (1,):
+        for rounds in (1, 2) if arguments.adapter else (settings["run.num_rounds"],):
             config = parse_run_config(settings | {"run.num_rounds": rounds}, "benchmark")
-            if rounds > 1:
+            if (outputs / "full-size").exists():
                 config = as_continuation(config)
-            code = demo.run_demo(config, arguments.data, outputs, arguments.certs, arguments.port, console)
+            code = demo.run_demo(config, data, outputs, arguments.certs, arguments.port, console)
             if code:
                 raise SystemExit(code)
         watch.stop()
         run = read_metrics(outputs / "full-size")
-    result = _result(run, watch, time.monotonic() - started)
+    result = _result(run, watch, time.monotonic() - started, settings)
     table = Table("process", "peak resident memory (GB)")
     for name, peak in result["peak_memory_gb"].items():
         table.add_row(name, f"{peak:.2f}")
@@ -156,17 +174,29 @@ def _save_base(folder: Path, dataset: Path) -> Path:
     return folder
 
 
+def _record_large(data: Path) -> Path:
+    """Return a folder with the recordings of two sites and the server, of two large cameras each."""
+    for seed, name in enumerate(("site-a", "site-b", "holdout")):
+        record_dataset(data / name, episodes=1, frames=60, seed=seed, codec="h264", size=(480, 640))
+    return data
+
+
 def _memory_gb() -> float:
     return psutil.virtual_memory().total / 1e9
 
 
-def _result(run: dict[str, Any], watch: MemoryWatch, seconds: float) -> dict[str, Any]:
+def _result(
+    run: dict[str, Any], watch: MemoryWatch, seconds: float, settings: dict[str, Any]
+) -> dict[str, Any]:
     entry = run["rounds"][-1]
     gigabytes = {name: round(peak / 1e9, 2) for name, peak in sorted(watch.peak_bytes.items())}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {_memory_gb():.0f} GB, {platform.machine()}",
-        "settings": {name: run["config"][name] for name in (*SETTINGS, "policy.adapter", "policy.lora_rank")},
+        "settings": {
+            name: run["config"][name] for name in (*settings, "policy.lora_rank") if name != "policy.pretrained"
+        },
+        "ended_early": run.get("ended_early"),
         "rounds": len(run["rounds"]),
         "resumed_after": [resumed["after_round"] for resumed in run.get("resumed", ())],
         "bytes_of_the_last_round": entry["bytes"],

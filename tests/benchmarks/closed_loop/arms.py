@@ -107,6 +107,7 @@ def train_once(arm: Arm, seed: int, rounds: int, data: Path, work: Path) -> Path
     settings = {"run.seed": seed, "run.num_rounds": rounds, **arm.settings}
     config = load_run_config(Path("configs/arm.toml"), settings)
     started = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = work / f".scratch-{multiprocessing.current_process().name}"  # its frames are decoded once
     losses = train(config, arm.learners, data, scratch, folder, codec=arm.codec, untrained=arm.untrained)
     write_json(folder / "training.json", {"training_loss": losses, "seconds": time.monotonic() - started})
