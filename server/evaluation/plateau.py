@@ -26,7 +26,5 @@ def describe_plateau(policy_losses: Iterable[float], config: EvaluationConfig) -
             waited += 1
     if not 0 < config.patience <= waited:
         return ""
-    return (
-        f"a plateau: {waited} evaluations in a row gained less than {config.min_gain:.1%} on the best policy "
-        f"loss, {best:.4f}"
-    )
+    which = "the last evaluation" if waited == 1 else f"{waited} evaluations in a row"
+    return f"a plateau: {which} gained less than {config.min_gain:.1%} on the best policy loss, {best:.4f}"

@@ -56,7 +56,7 @@ EVERYTHING: dict[str, Any] = {
     "wire.upload": "int4",
     "training.adapt_proximal_mu": True,
     "evaluation.ema_decay": 0.9,
-    "evaluation.patience": 1,
+    "evaluation.patience": 2,
     "evaluation.min_gain": 0.5,  # so much that the run ends early
 }
 _SAMPLE_SECONDS = 0.25
@@ -193,10 +193,8 @@ def _result(
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {_memory_gb():.0f} GB, {platform.machine()}",
-        "settings": {
-            name: run["config"][name] for name in (*settings, "policy.lora_rank") if name != "policy.pretrained"
-        },
-        "ended_early": run.get("ended_early"),
+        "settings": {name: run["config"][name] for name in settings if name != "policy.pretrained"},
+        "reason": run["reason"],
         "rounds": len(run["rounds"]),
         "resumed_after": [resumed["after_round"] for resumed in run.get("resumed", ())],
         "bytes_of_the_last_round": entry["bytes"],

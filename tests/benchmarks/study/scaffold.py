@@ -5,25 +5,28 @@ gradients it took anyway), the server's `c` the mean of them all; each step's gr
 Both would travel beside the weights: twice the bytes up and down.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from client.training import TrainingComponents
+from client.training import TrainingComponents, TrainingResult
+from tests.benchmarks.in_process import Aggregate
 
 __all__ = ["Scaffold"]
 
 
 class Scaffold:
-    """The control variates of all sites."""
+    """The control variates of all sites; `aggregate` takes the step of a round."""
 
-    def __init__(self) -> None:
+    def __init__(self, aggregate: Aggregate) -> None:
+        self._step = aggregate
         self._of_site: dict[str, list[Tensor]] = {}  # by parameter
         self._next: dict[str, list[Tensor]] = {}
         self._mean: list[Tensor] = []  # of all sites' variates
 
-    def correct(self, site: str, components: TrainingComponents) -> None:
+    def prepare(self, site: str, components: TrainingComponents) -> None:
         """Have the optimizer correct the gradients of the coming round of `site`."""
         parameters, steps = list(components.parameters.values()), components.steps
         taken = self._next[site] = [torch.zeros_like(parameter) for parameter in parameters]
@@ -41,10 +44,9 @@ class Scaffold:
 
         components.optimizer.register_step_pre_hook(before_step)
 
-    def close_round(self) -> None:
-        """Let the variates of this round be those of the next."""
-        if not self._next:
-            return
+    def aggregate(self, weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
+        """Take the step of a round; its variates are those of the next."""
         self._of_site |= self._next
         self._next = {}
         self._mean = [torch.stack(each).mean(0) for each in zip(*self._of_site.values(), strict=True)]
+        self._step(weights, results)

@@ -3,41 +3,54 @@
 import multiprocessing
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import Tensor
 
 from client.recordings.samples import JoinedSamples
+from client.training import TrainingComponents, TrainingResult
 from federation.config import RunConfig, parse_run_config
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
 from federation.data.sample_cache import open_samples
 from federation.policy.build import build_policy, trainable_parameters
 from server.evaluation.held_out import Evaluator
-from tests.benchmarks.in_process import Learner, federate
+from tests.benchmarks.in_process import Learner, as_in_a_run, federate
 from tests.benchmarks.study.arms import Arm
 from tests.benchmarks.study.scaffold import Scaffold
 
-__all__ = ["run_arm", "run_job"]
+__all__ = ["Hooks", "run_arm", "run_job"]
 
 _EVALUATIONS = 10  # over the run, besides the one before training
 
 
-def run_job(job: tuple[Arm, int, Path]) -> dict[str, Any]:
+class Hooks(Protocol):
+    """What a method changes of a federation; what it keeps between rounds is its own."""
+
+    def prepare(self, name: str, components: TrainingComponents) -> None:
+        """Be called before a learner trains a round."""
+
+    def aggregate(self, weights: dict[str, Tensor], results: Mapping[str, TrainingResult]) -> None:
+        """Take the step of a round on `weights`."""
+
+
+def run_job(job: tuple[Arm, int, Path], method: Hooks | None = None) -> dict[str, Any]:
     """`run_arm` for a process of a pool, which decodes into a cache of its own."""
     arm, seed, data = job
     process = multiprocessing.current_process().name
-    return run_arm(arm, seed, data, data.parent / ".study-cache" / process)
+    return run_arm(arm, seed, data, data.parent / ".study-cache" / process, method)
 
 
-def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
+def run_arm(arm: Arm, seed: int, data: Path, cache: Path, method: Hooks | None = None) -> dict[str, Any]:
     """Train and return {"arm", "seed", "steps": [...], "policy_loss": [...], "action_mse": [...]}.
 
     Args:
         data: folder with the datasets of the sites and `holdout`.
         cache: folder for decoded samples, shared by all arms.
+        method: None: as the arm says.
     """
     torch.set_num_threads(1)
     config = _configure(arm, seed)
@@ -60,14 +73,21 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path) -> dict[str, Any]:
             pooled = Learner(JoinedSamples(list(samples.values()), policy.config, ()), shared)
             learners = {"pooled": pooled} if arm.pooled else dict.fromkeys(arm.sites, pooled)
         evaluator = Evaluator(policy, shared, {"holdout": data / "holdout"}, config.evaluation)
-        return {"arm": arm.name, "seed": seed, **_train(arm, config, policy, learners, evaluator)}
+        weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
+        if arm.scaffold:
+            method = Scaffold(as_in_a_run(config))
+        hooks = (method.aggregate, method.prepare) if method else ()
+        rounds = federate(config, policy, weights, learners, *hooks)
+        return {"arm": arm.name, "seed": seed, **_train(arm, weights, rounds, evaluator)}
 
 
 def _train(
-    arm: Arm, config: RunConfig, policy: SmolVLAPolicy, learners: dict[str, Learner], evaluator: Evaluator
+    arm: Arm,
+    weights: dict[str, Tensor],
+    rounds: Iterable[Mapping[str, TrainingResult]],
+    evaluator: Evaluator,
 ) -> dict[str, Any]:
-    weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
-    scaffold = Scaffold()
+    """Train the `rounds`, which change `weights`, and evaluate on the way."""
     curve: dict[str, list[float]] = {"steps": [], "policy_loss": [], "action_mse": []}
 
     def evaluate(rounds: int) -> None:
@@ -78,10 +98,7 @@ def _train(
 
     evaluate(0)
     skipped = 0
-    prepare = scaffold.correct if arm.scaffold else None
-    rounds = federate(config, policy, weights, learners, prepare=prepare)
     for round_, results in enumerate(rounds, start=1):
-        scaffold.close_round()
         skipped += sum(result.skipped_frames for result in results.values())
         if round_ % max(1, arm.num_rounds // _EVALUATIONS) == 0 or round_ == arm.num_rounds:
             evaluate(round_)

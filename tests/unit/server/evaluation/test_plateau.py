@@ -34,6 +34,7 @@ def test_the_reason_names_the_best_loss_and_what_would_have_been_a_gain() -> Non
     assert _describe([2.0, 1.0, 1.0, 1.0], 2) == (
         "a plateau: 2 evaluations in a row gained less than 10.0% on the best policy loss, 1.0000"
     )
+    assert _describe([1.0, 1.0], 1).startswith("a plateau: the last evaluation gained less than 10.0%")
 
 
 @given(_LOSSES)
