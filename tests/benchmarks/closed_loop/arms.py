@@ -72,7 +72,7 @@ ARMS = (
 )
 CANDIDATES = tuple(
     Arm(f"momentum {momentum}, rate {rate:g}", settings=_with_momentum(momentum, rate))
-    for momentum, rate in ((0.3, 1e-3), (0.6, 1e-3), (0.6, 5e-4), (0.8, 5e-4))
+    for momentum, rate in ((0.3, 1e-3), (0.6, 1e-3), (0.6, 5e-4), (0.8, 5e-4), (0.9, 2.5e-4))
 )
 """Of which one is chosen, on other seeds than those reported."""
 
