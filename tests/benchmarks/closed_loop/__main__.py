@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.closed_loop.arms import ARMS, CANDIDATES, EXPERTS, Arm, drive_once, record, train_once
+from tests.benchmarks.closed_loop.arms import ARMS, CANDIDATES, EXPERTS, Arm, drive_arm, record, train_once
 from tests.benchmarks.closed_loop.report import draw, make_table, summarise
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--arms", default="", help="only these, separated by semicolons (all but the candidates)"
     )
-    parser.add_argument("--rounds", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=56, help="(%(default)s)")
     parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/four"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
@@ -74,7 +74,7 @@ def _train_and_drive(
         if options.run:
             folders[WITH_FLOWER, seeds[0]] = options.run / "pretrained_model"
         driving = {
-            each: pool.submit(drive_once, each[0], folder, options.episodes)
+            each: pool.submit(drive_arm, each[0], folder, options.episodes)
             for each, folder in folders.items()
         }
         found: dict[str, dict[int, dict[str, Any]]] = {}

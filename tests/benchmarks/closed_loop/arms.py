@@ -1,6 +1,5 @@
 """The policies that are compared, and how each is trained and driven once; processes of a pool import it."""
 
-import json
 import multiprocessing
 import time
 from collections.abc import Mapping
@@ -16,9 +15,8 @@ from server.simulation.recording import SampleParameters, ensure_sample_data
 from tests.benchmarks.closed_loop.drive import (
     Controller,
     blind,
-    drive,
+    drive_once,
     expert,
-    open_scenes,
     policy_controller,
 )
 from tests.benchmarks.closed_loop.train import train
@@ -30,8 +28,9 @@ __all__ = [
     "EXPERTS",
     "SITES",
     "Arm",
-    "drive_once",
+    "drive_arm",
     "record",
+    "record_three",
     "train_once",
 ]
 
@@ -54,13 +53,12 @@ class Arm:
     untrained: bool = False
 
 
-def _with_momentum(momentum: float, rate: float, **settings: Any) -> dict[str, Any]:
+def _with_momentum(momentum: float, rate: float) -> dict[str, Any]:
     return {
         "aggregation.strategy": "fedavgm",
         "aggregation.server_momentum": momentum,
         "training.learning_rate": rate,
         "training.min_learning_rate": rate / 20,
-        **settings,
     }
 
 
@@ -77,21 +75,30 @@ CANDIDATES = tuple(
 """Of which one is chosen, on other seeds than those reported."""
 
 
+def record_three(arm: Path) -> Path:
+    """Record a hundred demonstrations in `left` and `right`, those of `make arm`, and in `middle`.
+
+    Returns:
+        the dataset of `middle`; the others are `site-a` and `site-b` in `arm`.
+    """
+    parameters, new = SampleParameters(episodes=100, eval_episodes=8), arm.with_name(f"{arm.name}-new")
+    scenes = {"site-a": ("left",), "site-b": ("right",), "holdout": ("left", "right")}
+    ensure_sample_data(arm, parameters, 2, scenes)
+    ensure_sample_data(new, parameters, 2, {"new": ("middle",)})
+    return new / "new"
+
+
 def record(data: Path) -> None:
     """Record the sites' demonstrations, a hundred each and fifty of site-d, unless they are there.
 
     `data` becomes a folder of links, for two of the sites have the recordings of `make arm`.
     """
-    arm, new, half = (data.with_name(name) for name in ("arm", "arm-new", "arm-half"))
+    arm, half = data.with_name("arm"), data.with_name("arm-half")
     few = SampleParameters(episodes=50, eval_episodes=16)
-    many = SampleParameters(episodes=100, eval_episodes=8)
-    ensure_sample_data(
-        arm, many, 2, {"site-a": ("left",), "site-b": ("right",), "holdout": ("left", "right")}
-    )
-    ensure_sample_data(new, many, 2, {"new": ("middle",)})
+    middle = record_three(arm)
     ensure_sample_data(half, few, 2, {"half": ("outer",), "holdout": tuple(SITES.values())})
     data.mkdir(exist_ok=True)
-    sources = {"site-a": arm / "site-a", "site-b": arm / "site-b", "site-c": new / "new"}
+    sources = {"site-a": arm / "site-a", "site-b": arm / "site-b", "site-c": middle}
     sources |= {"site-d": half / "half", "holdout": half / "holdout"}
     for name, source in sources.items():
         if not (data / name).exists():
@@ -114,14 +121,11 @@ def train_once(arm: Arm, seed: int, rounds: int, data: Path, work: Path) -> Path
     return folder
 
 
-def drive_once(name: str, folder: Path, episodes: int) -> dict[str, Any]:
+def drive_arm(name: str, folder: Path, episodes: int) -> dict[str, Any]:
     """Return what an expert of that name, or else the policy in `folder`, reaches; driven once, and kept."""
-    torch.set_num_threads(1)
-    file = folder / f"driven-{episodes}.json"
-    if not file.exists():
-        controller = EXPERTS.get(name) or policy_controller(folder, _ACTIONS)
-        found = drive(controller, open_scenes(tuple(SITES.values())), episodes, _FIRST_SEED)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, found)
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return kept
+
+    def controller() -> Controller:
+        return EXPERTS.get(name) or policy_controller(folder, _ACTIONS)
+
+    scenes = tuple(SITES.values())
+    return drive_once(folder / f"driven-{episodes}.json", controller, scenes, episodes, _FIRST_SEED)

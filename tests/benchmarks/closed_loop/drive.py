@@ -5,6 +5,7 @@ of actions, so here an episode costs a tenth. Success, seeds and time limit are 
 `server.simulation.gym_so101`.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import mujoco
 import numpy as np
 import torch
 
+from federation.files import write_json
 from federation.policy.folder import load_policy_folder
 from server.evaluation.intervals import wilson_interval
 from server.simulation.expert import plan_pick
@@ -20,7 +22,7 @@ from server.simulation.gym_so101 import MAX_STEPS
 from server.simulation.scenes import VARIANTS
 from server.simulation.so101 import CUBE_HALF_SIZE_M, SO101Scene
 
-__all__ = ["Controller", "blind", "drive", "expert", "open_scenes", "policy_controller"]
+__all__ = ["Controller", "blind", "drive", "drive_once", "expert", "open_scenes", "policy_controller"]
 
 Controller = Callable[[SO101Scene, int], np.ndarray]
 """The next joint targets (N, 6), given a scene and the seed of its episode."""
@@ -95,6 +97,19 @@ def drive(
         },
         "successes": successes,
     }
+
+
+def drive_once(
+    file: Path, controller: Callable[[], Controller], scenes: Sequence[str], episodes: int, first_seed: int
+) -> dict[str, Any]:
+    """Return what `drive` found in the scenes of these names; driven once, and kept in `file`."""
+    torch.set_num_threads(1)
+    if not file.exists():
+        found = drive(controller(), open_scenes(scenes), episodes, first_seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found)
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
 
 
 def open_scenes(names: Sequence[str]) -> list[SO101Scene]:

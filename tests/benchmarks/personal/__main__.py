@@ -23,7 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from server.evaluation.intervals import sign_test, wilson_interval
-from server.simulation.recording import SampleParameters, ensure_sample_data
+from tests.benchmarks.closed_loop.arms import record_three
 from tests.benchmarks.personal.arms import BLIND, FEDERATION, Arm, drive_arm, train_arm
 
 HERE = Path(__file__).parent
@@ -78,10 +78,7 @@ def main() -> None:
 def _record() -> Path:
     """Return the folder of all demonstrations, recorded first where they are not there yet."""
     data = Path("data/arm")
-    scenes = {"site-a": ("left",), "site-b": ("right",), "holdout": ("left", "right")}
-    ensure_sample_data(data, SampleParameters(episodes=100, eval_episodes=8), 2, scenes)
-    new = data.with_name(f"{data.name}-new")
-    ensure_sample_data(new, SampleParameters(episodes=100, eval_episodes=8), 2, {"new": (NEW,)})
+    record_three(data)
     return data
 
 

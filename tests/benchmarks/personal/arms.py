@@ -24,7 +24,7 @@ from federation.data.statistics import statistics_of_frames
 from federation.data.tables import read_frames
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import load_policy_folder, save_policy_folder
-from tests.benchmarks.closed_loop.drive import blind, drive, open_scenes, policy_controller
+from tests.benchmarks.closed_loop.drive import Controller, blind, drive_once, policy_controller
 from tests.benchmarks.closed_loop.train import train
 
 __all__ = ["BLIND", "FEDERATION", "Arm", "drive_arm", "first_demonstrations", "recorded", "train_arm"]
@@ -105,13 +105,9 @@ def first_demonstrations(root: Path, arm: Arm) -> Holdings:
 
 def drive_arm(arm: Arm, scene: str, episodes: int, work: Path) -> dict[str, Any]:
     """Return what the policy of `arm` reaches in `scene`; driven once, and kept."""
-    torch.set_num_threads(1)
+
+    def controller() -> Controller:
+        return blind if arm.kind == BLIND else policy_controller(work / arm.name, _ACTIONS)
+
     file = work / arm.name / f"driven-{scene}-{episodes}.json"
-    if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return kept
-    controller = blind if arm.kind == BLIND else policy_controller(work / arm.name, _ACTIONS)
-    result = drive(controller, open_scenes([scene]), episodes, _FIRST_SEED)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    return result
+    return drive_once(file, controller, [scene], episodes, _FIRST_SEED)

@@ -38,7 +38,7 @@ class Method:
     fedexp: bool = False  # FedExP's step in its place (Jhunjhunwala et al., ICLR 2023, eq. 8)
     momentum: float = 0.0  # Nesterov's, of the server
     curvature: float = 0.0  # updates weigh by their mean squared gradient to this power (Fisher)
-    grouped: str = "value"  # or the mean of a "row", "tensor" or all of a "site"
+    grouped: str = "value"  # twice the bytes; or of the mean of a "row", a "tensor" or all of a "site"
     drift: float = 0.0  # each step goes this part of what the last mean had beyond the site's own update
     ahead: float = 0.0  # each step goes this part of the last global one's (FedCM, Xu et al., 2021)
     agreement: float = 0.0  # lengthens what sites disagree on: (rms / |mean|) to this power
