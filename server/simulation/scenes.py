@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from random import Random
 
-__all__ = ["VARIANTS", "Camera", "SceneVariant", "unknown_variant"]
+__all__ = ["FOREIGN", "VARIANTS", "Camera", "SceneVariant", "unknown_variant"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,57 @@ for _base, _name, _bearing_range_deg in (
         cube_bearing_range_deg=_bearing_range_deg,
         cube_yaw_range_deg=(-10.0, 10.0),
     )
+
+_FOREIGN_CUBES = {
+    "Pick the purple cube up.": (0.50, 0.15, 0.60),
+    "Grab the orange block.": (0.95, 0.50, 0.08),
+    "Lift the white cube from the table.": (0.93, 0.93, 0.93),
+    "Take the black block.": (0.06, 0.06, 0.07),
+    "Raise the turquoise cube.": (0.10, 0.72, 0.72),
+    "Get the pink block off the table.": (0.95, 0.45, 0.65),
+    "Pick up the brown cube.": (0.42, 0.24, 0.10),
+    "Grasp and raise the lime block.": (0.60, 0.85, 0.15),
+}
+
+
+def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> SceneVariant:
+    """Return a scene of nobody's: a look by chance, its cube in any of the easy patches."""
+    draw = Random(name)
+
+    def triple(low: float, high: float) -> tuple[float, float, float]:
+        return draw.uniform(low, high), draw.uniform(low, high), draw.uniform(low, high)
+
+    side_m = draw.uniform(-0.36, 0.30)
+    return SceneVariant(
+        name=name,
+        task=task,
+        cube_rgb=cube_rgb,
+        table_rgb=triple(0.15, 0.85),
+        cube_radius_range_m=(0.22, 0.245),
+        cube_bearing_range_deg=(-20.0, 34.0),
+        top_camera=Camera(
+            (draw.uniform(0.36, 0.55), side_m, draw.uniform(0.38, 0.46)),
+            (draw.uniform(0.14, 0.16), draw.uniform(0.0, 0.02), draw.uniform(0.03, 0.06)),
+            draw.uniform(42.0, 46.0),
+        ),
+        wrist_camera=Camera(
+            (draw.uniform(-0.01, 0.01), draw.uniform(0.07, 0.08), -0.005),
+            (0.0, 0.0, -0.10),
+            draw.uniform(66.0, 78.0),
+        ),
+        camera_jitter_m=0.005,
+        light_position_m=(draw.uniform(-0.2, 0.4), draw.uniform(-0.4, 0.4), draw.uniform(1.0, 1.3)),
+        light_rgb=triple(0.5, 0.85),
+        ambient=draw.uniform(0.35, 0.5),
+        cube_yaw_range_deg=(-10.0, 10.0),
+    )
+
+
+FOREIGN = tuple(f"foreign-{number}" for number in range(1, len(_FOREIGN_CUBES) + 1))
+"""What a policy is pretrained on: it knows the arm and what a pick is, and has seen no site."""
+VARIANTS |= {
+    name: _foreign(name, task, rgb) for name, (task, rgb) in zip(FOREIGN, _FOREIGN_CUBES.items(), strict=True)
+}
 
 
 def unknown_variant(names: Iterable[str]) -> str:

@@ -1,11 +1,12 @@
-"""Success in closed loop: experts, untrained, each site alone, federated and centralised, with seeds.
+"""Success in closed loop: experts, the base, each site alone, federated and centralised, with seeds.
 
     python -m tests.benchmarks.closed_loop [--seeds 0,1,2] [--arms 'NAME;NAME'] [--run outputs/NAME]
 
 Four sites that differ in where the cube lies, its colour, wording, table, light and cameras; site-d has half
-the demonstrations. Every arm of `arms.py` is the small SmolVLA of `configs/arm.toml` from scratch, and every
-learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as each
-site does in the federation; the pooled data with four times the batch, so with as many frames as all sites.
+the demonstrations. Every arm of `arms.py` fine-tunes one base, the small SmolVLA of `configs/arm.toml` that
+was pretrained on eight scenes of nobody's, and every learner takes the same number of optimizer steps in a
+row: a site alone, or the pooled data, as many as each site does in the federation; the pooled data with four
+times the batch, so with as many frames as all sites.
 Every policy drives the same episodes, a quarter at each site. Policies and drives lie in `--work`, so the
 command goes on where it stopped; two run at a time. With `--run` the policy of a real run with Flower is
 driven too. Writes `results.json`, `table.md` and `success.png` beside this file.
@@ -20,10 +21,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.closed_loop.arms import ARMS, CANDIDATES, EXPERTS, Arm, drive_arm, record, train_once
+from tests.benchmarks.closed_loop.arms import (
+    ARMS,
+    CANDIDATES,
+    EXPERTS,
+    Arm,
+    drive_arm,
+    record,
+    train_once,
+)
 from tests.benchmarks.closed_loop.report import draw, make_table, summarise
+from tests.benchmarks.pretraining import pretrain
 
 HERE = Path(__file__).parent
+BASE = "base, as it is"
+PRETRAINING = (80, 160)  # rounds
 WITH_FLOWER = "with Flower"
 
 
@@ -34,7 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--arms", default="", help="only these, separated by semicolons (all but the candidates)"
     )
-    parser.add_argument("--rounds", type=int, default=56, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=48, help="(%(default)s)")
     parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/four"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
@@ -61,13 +73,16 @@ def _train_and_drive(
     arms: Sequence[Arm], seeds: Sequence[int], options: argparse.Namespace
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Return arm -> seed -> what its policy reaches, with the minutes of its training."""
+    base = pretrain(options.data.with_name("foreign"), options.work, PRETRAINING, {})
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        places = (base, options.data, options.work)
         training = {
-            (arm.name, seed): pool.submit(train_once, arm, seed, options.rounds, options.data, options.work)
+            (arm.name, seed): pool.submit(train_once, arm, seed, options.rounds, *places)
             for seed in seeds
             for arm in arms
         }
         folders = {(name, seeds[0]): options.work / name.replace(" ", "-") for name in EXPERTS}
+        folders[BASE, seeds[0]] = base
         for each, future in training.items():
             folders[each] = future.result()
             print(f"{each[0]}, seed {each[1]}, is trained", flush=True)

@@ -20,6 +20,7 @@ from tests.benchmarks.closed_loop.drive import (
     policy_controller,
 )
 from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.pretraining import start_from
 
 __all__ = [
     "ARMS",
@@ -40,6 +41,7 @@ EXPERTS: dict[str, Controller] = {"expert": expert, "expert that does not look":
 CENTRALISED = "centralised"
 _FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.evaluation.closed_loop`
 _ACTIONS = 50  # taken of each chunk
+_WARMUP_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class Arm:
     learners: tuple[tuple[str, ...], ...] = tuple((site,) for site in SITES)
     settings: Mapping[str, Any] = field(default_factory=dict)
     codec: str = "fp32"  # of the updates
-    untrained: bool = False
 
 
 def _with_momentum(momentum: float, rate: float) -> dict[str, Any]:
@@ -62,17 +63,22 @@ def _with_momentum(momentum: float, rate: float) -> dict[str, Any]:
     }
 
 
+_CHOSEN = _with_momentum(0.8, 5e-4)
 ARMS = (
-    Arm("untrained", (tuple(SITES),), untrained=True),
-    *(Arm(f"{site} alone", ((site,),)) for site in SITES),
-    Arm("FedProx", settings={"aggregation.strategy": "fedprox"}),
     Arm(CENTRALISED, (tuple(SITES),)),
+    Arm("federated", settings=_CHOSEN),
+    *(Arm(f"{site} alone", ((site,),)) for site in SITES),
+    Arm("federated, int4", settings=_CHOSEN, codec="int4"),
+    Arm("federated, plain FedProx", settings={"aggregation.strategy": "fedprox"}),
 )
-CANDIDATES = tuple(
-    Arm(f"momentum {momentum}, rate {rate:g}", settings=_with_momentum(momentum, rate))
-    for momentum, rate in ((0.3, 1e-3), (0.6, 1e-3), (0.6, 5e-4), (0.8, 5e-4), (0.9, 2.5e-4))
+CANDIDATES = (
+    Arm("federated, momentum 0.9", settings=_with_momentum(0.9, 2.5e-4)),
+    *(
+        Arm(f"centralised, rate {rate:g}", (tuple(SITES),), {"training.learning_rate": rate})
+        for rate in (5e-4, 2e-3)
+    ),
 )
-"""Of which one is chosen, on other seeds than those reported."""
+"""What was chosen against, on another seed than those reported."""
 
 
 def record_three(arm: Path) -> Path:
@@ -105,18 +111,18 @@ def record(data: Path) -> None:
             (data / name).symlink_to(Path("..") / source.relative_to(data.parent))
 
 
-def train_once(arm: Arm, seed: int, rounds: int, data: Path, work: Path) -> Path:
-    """Return the folder of the policy of `arm`, trained first if it is not in `work` yet."""
+def train_once(arm: Arm, seed: int, rounds: int, base: Path, data: Path, work: Path) -> Path:
+    """Return the folder of what `arm` makes of `base`, trained first if it is not in `work` yet."""
     torch.set_num_threads(1)
     folder = work / f"{rounds}-rounds" / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
     if (folder / "config.json").exists():
         return folder
-    settings = {"run.seed": seed, "run.num_rounds": rounds, **arm.settings}
-    config = load_run_config(Path("configs/arm.toml"), settings)
+    settings = {"run.seed": seed, "run.num_rounds": rounds, "training.warmup_steps": _WARMUP_STEPS}
+    config = load_run_config(Path("configs/arm.toml"), settings | start_from(base) | dict(arm.settings))
     started = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = work / f".scratch-{multiprocessing.current_process().name}"  # its frames are decoded once
-    losses = train(config, arm.learners, data, scratch, folder, codec=arm.codec, untrained=arm.untrained)
+    losses = train(config, arm.learners, data, scratch, folder, codec=arm.codec)
     write_json(folder / "training.json", {"training_loss": losses, "seconds": time.monotonic() - started})
     return folder
 

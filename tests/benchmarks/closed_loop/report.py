@@ -14,7 +14,8 @@ __all__ = ["draw", "make_table", "summarise"]
 _DRAWS = 10_000
 _HEAD = """Success: of all seeds' episodes together, with Wilson's 95 % interval; all drive the same ones. Of
 centralised: the ratio of the two rates, its 95 % interval from {draws} draws of the episodes, each with
-all its seeds; p is McNemar's exact test on the same pairs. Minutes: of training, one seed, one core.
+all its seeds; p is McNemar's exact test on the same pairs. Least of alone: the lowest, of the sites, of the
+ratios to what a site reaches at home with a policy of its own. Minutes: of training, one seed, one core.
 
 """
 
@@ -44,8 +45,18 @@ def summarise(found: Mapping[str, Mapping[int, dict[str, Any]]], seeds: Sequence
             row["of_centralised_interval"] = _ratio_interval(mine, other)
             row["p"] = sign_test((mine - other).ravel().tolist())
         rows.append(row)
+    _compare_at_home(rows)
     successes = {name: {str(s): r["successes"] for s, r in each.items()} for name, each in found.items()}
     return {"seeds": list(seeds), "rows": rows, "successes": successes}
+
+
+def _compare_at_home(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to each arm that serves all sites the least, of the sites, over what the site reaches alone."""
+    alone = {row["arm"].removesuffix(" alone"): row for row in rows if row["arm"].endswith(" alone")}
+    for row in rows:
+        if len(alone) == len(SITES) and not row["arm"].endswith(" alone"):
+            at_home = {site: max(0.01, alone[site]["by_site"][site]) for site in SITES}
+            row["least_of_alone"] = min(row["by_site"][site] / at_home[site] for site in SITES)
 
 
 def _ratio_interval(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -63,8 +74,9 @@ def _ratio_interval(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 def make_table(result: Mapping[str, Any]) -> str:
     """Return the table as Markdown."""
     lines = [
-        f"| arm | seeds | success | by seed | {' | '.join(SITES)} | of centralised | p | minutes |",
-        "|---" * (7 + len(SITES)) + "|",
+        f"| arm | seeds | success | by seed | {' | '.join(SITES)} "
+        "| of centralised | p | least of alone | minutes |",
+        "|---" * (8 + len(SITES)) + "|",
     ]
     for row in result["rows"]:
         low, high = row["interval"]
@@ -80,6 +92,7 @@ def make_table(result: Mapping[str, Any]) -> str:
             *(f"{rate:.0%}" for rate in row["by_site"].values()),
             ratio,
             f"{row['p']:.2g}" if "p" in row else "",
+            f"{row['least_of_alone']:.2f}" if "least_of_alone" in row else "",
             f"{row['minutes']:.0f}" if row["minutes"] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -28,7 +28,6 @@ def train(
     prepare: Prepare | None = None,
     *,
     codec: str = "fp32",
-    untrained: bool = False,
 ) -> list[float]:
     """Train the rounds of `config` and save the policy to `folder`; return the training loss of each round.
 
@@ -39,7 +38,6 @@ def train(
         scratch: folder for decoded samples and the stand-in VLM.
         aggregate: takes the step of a round; None: as a run does, of updates sent with `codec`.
         prepare: called before a learner, named after its sites, trains a round.
-        untrained: save the policy as it is drawn.
     """
     if len(learners) == 1:
         # Plain training, of pooled data on as many frames as the federation's sites together.
@@ -63,8 +61,7 @@ def train(
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
     losses: list[float] = []
     aggregate = aggregate or as_in_a_run(config, codec)
-    rounds = () if untrained else federate(config, policy, weights, pooled, aggregate, prepare)
-    for results in rounds:
+    for results in federate(config, policy, weights, pooled, aggregate, prepare):
         losses.append(sum(result.policy_loss for result in results.values()) / len(results))
         print(f"{' | '.join(names)}: round {len(losses)}, training loss {losses[-1]:.4f}", flush=True)
     load_trainable(policy, weights)

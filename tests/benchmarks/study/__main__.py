@@ -18,12 +18,17 @@ from matplotlib.figure import Figure
 
 from server.simulation.recording import SampleParameters, ensure_sample_data
 from tests.benchmarks.study.arms import ARMS, CURVES, LOCAL_STEPS, LONG, SITES, STEPS
-from tests.benchmarks.study.train import run_job
+from tests.benchmarks.study.train import base_of, run_job
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 _REFERENCE = "FedProx, 10 local steps"
-_CENTRALISED = {STEPS: "centralised", LONG: "centralised, long"}
+_CENTRALISED = {  # steps, fine-tuned -> what is compared against
+    (STEPS, False): "centralised",
+    (LONG, False): "centralised, long",
+    (STEPS, True): "centralised, fine-tuned",
+}
+_T95 = {3: 4.303, 5: 2.776}  # values -> 97.5 % quantile of Student's t
 
 
 def main() -> None:
@@ -35,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets = {**{site: (site,) for site in SITES}, "holdout": SITES}
     ensure_sample_data(arguments.data, SampleParameters(episodes=8, eval_episodes=8), datasets=datasets)
-
+    base_of(arguments.data)
     runs: list[dict[str, Any]] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     done = {(run["arm"], run["seed"]) for run in runs}
     jobs = [
@@ -59,15 +64,15 @@ def main() -> None:
 def _table(runs: list[dict[str, Any]]) -> str:
     """Final figures by arm: mean over its seeds, and the loss against that of centralised training."""
     central = {
-        (steps, run["seed"]): run["policy_loss"][-1]
-        for steps, name in _CENTRALISED.items()
+        (*training, run["seed"]): run["policy_loss"][-1]
+        for training, name in _CENTRALISED.items()
         for run in runs
         if run["arm"] == name
     }
     lines = [
         f"Held-out figures after {STEPS} optimizer steps in a row, or {LONG}; mean over the seeds, in "
-        "brackets their range. Against centralised training of as many steps: the mean of the ratios seed by "
-        "seed.\n",
+        "brackets their range. Against centralised training of as many steps, fine-tuned if the arm is: the "
+        "mean of the ratios seed by seed, with Student's 95 % interval.\n",
         "| arm | steps | seeds | policy loss | against centralised | action MSE |",
         "|---|---|---|---|---|---|",
     ]
@@ -76,14 +81,23 @@ def _table(runs: list[dict[str, Any]]) -> str:
         if not finals:
             continue
         losses = [run["policy_loss"][-1] for run in finals]
-        ratios = [run["policy_loss"][-1] / central.get((arm.steps, run["seed"]), np.nan) for run in finals]
+        references = [central.get((arm.steps, arm.fine_tuned, run["seed"]), np.nan) for run in finals]
+        ratios = np.divide(losses, references)
         figure = f"{np.mean(losses):.4f}"
         if len(losses) > 1:
             figure += f" ({min(losses):.4f} to {max(losses):.4f})"
         mse = np.mean([run["action_mse"][-1] for run in finals])
-        against = f"{np.mean(ratios) - 1:+.1%}"
+        against = f"{np.mean(ratios) - 1:+.1%}{_around(ratios - 1)}"
         lines.append(f"| {arm.name} | {arm.steps} | {len(losses)} | {figure} | {against} | {mse:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _around(values: np.ndarray) -> str:
+    """Return the 95 % interval of the mean of `values`, in brackets; empty where there are too few."""
+    if len(values) not in _T95 or not np.any(values):
+        return ""
+    half = _T95[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f" ({np.mean(values) - half:+.1%} to {np.mean(values) + half:+.1%})"
 
 
 def _plot(runs: list[dict[str, Any]]) -> None:
@@ -92,7 +106,9 @@ def _plot(runs: list[dict[str, Any]]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    short = [arm for arm in ARMS if arm.steps == STEPS]
+    short = [arm for arm in ARMS if arm.steps == STEPS and not arm.fine_tuned]
+    # Other numbers of local steps have a figure of their own.
+    short = [arm for arm in short if arm.local_steps == 10]
     panels = {
         f"{STEPS} steps (mean of the seeds)": [arm.name for arm in short if arm.seeds > 1],
         "what single choices do (seed 0)": [
@@ -140,7 +156,7 @@ def _plot_local_steps(runs: list[dict[str, Any]]) -> Figure:
         axes.plot(list(points), [np.mean(found) for found in points.values()], color=colour, label=curve)
         for k, found in points.items():
             axes.plot([k] * len(found), found, "o", ms=4, color=colour)
-    central = losses[_CENTRALISED[STEPS]]
+    central = losses[_CENTRALISED[STEPS, False]]
     axes.axhline(np.mean(central), color="black", label="centralised, equal frames")
     alike = losses.get("FedProx, tuned momentum, 40 local steps, sites alike", [])
     axes.plot([40] * len(alike), alike, "x", color="0.4", label="tuned momentum, were the sites alike")

@@ -40,6 +40,7 @@ class Arm:
     shared_normalisation: bool = True
     corrupt: str = ""  # the site with a damaged video
     alike: bool = False  # every site draws its frames from the data of all
+    fine_tuned: bool = False  # of a base that was pretrained on other scenes; else from scratch
     seeds: int = 3
 
     @property
@@ -81,6 +82,15 @@ ARMS = (
     Arm("FedProx, 40 local steps, sites alike", local_steps=40, alike=True, seeds=5),
     Arm(
         "FedProx, tuned momentum, 40 local steps, sites alike", local_steps=40, alike=True, seeds=5, **_TUNED
+    ),
+    # From a base, as the real policy is trained.
+    Arm("centralised, fine-tuned", pooled=True, batch_size=_POOLED_BATCH, fine_tuned=True, seeds=5),
+    Arm(
+        "FedProx, tuned momentum, 40 local steps, fine-tuned",
+        local_steps=40,
+        fine_tuned=True,
+        seeds=5,
+        **_TUNED,
     ),
     # What single choices do: one seed.
     Arm("centralised, batches of one site", pooled=True, steps=LONG, seeds=1),

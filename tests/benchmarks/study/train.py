@@ -19,10 +19,11 @@ from federation.data.sample_cache import open_samples
 from federation.policy.build import build_policy, trainable_parameters
 from server.evaluation.held_out import Evaluator
 from tests.benchmarks.in_process import Learner, as_in_a_run, federate
-from tests.benchmarks.study.arms import Arm
+from tests.benchmarks.pretraining import pretrain, start_from
+from tests.benchmarks.study.arms import LONG, Arm
 from tests.benchmarks.study.scaffold import Scaffold
 
-__all__ = ["Hooks", "run_arm", "run_job"]
+__all__ = ["Hooks", "base_of", "run_arm", "run_job"]
 
 _EVALUATIONS = 10  # over the run, besides the one before training
 
@@ -44,6 +45,13 @@ def run_job(job: tuple[Arm, int, Path], method: Hooks | None = None) -> dict[str
     return run_arm(arm, seed, data, data.parent / ".study-cache" / process, method)
 
 
+def base_of(data: Path) -> Path:
+    """Return the folder of the base for sites in `data`, trained first if it is not there yet."""
+    tiny = {"policy.size": "tiny", "training.local_steps": 40, "training.warmup_steps": 10}
+    tiny |= {"training.learning_rate": 1.6e-2, "training.min_learning_rate": 1.6e-3}
+    return pretrain(data.with_name("foreign"), data.parent / ".study-base", (LONG // 40,), tiny)
+
+
 def run_arm(arm: Arm, seed: int, data: Path, cache: Path, method: Hooks | None = None) -> dict[str, Any]:
     """Train and return {"arm", "seed", "steps": [...], "policy_loss": [...], "action_mse": [...]}.
 
@@ -53,7 +61,7 @@ def run_arm(arm: Arm, seed: int, data: Path, cache: Path, method: Hooks | None =
         method: None: as the arm says.
     """
     torch.set_num_threads(1)
-    config = _configure(arm, seed)
+    config = _configure(arm, seed, base_of(data) if arm.fine_tuned else None)
     with tempfile.TemporaryDirectory() as folder:
         policy = build_policy(config.policy, seed=seed, device=torch.device("cpu"), cache=Path(folder))
         roots = {site: data / site for site in arm.sites}
@@ -106,13 +114,13 @@ def _train(
     return {"skipped_frames": skipped, **curve}
 
 
-def _configure(arm: Arm, seed: int) -> RunConfig:
+def _configure(arm: Arm, seed: int, base: Path | None = None) -> RunConfig:
     return parse_run_config(
-        {
+        (start_from(base) if base else {"policy.size": "tiny"})
+        | {
             "run.seed": seed,
             "run.num_rounds": arm.num_rounds,
             "federation.fraction_fit": arm.fraction_fit,
-            "policy.size": "tiny",
             "training.local_steps": arm.local_steps,
             "training.keep_optimizer": arm.keep_optimizer,
             "training.batch_size": arm.batch_size,
