@@ -7,11 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from server.evaluation.intervals import sign_test, wilson_interval
-from tests.benchmarks.closed_loop.arms import CENTRALISED, SITES
+from tests.benchmarks.closed_loop.arms import CENTRALISED, EXPERTS, SITES
 
 __all__ = ["draw", "make_table", "summarise"]
 
 _DRAWS = 10_000
+_COLOURS = {"federated": "#D55E00", "Flower": "#D55E00", CENTRALISED: "#0072B2", "alone": "#009E73"}
 _HEAD = """Success: of all seeds' episodes together, with Wilson's 95 % interval; all drive the same ones. Of
 centralised: the ratio of the two rates, its 95 % interval from {draws} draws of the episodes, each with
 all its seeds; p is McNemar's exact test on the same pairs. Least of alone: the lowest, of the sites, of the
@@ -51,10 +52,11 @@ def summarise(found: Mapping[str, Mapping[int, dict[str, Any]]], seeds: Sequence
 
 
 def _compare_at_home(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to each arm that serves all sites the least, of the sites, over what the site reaches alone."""
+    """Add to each policy that serves all sites the least, of the sites, over what the site reaches alone."""
     alone = {row["arm"].removesuffix(" alone"): row for row in rows if row["arm"].endswith(" alone")}
     for row in rows:
-        if len(alone) == len(SITES) and not row["arm"].endswith(" alone"):
+        serves_all = row["arm"] not in EXPERTS and not row["arm"].endswith(" alone")
+        if len(alone) == len(SITES) and serves_all:
             at_home = {site: max(0.01, alone[site]["by_site"][site]) for site in SITES}
             row["least_of_alone"] = min(row["by_site"][site] / at_home[site] for site in SITES)
 
@@ -106,7 +108,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     for height, row in enumerate(rows):
         low, high = row["interval"]
-        colour = "#0072B2" if row["arm"].endswith("alone") or "p" not in row else "#D55E00"
+        colour = next((rgb for word, rgb in _COLOURS.items() if word in row["arm"]), "0.5")
         axes.plot([low, high], [height, height], color=colour, lw=6, alpha=0.25, solid_capstyle="butt")
         axes.plot(list(row["by_seed"].values()), [height] * len(row["by_seed"]), "o", ms=4, color="0.35")
         axes.plot(row["success_rate"], height, "|", ms=14, mew=2.5, color=colour)
