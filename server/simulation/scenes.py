@@ -97,6 +97,8 @@ VARIANTS = {
 # Easier than the four above, so that a toy-sized policy learns them on two cores: each cube lies within
 # a patch of 5 x 2.5 cm and nearly square to the table. The patches lie beside each other, left and right
 # 11 cm apart.
+_EASY_RADIUS_RANGE_M = (0.22, 0.245)
+_EASY_YAW_RANGE_DEG = (-10.0, 10.0)
 for _base, _name, _bearing_range_deg in (
     ("site-a", "left", (8.0, 20.0)),
     ("site-b", "right", (-20.0, -8.0)),
@@ -106,9 +108,9 @@ for _base, _name, _bearing_range_deg in (
     VARIANTS[_name] = replace(
         VARIANTS[_base],
         name=_name,
-        cube_radius_range_m=(0.22, 0.245),
+        cube_radius_range_m=_EASY_RADIUS_RANGE_M,
         cube_bearing_range_deg=_bearing_range_deg,
-        cube_yaw_range_deg=(-10.0, 10.0),
+        cube_yaw_range_deg=_EASY_YAW_RANGE_DEG,
     )
 
 _FOREIGN_CUBES = {
@@ -136,7 +138,7 @@ def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> Scen
         task=task,
         cube_rgb=cube_rgb,
         table_rgb=triple(0.15, 0.85),
-        cube_radius_range_m=(0.22, 0.245),
+        cube_radius_range_m=_EASY_RADIUS_RANGE_M,
         cube_bearing_range_deg=(-20.0, 34.0),
         top_camera=Camera(
             (draw.uniform(0.36, 0.55), side_m, draw.uniform(0.38, 0.46)),
@@ -152,7 +154,7 @@ def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> Scen
         light_position_m=(draw.uniform(-0.2, 0.4), draw.uniform(-0.4, 0.4), draw.uniform(1.0, 1.3)),
         light_rgb=triple(0.5, 0.85),
         ambient=draw.uniform(0.35, 0.5),
-        cube_yaw_range_deg=(-10.0, 10.0),
+        cube_yaw_range_deg=_EASY_YAW_RANGE_DEG,
     )
 
 
