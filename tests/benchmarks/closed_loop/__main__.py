@@ -1,15 +1,16 @@
-"""Success in closed loop: experts, the base, each site alone, federated and centralised, with seeds.
+"""Success in closed loop: experts, the start, each site alone, federated and centralised, with seeds.
 
-    python -m tests.benchmarks.closed_loop [--seeds 0,1,2] [--arms 'NAME;NAME'] [--run outputs/NAME]
+    python -m tests.benchmarks.closed_loop [--of two-sites] [--seeds 0,1,2] [--arms 'NAME;NAME'] [--run RUN]
 
-Four sites that differ in where the cube lies, its colour, wording, table, light and cameras; site-d has half
-the demonstrations. Every arm of `arms.py` fine-tunes one base, the small SmolVLA of `configs/arm.toml` that
-was pretrained on eight scenes of nobody's, and every learner takes the same number of optimizer steps in a
-row: a site alone, or the pooled data, as many as each site does in the federation; the pooled data with four
-times the batch, so with as many frames as all sites.
-Every policy drives the same episodes, a quarter at each site. Policies and drives lie in `--work`, so the
-command goes on where it stopped; two run at a time. With `--run` the policy of a real run with Flower is
-driven too. Writes `results.json`, `table.md` and `success.png` beside this file.
+The sites differ in where the cube lies, its colour, wording, table, light and cameras. Two are those of
+`make arm`, which trains from scratch. Of four, one has half the demonstrations, and every arm of `arms.py`
+fine-tunes one base: the small SmolVLA of `configs/arm.toml`, pretrained on eight scenes of nobody's.
+
+Every learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as
+each site does in the federation; the pooled data with a batch as large as those of all sites together, so
+with as many frames. Every policy drives the same episodes, as many at each site. Policies and drives lie in
+`--work`, so the command goes on where it stopped; two run at a time. With `--run` the policy of a real run
+with Flower is driven too. Writes JSON, table and plot, named after the comparison, beside this file.
 """
 
 import argparse
@@ -22,16 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.closed_loop.arms import (
-    ARMS,
-    CANDIDATES,
+    COMPARISONS,
     EXPERTS,
     Arm,
+    Comparison,
     drive_arm,
-    record,
     train_once,
 )
 from tests.benchmarks.closed_loop.report import draw, make_table, summarise
-from tests.benchmarks.pretraining import pretrain
+from tests.benchmarks.pretraining import pretrain, start_from
 
 HERE = Path(__file__).parent
 BASE = "base, as it is"
@@ -41,55 +41,67 @@ WITH_FLOWER = "with Flower"
 
 def main() -> None:
     """Record, then train and drive what is not there yet; print the table, write table, JSON and plot."""
+    options = _parse_options()
+    compared = COMPARISONS[options.of]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    wanted = options.arms.split(";")
+    arms = [arm for arm in (*compared.arms, *compared.candidates) if arm.name in wanted]
+    rounds = options.rounds or compared.rounds
+    compared.record(compared.data)
+    found = _train_and_drive(compared, arms or compared.arms, seeds, rounds, options)
+    result = summarise(found, seeds, compared.sites) | {
+        "date": time.strftime("%Y-%m-%d"),
+        "episodes": options.episodes,
+        "rounds": rounds,
+    }
+    file = options.out / options.of
+    file.with_suffix(".json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(make_table(result), encoding="utf-8")
+    draw(result).savefig(file.with_suffix(".png"), dpi=110)
+    print(make_table(result))
+
+
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Success in closed loop.")
+    parser.add_argument("--of", choices=COMPARISONS, default="four-sites", help="(%(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
     parser.add_argument(
         "--arms", default="", help="only these, separated by semicolons (all but the candidates)"
     )
-    parser.add_argument("--rounds", type=int, default=48, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, help="(as many as the comparison says)")
     parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
-    parser.add_argument("--data", type=Path, default=Path("data/four"), help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
     parser.add_argument("--run", type=Path, help="folder of a run with Flower, of the first seed")
     parser.add_argument("--out", type=Path, default=HERE, help="(%(default)s)")
-    options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    wanted = options.arms.split(";")
-    arms = [arm for arm in (*ARMS, *CANDIDATES) if arm.name in wanted] if options.arms else list(ARMS)
-    record(options.data)
-    found = _train_and_drive(arms, seeds, options)
-    result = summarise(found, seeds) | {
-        "date": time.strftime("%Y-%m-%d"),
-        "episodes": options.episodes,
-        "rounds": options.rounds,
-    }
-    (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.out / "table.md").write_text(make_table(result), encoding="utf-8")
-    draw(result).savefig(options.out / "success.png", dpi=110)
-    print(make_table(result))
+    return parser.parse_args()
 
 
 def _train_and_drive(
-    arms: Sequence[Arm], seeds: Sequence[int], options: argparse.Namespace
+    compared: Comparison, arms: Sequence[Arm], seeds: Sequence[int], rounds: int, options: argparse.Namespace
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Return arm -> seed -> what its policy reaches, with the minutes of its training."""
-    base = pretrain(options.data.with_name("foreign"), options.work, PRETRAINING, {})
+    work = options.work / options.of
+    settings = {**compared.settings, "run.num_rounds": rounds}
+    folders = {(name, seeds[0]): work / name.replace(" ", "-") for name in EXPERTS}
+    if compared.fine_tuned:
+        base = pretrain(compared.data.with_name("foreign"), options.work, PRETRAINING, {})
+        settings |= start_from(base)
+        folders[BASE, seeds[0]] = base
+    if options.run:
+        folders[WITH_FLOWER, seeds[0]] = options.run / "pretrained_model"
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        places = (base, options.data, options.work)
+        place = work / f"{rounds}-rounds"
         training = {
-            (arm.name, seed): pool.submit(train_once, arm, seed, options.rounds, *places)
+            (arm.name, seed): pool.submit(train_once, arm, seed, settings, compared.data, place)
             for seed in seeds
             for arm in arms
         }
-        folders = {(name, seeds[0]): options.work / name.replace(" ", "-") for name in EXPERTS}
-        folders[BASE, seeds[0]] = base
         for each, future in training.items():
             folders[each] = future.result()
             print(f"{each[0]}, seed {each[1]}, is trained", flush=True)
-        if options.run:
-            folders[WITH_FLOWER, seeds[0]] = options.run / "pretrained_model"
+        scenes = tuple(compared.sites.values())
         driving = {
-            each: pool.submit(drive_arm, each[0], folder, options.episodes)
+            each: pool.submit(drive_arm, each[0], folder, scenes, options.episodes)
             for each, folder in folders.items()
         }
         found: dict[str, dict[int, dict[str, Any]]] = {}

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,22 @@ from tests.benchmarks.closed_loop.drive import (
     policy_controller,
 )
 from tests.benchmarks.closed_loop.train import train
-from tests.benchmarks.pretraining import start_from
 
 __all__ = [
-    "ARMS",
-    "CANDIDATES",
     "CENTRALISED",
+    "COMPARISONS",
     "EXPERTS",
-    "SITES",
     "Arm",
+    "Comparison",
     "drive_arm",
-    "record",
     "record_three",
     "train_once",
 ]
 
-SITES = {"site-a": "left", "site-b": "right", "site-c": "middle", "site-d": "outer"}
-"""Site -> the scene that its demonstrations come from."""
 EXPERTS: dict[str, Controller] = {"expert": expert, "expert that does not look": blind}
 CENTRALISED = "centralised"
 _FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.evaluation.closed_loop`
 _ACTIONS = 50  # taken of each chunk
-_WARMUP_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Arm:
     """One way of training; `settings` are of the configuration."""
 
     name: str
-    learners: tuple[tuple[str, ...], ...] = tuple((site,) for site in SITES)
+    learners: tuple[tuple[str, ...], ...]  # the sites that each pools
     settings: Mapping[str, Any] = field(default_factory=dict)
     codec: str = "fp32"  # of the updates
 
@@ -66,19 +60,58 @@ def _with_momentum(momentum: float, rate: float) -> dict[str, Any]:
     }
 
 
-_CHOSEN = _with_momentum(0.8, 5e-4)
-ARMS = (
-    Arm(CENTRALISED, (tuple(SITES),)),
-    Arm("federated", settings=_CHOSEN),
-    *(Arm(f"{site} alone", ((site,),)) for site in SITES),
-    Arm("federated, int4", settings=_CHOSEN, codec="int4"),
-    Arm("federated, plain FedProx", settings={"aggregation.strategy": "fedprox"}),
-)
-CANDIDATES = (
-    Arm("federated, momentum 0.9", settings=_with_momentum(0.9, 2.5e-4)),
-    Arm("centralised, rate 0.002", (tuple(SITES),), _at_rate(2e-3)),
-)
-"""What was chosen against, on another seed than those reported."""
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared on the same sites; `settings` are what all arms change of `configs/arm.toml`."""
+
+    sites: Mapping[str, str]  # -> the scene that its demonstrations come from
+    data: Path
+    record: Callable[[Path], object]
+    arms: tuple[Arm, ...]
+    candidates: tuple[Arm, ...]  # what was chosen against, on another seed than those reported
+    rounds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fine_tuned: bool = False  # of a base; else from scratch
+
+
+def _make_comparisons() -> dict[str, Comparison]:
+    four = {"site-a": "left", "site-b": "right", "site-c": "middle", "site-d": "outer"}
+    two = {"site-a": "left", "site-b": "right"}
+    each, pooled = tuple((site,) for site in four), (tuple(four),)
+    chosen = _with_momentum(0.8, 5e-4)
+    return {
+        "four-sites": Comparison(
+            four,
+            Path("data/four"),
+            _record_four,
+            (
+                Arm(CENTRALISED, pooled),
+                Arm("federated", each, chosen),
+                *(Arm(f"{site} alone", ((site,),)) for site in four),
+                Arm("federated, int4", each, chosen, codec="int4"),
+                Arm("federated, plain FedProx", each, {"aggregation.strategy": "fedprox"}),
+            ),
+            (
+                Arm("federated, momentum 0.9", each, _with_momentum(0.9, 2.5e-4)),
+                Arm("centralised, rate 0.002", pooled, _at_rate(2e-3)),
+            ),
+            rounds=48,
+            settings={"training.warmup_steps": 60},
+            fine_tuned=True,
+        ),
+        "two-sites": Comparison(
+            two,
+            Path("data/arm"),
+            record_three,
+            (
+                Arm(CENTRALISED, (tuple(two),)),
+                Arm("federated", each[:2]),
+                *(Arm(f"{site} alone", ((site,),)) for site in two),
+            ),
+            (Arm("federated, momentum 0.8", each[:2], chosen),),
+            rounds=160,
+        ),
+    }
 
 
 def record_three(arm: Path) -> Path:
@@ -94,15 +127,15 @@ def record_three(arm: Path) -> Path:
     return new / "new"
 
 
-def record(data: Path) -> None:
-    """Record the sites' demonstrations, a hundred each and fifty of site-d, unless they are there.
+def _record_four(data: Path) -> None:
+    """Record the four sites' demonstrations, a hundred each and fifty of site-d, unless they are there.
 
     `data` becomes a folder of links, for two of the sites have the recordings of `make arm`.
     """
     arm, half = data.with_name("arm"), data.with_name("arm-half")
     few = SampleParameters(episodes=50, eval_episodes=16)
     middle = record_three(arm)
-    ensure_sample_data(half, few, 2, {"half": ("outer",), "holdout": tuple(SITES.values())})
+    ensure_sample_data(half, few, 2, {"half": ("outer",), "holdout": ("left", "right", "middle", "outer")})
     data.mkdir(exist_ok=True)
     sources = {"site-a": arm / "site-a", "site-b": arm / "site-b", "site-c": middle}
     sources |= {"site-d": half / "half", "holdout": half / "holdout"}
@@ -111,27 +144,31 @@ def record(data: Path) -> None:
             (data / name).symlink_to(Path("..") / source.relative_to(data.parent))
 
 
-def train_once(arm: Arm, seed: int, rounds: int, base: Path, data: Path, work: Path) -> Path:
-    """Return the folder of what `arm` makes of `base`, trained first if it is not in `work` yet."""
+COMPARISONS = _make_comparisons()
+
+
+def train_once(arm: Arm, seed: int, settings: Mapping[str, Any], data: Path, work: Path) -> Path:
+    """Return the folder of what `arm` makes of `settings`, trained first if it is not in `work` yet."""
     torch.set_num_threads(1)
-    folder = work / f"{rounds}-rounds" / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
+    folder = work / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
     if (folder / "config.json").exists():
         return folder
-    settings = {"run.seed": seed, "run.num_rounds": rounds, "training.warmup_steps": _WARMUP_STEPS}
-    config = load_run_config(Path("configs/arm.toml"), settings | start_from(base) | dict(arm.settings))
+    config = load_run_config(
+        Path("configs/arm.toml"), {"run.seed": seed} | dict(settings) | dict(arm.settings)
+    )
     started = time.monotonic()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = work / f".scratch-{multiprocessing.current_process().name}"  # its frames are decoded once
+    work.mkdir(parents=True, exist_ok=True)
+    # Of the comparison: each process decodes its frames once.
+    scratch = work.parent / f".scratch-{multiprocessing.current_process().name}"
     losses = train(config, arm.learners, data, scratch, folder, codec=arm.codec)
     write_json(folder / "training.json", {"training_loss": losses, "seconds": time.monotonic() - started})
     return folder
 
 
-def drive_arm(name: str, folder: Path, episodes: int) -> dict[str, Any]:
+def drive_arm(name: str, folder: Path, scenes: Sequence[str], episodes: int) -> dict[str, Any]:
     """Return what an expert of that name, or else the policy in `folder`, reaches; driven once, and kept."""
 
     def controller() -> Controller:
         return EXPERTS.get(name) or policy_controller(folder, _ACTIONS)
 
-    scenes = tuple(SITES.values())
     return drive_once(folder / f"driven-{episodes}.json", controller, scenes, episodes, _FIRST_SEED)

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from server.simulation.recording import SampleParameters, ensure_sample_data
+from tests.benchmarks.intervals import mean_interval
 from tests.benchmarks.study.arms import ARMS, CURVES, LOCAL_STEPS, LONG, SITES, STEPS
 from tests.benchmarks.study.train import base_of, run_job
 
@@ -28,7 +29,6 @@ _CENTRALISED = {  # steps, fine-tuned -> what is compared against
     (LONG, False): "centralised, long",
     (STEPS, True): "centralised, fine-tuned",
 }
-_T95 = {3: 4.303, 5: 2.776}  # values -> 97.5 % quantile of Student's t
 
 
 def main() -> None:
@@ -87,17 +87,11 @@ def _table(runs: list[dict[str, Any]]) -> str:
         if len(losses) > 1:
             figure += f" ({min(losses):.4f} to {max(losses):.4f})"
         mse = np.mean([run["action_mse"][-1] for run in finals])
-        against = f"{np.mean(ratios) - 1:+.1%}{_around(ratios - 1)}"
+        against = f"{np.mean(ratios) - 1:+.1%}"
+        if arm.name not in _CENTRALISED.values() and (interval := mean_interval(ratios - 1)):
+            against += " ({:+.1%} to {:+.1%})".format(*interval)
         lines.append(f"| {arm.name} | {arm.steps} | {len(losses)} | {figure} | {against} | {mse:.1f} |")
     return "\n".join(lines) + "\n"
-
-
-def _around(values: np.ndarray) -> str:
-    """Return the 95 % interval of the mean of `values`, in brackets; empty where there are too few."""
-    if len(values) not in _T95 or not np.any(values):
-        return ""
-    half = _T95[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f" ({np.mean(values) - half:+.1%} to {np.mean(values) + half:+.1%})"
 
 
 def _plot(runs: list[dict[str, Any]]) -> None:

@@ -51,21 +51,21 @@ class Arm:
 
 _POOLED_BATCH = BATCH_SIZE * len(SITES)
 # The figure of local steps: curve -> what its arms have in common.
+_PLAIN, _MOMENTUM, _BEST = "FedProx", "FedProx, server momentum", "FedProx, tuned momentum"
+_TUNED: dict[str, Any] = {"strategy": "fedavgm", "server_momentum": 0.6, "learning_rate": 8e-3}
 CURVES: dict[str, dict[str, Any]] = {
-    "FedProx": {},
-    "FedProx, server momentum": {"strategy": "fedavgm"},
-    # Chosen on seed 10, at 40 local steps.
-    "FedProx, tuned momentum": {"strategy": "fedavgm", "server_momentum": 0.6, "learning_rate": 8e-3},
+    _PLAIN: {},
+    _MOMENTUM: {"strategy": "fedavgm"},
+    _BEST: _TUNED,  # chosen on seed 10, at 40 local steps
 }
-_TUNED = CURVES["FedProx, tuned momentum"]
-_SEEDS = {2: 3, 10: 3, 40: 5}
+_SEEDS = {(_PLAIN, 2): 3, (_PLAIN, 10): 3, (_MOMENTUM, 10): 3, (_BEST, 40): 5}  # elsewhere one
 
 
 ARMS = (
     Arm("centralised", pooled=True, batch_size=_POOLED_BATCH, seeds=5),
     Arm("FedAvg", strategy="fedavg"),
     *(
-        Arm(f"{curve}, {k} local steps", local_steps=k, seeds=_SEEDS.get(k, 1), **settings)
+        Arm(f"{curve}, {k} local steps", local_steps=k, seeds=_SEEDS.get((curve, k), 1), **settings)
         for curve, settings in CURVES.items()
         for k in LOCAL_STEPS
     ),
@@ -74,24 +74,15 @@ ARMS = (
     *(Arm(f"{site} alone", sites=(site,), pooled=True) for site in SITES),
     Arm("FedProx, each site's own normalisation", shared_normalisation=False),
     # The same four times as long.
-    Arm("centralised, long", pooled=True, batch_size=_POOLED_BATCH, steps=LONG, seeds=5),
+    Arm("centralised, long", pooled=True, batch_size=_POOLED_BATCH, steps=LONG),
     Arm("FedProx, long", steps=LONG, seeds=1),
     Arm("FedProx, server momentum, long", strategy="fedavgm", steps=LONG),
-    Arm("FedProx, tuned momentum, 40 local steps, long", local_steps=40, steps=LONG, seeds=5, **_TUNED),
+    Arm(f"{_BEST}, 40 local steps, long", local_steps=40, steps=LONG, **_TUNED),
     # Were the sites alike: what is lost by averaging rarely alone.
-    Arm("FedProx, 40 local steps, sites alike", local_steps=40, alike=True, seeds=5),
-    Arm(
-        "FedProx, tuned momentum, 40 local steps, sites alike", local_steps=40, alike=True, seeds=5, **_TUNED
-    ),
+    Arm(f"{_BEST}, 40 local steps, sites alike", local_steps=40, alike=True, **_TUNED),
     # From a base, as the real policy is trained.
     Arm("centralised, fine-tuned", pooled=True, batch_size=_POOLED_BATCH, fine_tuned=True, seeds=5),
-    Arm(
-        "FedProx, tuned momentum, 40 local steps, fine-tuned",
-        local_steps=40,
-        fine_tuned=True,
-        seeds=5,
-        **_TUNED,
-    ),
+    Arm(f"{_BEST}, 40 local steps, fine-tuned", local_steps=40, fine_tuned=True, seeds=5, **_TUNED),
     # What single choices do: one seed.
     Arm("centralised, batches of one site", pooled=True, steps=LONG, seeds=1),
     Arm("FedProx, optimizer state reset", keep_optimizer=False, seeds=1),

@@ -25,7 +25,7 @@ from tests.benchmarks.study.arms import Arm
 from tests.benchmarks.study.train import run_job
 
 _STEPS = 40
-_FULL, _HALF, _QUARTER = 1.6e-2, 8e-3, 4e-3
+_FULL, _HALF = 1.6e-2, 8e-3
 
 
 @dataclass
@@ -34,11 +34,9 @@ class Method:
 
     name: str
     rate: float = _FULL  # the sites' learning rate
-    step: float = 1.0  # that the server takes of the aggregated update
-    fedexp: bool = False  # FedExP's step in its place (Jhunjhunwala et al., ICLR 2023, eq. 8)
+    fedexp: bool = False  # the server's step is FedExP's (Jhunjhunwala et al., ICLR 2023, eq. 8)
     momentum: float = 0.0  # Nesterov's, of the server
-    curvature: float = 0.0  # updates weigh by their mean squared gradient to this power (Fisher)
-    grouped: str = "value"  # twice the bytes; or of the mean of a "row", a "tensor" or all of a "site"
+    curvature: bool = False  # values weigh by their mean squared gradient (Fisher); twice the bytes
     drift: float = 0.0  # each step goes this part of what the last mean had beyond the site's own update
     ahead: float = 0.0  # each step goes this part of the last global one's (FedCM, Xu et al., 2021)
     agreement: float = 0.0  # lengthens what sites disagree on: (rms / |mean|) to this power
@@ -90,7 +88,7 @@ class Method:
             states = [[o.state[p]["exp_avg_sq"] for p in ps] for o, ps in self._optimizers.values()]
             self._moments = [torch.stack(each).mean(0) for each in zip(*states, strict=True)]
         means = {name: self._mean(name, results) for name in weights}
-        step = self._step(means, results) if self.fedexp else self.step
+        step = self._step(means, results) if self.fedexp else 1.0
         for name, mean in means.items():
             change = step * mean
             if self.momentum:
@@ -104,23 +102,14 @@ class Method:
         updates = torch.stack([result.update[name] for result in results.values()])
         factors = torch.tensor([float(result.num_examples) for result in results.values()])
         if self.curvature:
-            factors = torch.stack([self._curvature(site, name) for site in results])
+            squares = torch.stack([self._squares[site][name] for site in results])
+            factors = squares + 1e-12
         factors = factors.view(len(updates), *factors.shape[1:], *[1] * (updates.ndim - factors.ndim))
         mean = (factors * updates).sum(0) / factors.sum(0)
         if self.agreement:
             rms = updates.square().mean(0).sqrt()
             mean *= (rms / mean.abs().clamp_min(1e-12)).clamp(1, len(updates)) ** self.agreement
         return mean
-
-    def _curvature(self, site: str, name: str) -> Tensor:
-        squares = self._squares[site][name]
-        if self.grouped == "row" and squares.ndim > 1:
-            squares = squares.flatten(1).mean(1)
-        elif self.grouped == "tensor":
-            squares = squares.mean()
-        elif self.grouped == "site":
-            squares = torch.stack([each.sum() for each in self._squares[site].values()]).sum()
-        return (squares + 1e-12) ** self.curvature
 
     @staticmethod
     def _step(means: Mapping[str, Tensor], results: Mapping[str, TrainingResult]) -> float:
@@ -132,30 +121,16 @@ class Method:
 METHODS = (
     Method("plain"),
     Method("sites alike", alike=True),
-    Method("momentum 0.3", momentum=0.3),
-    Method("momentum 0.6", momentum=0.6),
-    Method("server step 1.5", step=1.5),
     Method("FedExP", fedexp=True),
     Method("agreement 0.5", agreement=0.5),
-    Method("drift 0.5", drift=0.5),
     Method("drift 1", drift=1.0),
-    Method("drift 1, momentum 0.3", drift=1.0, momentum=0.3),
     Method("ahead 0.5", ahead=0.5),
     Method("shared second moments", shared_moments=True),
-    Method("curvature of a site", curvature=1.0, grouped="site"),
-    Method("curvature of a tensor", curvature=1.0, grouped="tensor"),
-    Method("curvature of a row", curvature=1.0, grouped="row"),
-    Method("curvature of a value", curvature=1.0),
-    Method("curvature of a value, root", curvature=0.5),
-    Method("curvature of a value, momentum 0.3", curvature=1.0, momentum=0.3),
-    Method("half the rate, drift 1", rate=_HALF, drift=1.0),
+    Method("curvature", curvature=True),
     Method("half the rate, momentum 0.6", rate=_HALF, momentum=0.6),
     Method("half the rate, momentum 0.6, alike", rate=_HALF, momentum=0.6, alike=True),
-    Method("half the rate, momentum 0.7, curvature of a value", rate=_HALF, momentum=0.7, curvature=1.0),
-    Method("half the rate, momentum 0.3, ahead 0.5", rate=_HALF, momentum=0.3, ahead=0.5),
-    Method("half the rate, momentum 0.6, beta1 0.95", rate=_HALF, momentum=0.6, betas=(0.95, 0.95)),
     Method("half the rate, momentum 0.6, beta2 0.99", rate=_HALF, momentum=0.6, betas=(0.9, 0.99)),
-    Method("quarter of the rate, momentum 0.7, curvature of a value", _QUARTER, momentum=0.7, curvature=1.0),
+    Method("half the rate, momentum 0.7, curvature", rate=_HALF, momentum=0.7, curvature=True),
 )
 REFERENCES = (
     Arm("centralised", pooled=True, batch_size=32, local_steps=_STEPS),
