@@ -11,6 +11,7 @@ __all__ = ["EARLIER_RUN", "fault_of_run_name", "find_broken_rule"]
 EARLIER_RUN = "run:"  # before the name of a run, in `policy.pretrained`
 
 _MAX_ADAM_RATE = 0.1
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DEFAULTS = PolicyConfig()
 
 
@@ -18,6 +19,7 @@ def find_broken_rule(config: RunConfig) -> str | None:
     """Return the first broken rule as "KEY = VALUE: what is wrong; what to do", or None."""
     checks = (
         _names(config),
+        _places(config.policy),
         _participants(config),
         _partial_work(config),
         _normalisation(config.policy),
@@ -52,6 +54,20 @@ def fault_of_run_name(name: str) -> str:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         return "use letters, digits, '-', '_' and '.', it becomes a folder name"
     return "must not start with a dot" if name.startswith(".") else ""
+
+
+def _places(policy: PolicyConfig) -> str | None:
+    # A relative folder is another one to each process of a run.
+    named = {"policy.vlm": policy.vlm}
+    if policy.size == "pretrained" and not policy.pretrained.startswith(EARLIER_RUN):
+        named["policy.pretrained"] = policy.pretrained
+    for key, place in named.items():
+        if place and not place.startswith(("/", "~")) and not _HUB_ID.fullmatch(place):
+            return (
+                f"{key} = {place!r}: is neither a Hub id such as 'lerobot/smolvla_base' nor the whole path "
+                "of a folder; write the path from '/' or '~' on"
+            )
+    return None
 
 
 def _participants(config: RunConfig) -> str | None:

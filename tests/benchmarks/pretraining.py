@@ -38,4 +38,4 @@ def pretrain(data: Path, work: Path, cycles: Sequence[int], settings: Mapping[st
 
 def start_from(base: Path) -> dict[str, Any]:
     """Return the settings that a run starts from `base` with."""
-    return {"policy.size": "pretrained", "policy.pretrained": str(base)}
+    return {"policy.size": "pretrained", "policy.pretrained": str(base.resolve())}

@@ -1,6 +1,6 @@
 """Success in closed loop: experts, the start, each site alone, federated and centralised, with seeds.
 
-    python -m tests.benchmarks.closed_loop [--of two-sites] [--seeds 0,1,2] [--arms 'NAME;NAME'] [--run RUN]
+    python -m tests.benchmarks.closed_loop [--of two-sites] [--seeds 0,1,2] [--arms 'NAME;NAME'] [--flower]
 
 The sites differ in where the cube lies, its colour, wording, table, light and cameras. Two are those of
 `make arm`, which trains from scratch. Of four, one has half the demonstrations, and every arm of `arms.py`
@@ -9,8 +9,9 @@ fine-tunes one base: the small SmolVLA of `configs/arm.toml`, pretrained on eigh
 Every learner takes the same number of optimizer steps in a row: a site alone, or the pooled data, as many as
 each site does in the federation; the pooled data with a batch as large as those of all sites together, so
 with as many frames. Every policy drives the same episodes, as many at each site. Policies and drives lie in
-`--work`, so the command goes on where it stopped; two run at a time. With `--run` the policy of a real run
-with Flower is driven too. Writes JSON, table and plot, named after the comparison, beside this file.
+`--work`, so the command goes on where it stopped; two run at a time. With `--flower` the federation's first
+seed is trained by a run with Flower as well, over TLS. Writes JSON, table and plot, named after the
+comparison, beside this file.
 """
 
 import argparse
@@ -25,18 +26,20 @@ from typing import Any
 from tests.benchmarks.closed_loop.arms import (
     COMPARISONS,
     EXPERTS,
+    FEDERATED,
     Arm,
     Comparison,
     drive_arm,
     train_once,
 )
 from tests.benchmarks.closed_loop.report import draw, make_table, summarise
+from tests.benchmarks.closed_loop.with_flower import train_with_flower
 from tests.benchmarks.pretraining import pretrain, start_from
 
 HERE = Path(__file__).parent
 BASE = "base, as it is"
 PRETRAINING = (80, 160)  # rounds
-WITH_FLOWER = "with Flower"
+WITH_FLOWER = "federated, with Flower"
 
 
 def main() -> None:
@@ -71,7 +74,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="(as many as the comparison says)")
     parser.add_argument("--episodes", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("outputs/closed_loop"), help="(%(default)s)")
-    parser.add_argument("--run", type=Path, help="folder of a run with Flower, of the first seed")
+    parser.add_argument("--flower", action="store_true", help="the federation's first seed with Flower too")
     parser.add_argument("--out", type=Path, default=HERE, help="(%(default)s)")
     return parser.parse_args()
 
@@ -87,10 +90,13 @@ def _train_and_drive(
         base = pretrain(compared.data.with_name("foreign"), options.work, PRETRAINING, {})
         settings |= start_from(base)
         folders[BASE, seeds[0]] = base
-    if options.run:
-        folders[WITH_FLOWER, seeds[0]] = options.run / "pretrained_model"
+    place = work / f"{rounds}-rounds"
+    if options.flower:
+        federated = next(arm for arm in compared.arms if arm.name == FEDERATED)
+        folders[WITH_FLOWER, seeds[0]] = train_with_flower(
+            federated, seeds[0], settings, compared.data, place
+        )
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        place = work / f"{rounds}-rounds"
         training = {
             (arm.name, seed): pool.submit(train_once, arm, seed, settings, compared.data, place)
             for seed in seeds

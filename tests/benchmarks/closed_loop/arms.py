@@ -25,6 +25,7 @@ __all__ = [
     "CENTRALISED",
     "COMPARISONS",
     "EXPERTS",
+    "FEDERATED",
     "Arm",
     "Comparison",
     "drive_arm",
@@ -34,6 +35,7 @@ __all__ = [
 
 EXPERTS: dict[str, Controller] = {"expert": expert, "expert that does not look": blind}
 CENTRALISED = "centralised"
+FEDERATED = "federated"
 _FIRST_SEED = 2_000_000_000  # beyond the seeds of `server.evaluation.closed_loop`
 _ACTIONS = 50  # taken of each chunk
 
@@ -86,13 +88,13 @@ def _make_comparisons() -> dict[str, Comparison]:
             _record_four,
             (
                 Arm(CENTRALISED, pooled),
-                Arm("federated", each, chosen),
+                Arm(FEDERATED, each, chosen),
                 *(Arm(f"{site} alone", ((site,),)) for site in four),
-                Arm("federated, int4", each, chosen, codec="int4"),
-                Arm("federated, plain FedProx", each, {"aggregation.strategy": "fedprox"}),
+                Arm(f"{FEDERATED}, int4", each, chosen, codec="int4"),
+                Arm(f"{FEDERATED}, plain FedProx", each, {"aggregation.strategy": "fedprox"}),
             ),
             (
-                Arm("federated, momentum 0.9", each, _with_momentum(0.9, 2.5e-4)),
+                Arm(f"{FEDERATED}, momentum 0.9", each, _with_momentum(0.9, 2.5e-4)),
                 Arm("centralised, rate 0.002", pooled, _at_rate(2e-3)),
             ),
             rounds=48,
@@ -105,10 +107,10 @@ def _make_comparisons() -> dict[str, Comparison]:
             record_three,
             (
                 Arm(CENTRALISED, (tuple(two),)),
-                Arm("federated", each[:2]),
+                Arm(FEDERATED, each[:2]),
                 *(Arm(f"{site} alone", ((site,),)) for site in two),
             ),
-            (Arm("federated, momentum 0.8", each[:2], chosen),),
+            (Arm(f"{FEDERATED}, momentum 0.8", each[:2], chosen),),
             rounds=160,
         ),
     }

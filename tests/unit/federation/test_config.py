@@ -70,6 +70,12 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
             "does not go with training.local_epochs = 0.5",
         ),
         ({"policy.size": "tiny", "policy.normalisation": "pretrained"}, "'tiny' has no statistics"),
+        (
+            {"policy.pretrained": "outputs/demo-1/pretrained_model"},
+            "policy.pretrained = 'outputs/demo-1/pretrained_model': is neither a Hub id",
+        ),
+        ({"policy.pretrained": "../base"}, "policy.pretrained = '../base': is neither a Hub id"),
+        ({"policy.vlm": "./vlm"}, "policy.vlm = './vlm': is neither a Hub id"),
         ({"policy.adaptr": "lora"}, "unknown key 'policy.adaptr': did you mean policy.adapter?"),
         ({"policy.adapter": "dora"}, "policy.adapter = 'dora': must be one of none, lora"),
         (
