@@ -67,7 +67,7 @@ def main() -> None:
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Success in closed loop.")
     parser.add_argument("--of", choices=COMPARISONS, default="four-sites", help="(%(default)s)")
-    parser.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="most arms take the first three (%(default)s)")
     parser.add_argument(
         "--arms", default="", help="only these, separated by semicolons (all but the candidates)"
     )
@@ -99,8 +99,8 @@ def _train_and_drive(
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         training = {
             (arm.name, seed): pool.submit(train_once, arm, seed, settings, compared.data, place)
-            for seed in seeds
             for arm in arms
+            for seed in seeds[: arm.seeds]
         }
         for each, future in training.items():
             folders[each] = future.result()

@@ -48,6 +48,7 @@ class Arm:
     learners: tuple[tuple[str, ...], ...]  # the sites that each pools
     settings: Mapping[str, Any] = field(default_factory=dict)
     codec: str = "fp32"  # of the updates
+    seeds: int = 3  # at most so many of those asked for
 
 
 def _at_rate(rate: float) -> dict[str, Any]:
@@ -87,9 +88,10 @@ def _make_comparisons() -> dict[str, Comparison]:
             Path("data/four"),
             _record_four,
             (
-                Arm(CENTRALISED, pooled),
-                Arm(FEDERATED, each, chosen),
+                Arm(CENTRALISED, pooled, seeds=5),
+                Arm(FEDERATED, each, chosen, seeds=5),
                 *(Arm(f"{site} alone", ((site,),)) for site in four),
+                Arm(f"{FEDERATED}, int8", each, chosen, codec="int8"),
                 Arm(f"{FEDERATED}, int4", each, chosen, codec="int4"),
                 Arm(f"{FEDERATED}, plain FedProx", each, {"aggregation.strategy": "fedprox"}),
             ),
@@ -110,7 +112,7 @@ def _make_comparisons() -> dict[str, Comparison]:
                 Arm(FEDERATED, each[:2]),
                 *(Arm(f"{site} alone", ((site,),)) for site in two),
             ),
-            (Arm(f"{FEDERATED}, momentum 0.8", each[:2], chosen),),
+            (Arm(f"{FEDERATED}, momentum 0.8", each[:2], chosen, seeds=1),),
             rounds=160,
         ),
     }
