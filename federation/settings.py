@@ -218,7 +218,7 @@ class WireConfig:
 
     download: Literal["fp32", "bf16"] = setting("bf16", "global weights, server to node")
     upload: Literal["fp32", "bf16", "int8", "int4"] = setting(
-        "int8", "updates, node to server; `int8` and `int4` with error feedback"
+        "int8", "updates, node to server; `int8`, `int4` with error feedback; `int4` costs some success"
     )
 
 

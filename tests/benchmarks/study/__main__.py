@@ -129,8 +129,9 @@ def _plot(runs: list[dict[str, Any]]) -> None:
             axis.set(yscale="log")
             axis.grid(alpha=0.3)
         axes[0, column].set_title(title)
-        axes[0, column].legend(fontsize=8)
+        axes[0, column].legend(fontsize=7, ncol=2, loc="upper right")
         axes[1, column].set_xlabel("share of the training")
+    axes[0, 0].set_ylim(top=12)  # room for the legends
     axes[0, 0].set_ylabel("held-out policy loss")
     axes[1, 0].set_ylabel("held-out action MSE (degrees², percent²)")
     figure.tight_layout()
