@@ -21,7 +21,7 @@ from server.evaluation.held_out import Evaluator
 from tests.benchmarks.adapters.arms import Arm
 from tests.benchmarks.adapters.averages import measure_error, refactor
 from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
-from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.closed_loop.train import FULL_RATE, train
 from tests.benchmarks.in_process import as_in_a_run
 
 __all__ = ["DATASETS", "run_arm", "train_base"]
@@ -73,14 +73,14 @@ def train_base(seed: int, options: argparse.Namespace) -> Path:
     """Return the policy that all arms of a seed adapt, trained first if it is not there yet."""
     folder = options.work / f"base-seed{seed}"
     if not (folder / "config.json").exists():
-        config = _with(load_run_config(Path("configs/arm.toml")), seed, options.pretrain_rounds, options)
+        config = _as_arm(seed, options.pretrain_rounds, options)
         scratch = options.work / f".scratch-{os.getpid()}"
         train(config, ((PRETRAIN,),), options.data, scratch, folder)
     return folder
 
 
 def _config(arm: Arm, seed: int, base: Path, options: argparse.Namespace) -> RunConfig:
-    config = _with(load_run_config(Path("configs/arm.toml")), seed, options.rounds, options)
+    config = _as_arm(seed, options.rounds, options)
     if arm.is_adapter:
         rate = options.adapter_rate
         training = replace(config.training, learning_rate=rate, min_learning_rate=rate / 20)
@@ -89,7 +89,8 @@ def _config(arm: Arm, seed: int, base: Path, options: argparse.Namespace) -> Run
     return replace(config, policy=policy, aggregation=replace(config.aggregation, strategy="fedprox"))
 
 
-def _with(config: RunConfig, seed: int, rounds: int, options: argparse.Namespace) -> RunConfig:
+def _as_arm(seed: int, rounds: int, options: argparse.Namespace) -> RunConfig:
+    config = load_run_config(Path("configs/arm.toml"), FULL_RATE)
     training = replace(
         config.training,
         local_steps=options.local_steps,

@@ -47,11 +47,13 @@ def main() -> None:
     options = _parse_options()
     compared = COMPARISONS[options.of]
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    wanted = options.arms.split(";")
-    arms = [arm for arm in (*compared.arms, *compared.candidates) if arm.name in wanted]
+    arms = {arm.name: arm for arm in (*compared.arms, *compared.candidates)}
+    wanted = options.arms.split(";") if options.arms else [arm.name for arm in compared.arms]
+    if unknown := [name for name in wanted if name not in arms]:
+        raise SystemExit(f"--arms {unknown[0]!r}: there are {'; '.join(arms)}")
     rounds = options.rounds or compared.rounds
     compared.record(compared.data)
-    found = _train_and_drive(compared, arms or compared.arms, seeds, rounds, options)
+    found = _train_and_drive(compared, [arms[name] for name in wanted], seeds, rounds, options)
     result = summarise(found, seeds, compared.sites) | {
         "date": time.strftime("%Y-%m-%d"),
         "episodes": options.episodes,

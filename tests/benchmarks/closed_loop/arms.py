@@ -19,7 +19,7 @@ from tests.benchmarks.closed_loop.drive import (
     expert,
     policy_controller,
 )
-from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.closed_loop.train import FULL_RATE, at_rate, train
 
 __all__ = [
     "CENTRALISED",
@@ -51,16 +51,8 @@ class Arm:
     seeds: int = 3  # at most so many of those asked for
 
 
-def _at_rate(rate: float) -> dict[str, Any]:
-    return {"training.learning_rate": rate, "training.min_learning_rate": rate / 20}
-
-
 def _with_momentum(momentum: float, rate: float) -> dict[str, Any]:
-    return {
-        "aggregation.strategy": "fedavgm",
-        "aggregation.server_momentum": momentum,
-        **_at_rate(rate),
-    }
+    return {"aggregation.server_momentum": momentum, **at_rate(rate)}
 
 
 @dataclass(frozen=True)
@@ -81,23 +73,22 @@ def _make_comparisons() -> dict[str, Comparison]:
     four = {"site-a": "left", "site-b": "right", "site-c": "middle", "site-d": "outer"}
     two = {"site-a": "left", "site-b": "right"}
     each, pooled = tuple((site,) for site in four), (tuple(four),)
-    chosen = _with_momentum(0.8, 5e-4)
     return {
         "four-sites": Comparison(
             four,
             Path("data/four"),
             _record_four,
             (
-                Arm(CENTRALISED, pooled, seeds=5),
-                Arm(FEDERATED, each, chosen, seeds=5),
-                *(Arm(f"{site} alone", ((site,),)) for site in four),
-                Arm(f"{FEDERATED}, int8", each, chosen, codec="int8"),
-                Arm(f"{FEDERATED}, int4", each, chosen, codec="int4"),
-                Arm(f"{FEDERATED}, plain FedProx", each, {"aggregation.strategy": "fedprox"}),
+                Arm(CENTRALISED, pooled, FULL_RATE, seeds=5),
+                Arm(FEDERATED, each, seeds=5),
+                *(Arm(f"{site} alone", ((site,),), FULL_RATE) for site in four),
+                Arm(f"{FEDERATED}, int8", each, codec="int8"),
+                Arm(f"{FEDERATED}, int4", each, codec="int4"),
+                Arm(f"{FEDERATED}, plain FedProx", each, {"aggregation.strategy": "fedprox"} | FULL_RATE),
             ),
             (
                 Arm(f"{FEDERATED}, momentum 0.9", each, _with_momentum(0.9, 2.5e-4)),
-                Arm("centralised, rate 0.002", pooled, _at_rate(2e-3)),
+                Arm("centralised, rate 0.002", pooled, at_rate(2e-3)),
             ),
             rounds=48,
             settings={"training.warmup_steps": 60},
@@ -108,11 +99,11 @@ def _make_comparisons() -> dict[str, Comparison]:
             Path("data/arm"),
             record_three,
             (
-                Arm(CENTRALISED, (tuple(two),)),
+                Arm(CENTRALISED, (tuple(two),), FULL_RATE),
                 Arm(FEDERATED, each[:2]),
-                *(Arm(f"{site} alone", ((site,),)) for site in two),
+                *(Arm(f"{site} alone", ((site,),), FULL_RATE) for site in two),
             ),
-            (Arm(f"{FEDERATED}, momentum 0.8", each[:2], chosen, seeds=1),),
+            (Arm(f"{FEDERATED}, momentum 0.3", each[:2], _with_momentum(0.3, 1e-3)),),
             rounds=160,
         ),
     }

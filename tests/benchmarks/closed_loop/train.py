@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,16 @@ from federation.policy.build import build_policy, build_processors, load_trainab
 from federation.policy.folder import save_policy_folder
 from tests.benchmarks.in_process import Aggregate, Learner, Prepare, as_in_a_run, federate
 
-__all__ = ["train"]
+__all__ = ["FULL_RATE", "at_rate", "train"]
+
+
+def at_rate(rate: float) -> dict[str, Any]:
+    """Return the settings of a learning rate that ends at a twentieth of itself."""
+    return {"training.learning_rate": rate, "training.min_learning_rate": rate / 20}
+
+
+FULL_RATE = at_rate(1e-3)
+"""What suits one learner; beside momentum on the server sites take half of it, as `configs/arm.toml` says."""
 
 
 def train(

@@ -2,13 +2,14 @@
 
     python -m tests.benchmarks.personal [--seeds 0,1,2] [--demonstrations 5,10,25,50,100] [--episodes 100]
 
-A federation of the two sites of `make arm` (`configs/arm.toml`, in process) is the start. At home, in scene
-`right`, the owner of site-b tunes its policy on a hundred demonstrations. A new owner, whose scene `middle`
-the federation has never seen, does so on few: cube, table, light, cameras and wording are others. Alone is
-the same policy from scratch, 4000 steps on the same demonstrations; personal is `client/personal/tune.py`, as
-`so100-site personalise` calls it, with a tenth of the demonstrations kept out. Each policy drives the same
-episodes. Policies and drives lie in `--work`, so the command goes on where it stopped; two run at a time.
-Writes `results.json` and `curves.png` beside this file.
+A federation of the two sites of `make arm`, in process and with the momentum of 0.3 that it then had, is
+the start. At home, in scene `right`, the owner of site-b tunes its policy on a hundred demonstrations. A
+new owner, whose scene `middle` the federation has never seen, does so on few: cube, table, light, cameras
+and wording are others. Alone is the same policy from scratch, 4000 steps on the same demonstrations;
+personal is `client/personal/tune.py`, as `so100-site personalise` calls it, with a tenth of the
+demonstrations kept out. Each policy drives the same episodes. Policies and drives lie in `--work`, so the
+command goes on where it stopped; two run at a time. Writes `results.json` and `curves.png` beside this
+file.
 """
 
 import argparse

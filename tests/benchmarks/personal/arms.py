@@ -25,7 +25,7 @@ from federation.data.tables import read_frames
 from federation.policy.build import build_policy, build_processors
 from federation.policy.folder import load_policy_folder, save_policy_folder
 from tests.benchmarks.closed_loop.drive import Controller, blind, drive_once, policy_controller
-from tests.benchmarks.closed_loop.train import train
+from tests.benchmarks.closed_loop.train import FULL_RATE, train
 
 __all__ = ["BLIND", "FEDERATION", "Arm", "drive_arm", "first_demonstrations", "recorded", "train_arm"]
 
@@ -59,7 +59,8 @@ def train_arm(arm: Arm, data: Path, work: Path) -> Path:
     folder = work / arm.name
     if (folder / "config.json").exists():
         return folder
-    config = load_run_config(Path("configs/arm.toml"), {"run.seed": arm.seed})
+    settings = {"run.seed": arm.seed, "aggregation.server_momentum": 0.3, **FULL_RATE}
+    config = load_run_config(Path("configs/arm.toml"), settings)
     started, scratch = time.monotonic(), work / f".scratch-{arm.name}"
     if arm.kind == FEDERATION:
         train(config, (("site-a",), ("site-b",)), data, scratch, folder)

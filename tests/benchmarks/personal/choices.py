@@ -27,6 +27,7 @@ from federation.policy.build import build_processors, trainable_parameters
 from federation.policy.folder import load_policy_folder, save_policy_folder
 from server.evaluation.intervals import wilson_interval
 from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
+from tests.benchmarks.closed_loop.train import FULL_RATE
 from tests.benchmarks.personal.arms import FEDERATION, Arm, first_demonstrations, recorded
 
 _SEED, _FIRST_SEED = 100, 2_130_000_000
@@ -64,7 +65,7 @@ def tuned(choice: Choice, scene: str, demonstrations: int, work: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     scratch = work / f".scratch-{folder.name}"
-    training = load_run_config(Path("configs/arm.toml"), {}).training
+    training = load_run_config(Path("configs/arm.toml"), FULL_RATE).training
     policy, processors = load_policy_folder(work / Arm(FEDERATION, 0).name, torch.device("cpu"))
     if choice.expert_only:
         for name, parameter in policy.named_parameters():
