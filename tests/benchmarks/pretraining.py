@@ -29,9 +29,8 @@ def pretrain(data: Path, work: Path, cycles: Sequence[int], settings: Mapping[st
     for cycle, rounds in enumerate(cycles):
         folder = work / f"base-{cycle}"
         if not (folder / "config.json").exists():
-            own = FULL_RATE | {"run.seed": _SEED + cycle, "run.num_rounds": rounds}
-            own["training.batch_size"] = 32
-            config = load_run_config(Path("configs/arm.toml"), {**own, **settings, **start})
+            own = {"run.seed": _SEED + cycle, "run.num_rounds": rounds, "training.batch_size": 32}
+            config = load_run_config(Path("configs/arm.toml"), {**FULL_RATE, **own, **settings, **start})
             train(config, (("foreign",),), data, work / ".scratch-base", folder)
         start = start_from(folder)
     return folder

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from server.evaluation.held_out import Evaluator
 from tests.benchmarks.adapters.arms import Arm
 from tests.benchmarks.adapters.averages import measure_error, refactor
 from tests.benchmarks.closed_loop.drive import drive, open_scenes, policy_controller
-from tests.benchmarks.closed_loop.train import FULL_RATE, train
+from tests.benchmarks.closed_loop.train import FULL_RATE, at_rate, train
 from tests.benchmarks.in_process import as_in_a_run
 
 __all__ = ["DATASETS", "run_arm", "train_base"]
@@ -73,24 +74,21 @@ def train_base(seed: int, options: argparse.Namespace) -> Path:
     """Return the policy that all arms of a seed adapt, trained first if it is not there yet."""
     folder = options.work / f"base-seed{seed}"
     if not (folder / "config.json").exists():
-        config = _as_arm(seed, options.pretrain_rounds, options)
+        config = _as_arm(seed, options.pretrain_rounds, options, FULL_RATE)
         scratch = options.work / f".scratch-{os.getpid()}"
         train(config, ((PRETRAIN,),), options.data, scratch, folder)
     return folder
 
 
 def _config(arm: Arm, seed: int, base: Path, options: argparse.Namespace) -> RunConfig:
-    config = _as_arm(seed, options.rounds, options)
-    if arm.is_adapter:
-        rate = options.adapter_rate
-        training = replace(config.training, learning_rate=rate, min_learning_rate=rate / 20)
-        config = replace(config, training=training)
+    rate = at_rate(options.adapter_rate) if arm.is_adapter else FULL_RATE
+    config = _as_arm(seed, options.rounds, options, rate)
     policy = replace(config.policy, size="pretrained", pretrained=str(base), **arm.policy)
     return replace(config, policy=policy, aggregation=replace(config.aggregation, strategy="fedprox"))
 
 
-def _as_arm(seed: int, rounds: int, options: argparse.Namespace) -> RunConfig:
-    config = load_run_config(Path("configs/arm.toml"), FULL_RATE)
+def _as_arm(seed: int, rounds: int, options: argparse.Namespace, rate: Mapping[str, Any]) -> RunConfig:
+    config = load_run_config(Path("configs/arm.toml"), rate)
     training = replace(
         config.training,
         local_steps=options.local_steps,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from federation.config import load_run_config
+from federation.config import RunConfig, load_run_config
 from federation.files import write_json
 from server.simulation.recording import SampleParameters, ensure_sample_data
 from tests.benchmarks.closed_loop.drive import (
@@ -28,6 +28,7 @@ __all__ = [
     "FEDERATED",
     "Arm",
     "Comparison",
+    "configure",
     "drive_arm",
     "record_three",
     "train_once",
@@ -142,15 +143,18 @@ def _record_four(data: Path) -> None:
 COMPARISONS = _make_comparisons()
 
 
+def configure(arm: Arm, seed: int, settings: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of `make arm` with `settings`, and with what `arm` changes of them."""
+    return load_run_config(Path("configs/arm.toml"), {"run.seed": seed, **settings, **arm.settings})
+
+
 def train_once(arm: Arm, seed: int, settings: Mapping[str, Any], data: Path, work: Path) -> Path:
     """Return the folder of what `arm` makes of `settings`, trained first if it is not in `work` yet."""
     torch.set_num_threads(1)
     folder = work / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
     if (folder / "config.json").exists():
         return folder
-    config = load_run_config(
-        Path("configs/arm.toml"), {"run.seed": seed} | dict(settings) | dict(arm.settings)
-    )
+    config = configure(arm, seed, settings)
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     # Of the comparison: each process decodes its frames once.

@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from federation.config import load_run_config
 from server.deploy.demo import run_demo
-from tests.benchmarks.closed_loop.arms import Arm
+from tests.benchmarks.closed_loop.arms import Arm, configure
 
 __all__ = ["train_with_flower"]
 
@@ -27,8 +26,8 @@ def train_with_flower(arm: Arm, seed: int, settings: Mapping[str, Any], data: Pa
     if (folder / "config.json").exists():
         return folder
     shutil.rmtree(outputs / name, ignore_errors=True)
-    run = {"run.name": name, "run.seed": seed, "federation.min_nodes": len(arm.learners)}
-    config = load_run_config(Path("configs/arm.toml"), {**run, **settings, **arm.settings})
+    run = {"run.name": name, "federation.min_nodes": len(arm.learners)}
+    config = configure(arm, seed, {**settings, **run})
     if run_demo(config, data, outputs, Path("certs/generated"), _PORT, Console()):
         raise SystemExit(f"the run with Flower failed; its logs are in {outputs / name / 'logs'}")
     shutil.copytree(outputs / name / "pretrained_model", folder)

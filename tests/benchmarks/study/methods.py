@@ -72,7 +72,8 @@ class Method:
             for name, addition in added.items():
                 parameters[name].add_(addition, alpha=1 / components.steps)
 
-        optimizer.register_step_pre_hook(before_step)
+        if self.curvature:
+            optimizer.register_step_pre_hook(before_step)
         optimizer.register_step_post_hook(after_step)
 
     def _addition(self, site: str, name: str) -> Tensor:
@@ -102,8 +103,7 @@ class Method:
         updates = torch.stack([result.update[name] for result in results.values()])
         factors = torch.tensor([float(result.num_examples) for result in results.values()])
         if self.curvature:
-            squares = torch.stack([self._squares[site][name] for site in results])
-            factors = squares + 1e-12
+            factors = torch.stack([self._squares[site][name] for site in results]) + 1e-12
         factors = factors.view(len(updates), *factors.shape[1:], *[1] * (updates.ndim - factors.ndim))
         mean = (factors * updates).sum(0) / factors.sum(0)
         if self.agreement:
