@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
-program. It runs Flower's own with eight weaknesses of Flower 1.42 fixed:
+program. It runs Flower's own with nine weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -11,6 +11,8 @@ program. It runs Flower's own with eight weaknesses of Flower 1.42 fixed:
 - one whose signature is refused, as with a wrong clock, ended without a word;
 - it waited for ever for a ClientApp that was told to end, or died at the wrong moment
   (`client/supernode/lost_apps.py`);
+- a message that SuperLink had handed out as it went away, or a reply that it did not take, was lost without
+  the server's knowing (`client/supernode/lost_messages.py`);
 - where the environment names a proxy, the programs at the site spoke to each other through it;
 - it slept for seconds between two messages of a round (`client/supernode/polling.py`);
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
@@ -53,9 +55,11 @@ def main() -> None:
     from flwr.supercore.retry import RetryInvoker
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
     from client.supernode.lost_apps import answer_for_lost_apps
+    from client.supernode.lost_messages import report_losses
 
     logs.configure()
     os.environ.update(bypass_loopback(os.environ))
@@ -73,6 +77,7 @@ def main() -> None:
 
     fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker  # type: ignore[attr-defined]
     shorten_waits(start_client_internal)
+    report_losses(start_client_internal, FleetHttpClient)
     answer_for_lost_apps(InMemoryNodeState)
     gc.collect()
     gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s

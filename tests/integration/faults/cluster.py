@@ -100,6 +100,10 @@ class FaultyCluster(LocalCluster):
         self._processes[name].send_signal(number)
         self._processes[name].wait(30)
 
+    def wait_for_end(self, name: str, seconds: float) -> None:
+        """Return once a process that something else ends has gone."""
+        self._processes[name].wait(seconds)
+
     def start_again(self, name: str) -> None:
         """Start what has gone with the same command; its log begins anew."""
         log = self.logs / f"{name}.log"

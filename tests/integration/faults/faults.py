@@ -12,6 +12,7 @@ import psutil
 
 from tests.conftest import TINY
 from tests.integration.faults.cluster import Fault, FaultyCluster, events, wait_for
+from tests.integration.superlink import kill_before_answer
 
 _TOO_FEW_BYTES = 2 * 10**9  # of addresses: enough to join, too few to load torch
 
@@ -98,6 +99,14 @@ def _end(
     cluster.kill(name, number)
     time.sleep(away)
     cluster.start_again(name)
+
+
+def _kill_superlink_before_answer(cluster: FaultyCluster, folder: Path, request: str) -> None:
+    """Kill SuperLink when it has done next what a SuperNode asked, before it says so; back after 5 s."""
+    kill_before_answer(cluster.database, request)
+    cluster.wait_for_end("superlink", seconds=240)
+    time.sleep(5)
+    cluster.start_again("superlink")
 
 
 def _kill_supernode(cluster: FaultyCluster, folder: Path) -> float:
@@ -236,7 +245,12 @@ QUICK = (
         _terminate_training_supernode,
         "site-a",
     ),
-    Fault("SuperLink: kill -9, away 5 s", "in training", _round_sent, partial(_superlink, away=5)),
+    Fault(
+        "SuperLink: kill -9, away 5 s",
+        "as it hands out the request of a round",
+        _round_sent,
+        partial(_kill_superlink_before_answer, request="pull_messages"),
+    ),
     Fault("ServerApp: kill -9", "in aggregation", _first_update, _server_app),
 )
 # Each strikes a run of its own: there is one join in a run.
@@ -310,6 +324,13 @@ SERVER = (
 SUPERLINK = (
     Fault(
         "SuperLink: SIGTERM, back after 1 s", "in training", _round_sent, partial(_superlink, number=_TERM)
+    ),
+    Fault("SuperLink: kill -9, away 5 s", "in training", _round_sent, partial(_superlink, away=5)),
+    Fault(
+        "SuperLink: kill -9, away 5 s",
+        "as it takes a part of a reply",
+        _round_sent,
+        partial(_kill_superlink_before_answer, request="push_object"),
     ),
     Fault(
         "SuperLink: kill -9, away 15 s",
