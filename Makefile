@@ -51,7 +51,7 @@ $(VENV)/.installed: requirements.lock
 .PHONY: env
 env: $(VENV)/.installed ## make the Python environment in .venv from the lock file
 
-# What names data of your own, in .env or the environment; docker/prepare.sh wants all three or none.
+# What names data of your own, in .env or the environment; docker/prepare.sh says which of them are needed.
 OWN_DATA = $(strip $(shell docker/env.sh SITE_A_DATA SITE_B_DATA EVALUATION_DATA))
 
 .PHONY: certs

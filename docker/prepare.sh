@@ -70,8 +70,12 @@ Docker has no NVIDIA runtime: install NVIDIA's container toolkit, run sudo nvidi
 --runtime=docker and restart Docker, or leave out GPU=1 and docker/compose.gpu.yml"
 fi
 
-# The simulator's data is never mixed with a recording: all three or none.
-names=(SITE_A_DATA SITE_B_DATA EVALUATION_DATA)
+# Where all sites are elsewhere, this machine has the evaluation's data alone.
+datasets=(SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout)
+[[ $(value_of COMPOSE_FILE) != *compose.invited.yml* ]] || datasets=("${datasets[2]}")
+
+# The simulator's data is never mixed with a recording: all of them or none.
+names=("${datasets[@]%%=*}")
 set_ones=() missing=()
 for name in "${names[@]}"; do
 	if [[ -n $(value_of "$name") ]]; then set_ones+=("$name"); else missing+=("$name"); fi
@@ -100,7 +104,7 @@ container_file_t \"$1\""
 for folder in "$certs/superlink" "$certs/sites" "$certs/invited" configs docker/prometheus docker/grafana; do require_label "$folder"; done
 
 # Docker would make an empty folder, owned by root, where one is missing.
-for default in SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout; do
+for default in "${datasets[@]}"; do
 	name=${default%%=*}
 	folder=$(value_of "$name")
 	folder=${folder:-${default#*=}}

@@ -48,7 +48,7 @@ def submit(
     """Register keys, wait for `sites`, submit a run and follow it until it has finished.
 
     Args:
-        sites: name -> file of its public key.
+        sites: of this machine, name -> file of its public key; may be none.
         outputs: where the ServerApp records runs; only read here.
         config: of the run; None: that of the demo, or with `resume` the run's own.
         invited: folder of the keys that `so100-server invite` recorded; nobody waits for their sites.
@@ -164,7 +164,7 @@ def _differences(one: RunConfig, other: RunConfig) -> list[str]:
 
 
 def _wait_for_sites(superlink: SuperLink, sites: Set[str], wait_seconds: float) -> None:
-    if active_run(superlink):
+    if not sites or active_run(superlink):
         return
     _say(f"waiting for {len(sites)} sites")
     give_up_at = time.monotonic() + wait_seconds

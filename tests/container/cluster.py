@@ -1,6 +1,7 @@
 """The containers of docker-compose.yml in a project of their own, with keys, data and ports of their own."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -70,8 +71,14 @@ def docker(*arguments: str, timeout: float = 120) -> str:
 class Cluster:
     """A copy in `folder` of what an operator has, with three runs to submit."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path, data: Path, *, is_without_sites: bool = False) -> None:
+        """With `is_without_sites` none is on this machine, and one that is invited makes up a run."""
         self.folder, self.project = folder, "so100-test"
+        files = ["docker-compose.yml", "docker/compose.offline.yml"]
+        if is_without_sites:
+            files.append("docker/compose.invited.yml")
+            self.project += "-invited"
+        self.files = [folder / name for name in files]
         folder.chmod(0o755)
         shutil.copy(REPOSITORY / "docker-compose.yml", folder)
         shutil.copytree(REPOSITORY / "docker", folder / "docker")
@@ -79,7 +86,10 @@ class Cluster:
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
         simulated = "sim_frequency = 2\nsim_episodes = 2\n"
-        self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240) + simulated)
+        of_two = CONFIG.format(rounds=2, deadline=240) + simulated
+        self.write_config(
+            "two-rounds", of_two.replace("min_nodes = 2", "min_nodes = 1") if is_without_sites else of_two
+        )
         self.write_config("one-round", CONFIG.format(rounds=1, deadline=240))
         self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
@@ -87,13 +97,14 @@ class Cluster:
         self.prometheus_port = _free_port()
         settings = {
             "CONFIG": "configs/two-rounds.toml",
-            "SITE_A_DATA": data / "site-a",
-            "SITE_B_DATA": data / "site-b",
             "EVALUATION_DATA": data / "holdout",
             "GATEWAY_ADDRESS": "127.0.0.1",
             "GATEWAY_PORT": _free_port(),
             "PROMETHEUS_PORT": self.prometheus_port,
+            "COMPOSE_FILE": os.pathsep.join(files),
         }
+        if not is_without_sites:
+            settings |= {"SITE_A_DATA": data / "site-a", "SITE_B_DATA": data / "site-b"}
         (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         subprocess.run([folder / "docker" / "prepare.sh"], check=True)
 
@@ -103,9 +114,9 @@ class Cluster:
 
     def compose(self, *arguments: str, timeout: float = 240) -> str:
         """Run `docker compose`; see `docker`."""
-        files = [str(self.folder / name) for name in ("docker-compose.yml", "docker/compose.offline.yml")]
         location = ["--project-directory", str(self.folder), "--project-name", self.project]
-        return docker("compose", *location, "-f", files[0], "-f", files[1], *arguments, timeout=timeout)
+        files = [f"--file={file}" for file in self.files]
+        return docker("compose", *location, *files, *arguments, timeout=timeout)
 
     def execute(self, service: str, *command: str) -> str:
         """Run a command in a service's container."""

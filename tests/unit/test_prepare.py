@@ -125,6 +125,19 @@ def test_an_id_that_is_set_stays(checkout: Path, prepare: Prepare, line: str) ->
 NAMES = ("SITE_A_DATA", "SITE_B_DATA", "EVALUATION_DATA")
 
 
+def test_where_all_sites_are_elsewhere_the_held_out_data_is_all_that_is_here(
+    checkout: Path, prepare: Prepare
+) -> None:
+    for name in ("site-a", "site-b", "holdout"):
+        (checkout / "data" / "sample" / name).rmdir()
+    lines = ["COMPOSE_FILE=docker-compose.yml:docker/compose.invited.yml", "EVALUATION_DATA=./own"]
+    (checkout / ".env").write_text("\n".join(lines))
+    done = prepare()
+    assert done.returncode == 0, done.stderr
+    (checkout / ".env").write_text(lines[0])
+    assert "EVALUATION_DATA: no folder ./data/sample/holdout" in prepare().stderr
+
+
 @pytest.mark.parametrize("where", ["file", "environment"])
 @pytest.mark.parametrize("given", [NAMES[:1], NAMES[1:2], NAMES[2:], NAMES[:2], NAMES[1:]])
 def test_data_of_ones_own_is_named_everywhere_or_nowhere(

@@ -112,6 +112,16 @@ def test_it_registers_the_sites_waits_for_them_and_sees_the_run_through(
     assert f"run {config.run.name} has finished" in capsys.readouterr().out
 
 
+def test_where_no_site_is_on_this_machine_nobody_is_waited_for(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
+) -> None:
+    online = list(superlink.online)
+    assert _submit([argument for argument in arguments if not argument.startswith("--site=")]) == 0
+    assert (superlink.registered, superlink.online) == ([], online)
+    assert len(superlink.submitted) == 1
+    assert "waiting for" not in capsys.readouterr().out
+
+
 def test_a_finished_run_of_another_release_is_no_run_of_this_configuration(
     arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
