@@ -7,8 +7,9 @@ Replies are fetched as they arrive at SuperLink (`server/grid/replies.py`), so a
 costs its sender and nobody else.
 
 Flower 1.42 never delivers a message again that a SuperNode took and lost in its own restart, and tells
-nobody. SuperLink does know since when each node is online, so a node that came back is asked again. One that
-was cut off for longer than its lease looks the same; it has kept its reply, and sends that.
+nobody. SuperLink does know since when each node is online, so a node that came back is asked again. Two
+others look the same: one that was cut off for longer than its lease, and one that says so that it may have
+lost a message or its reply (`client/supernode/lost_messages.py`). What was trained is kept there, and sent.
 """
 
 import gc
@@ -248,7 +249,7 @@ class Exchange:
             elif is_open and known == online[node_id]:
                 continue
             elif self._times_asked[node_id] < _MAX_TIMES_ASKED:
-                _log.warning("node %d lost its message in a restart and is asked again", node_id)
+                _log.warning("node %d was away, may have lost its message and is asked again", node_id)
                 self._push([node_id], online)
             elif not is_open:
                 yield self._give_up(node_id, f"it lost the message {_MAX_TIMES_ASKED} times")

@@ -69,7 +69,7 @@ def docker(*arguments: str, timeout: float = 120) -> str:
 
 
 class Cluster:
-    """A copy in `folder` of what an operator has, with three runs to submit."""
+    """A copy in `folder` of what an operator has, with four runs to submit."""
 
     def __init__(self, folder: Path, data: Path, *, is_without_sites: bool = False) -> None:
         """With `is_without_sites` none is on this machine, and one that is invited makes up a run."""
@@ -86,17 +86,16 @@ class Cluster:
         issue_all(self.certs, hosts=[], sites=[*SITES, "site-c", "stranger"])
         (folder / "configs").mkdir()
         simulated = "sim_frequency = 2\nsim_episodes = 2\n"
-        of_two = CONFIG.format(rounds=2, deadline=240) + simulated
-        self.write_config(
-            "two-rounds", of_two.replace("min_nodes = 2", "min_nodes = 1") if is_without_sites else of_two
-        )
+        self.write_config("two-rounds", CONFIG.format(rounds=2, deadline=240) + simulated)
         self.write_config("one-round", CONFIG.format(rounds=1, deadline=240))
+        one_site = CONFIG.format(rounds=1, deadline=240).replace("min_nodes = 2", "min_nodes = 1")
+        self.write_config("one-site", one_site)
         self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)
         self.prometheus_port = _free_port()
         settings = {
-            "CONFIG": "configs/two-rounds.toml",
+            "CONFIG": f"configs/{'one-site' if is_without_sites else 'two-rounds'}.toml",
             "EVALUATION_DATA": data / "holdout",
             "GATEWAY_ADDRESS": "127.0.0.1",
             "GATEWAY_PORT": _free_port(),
