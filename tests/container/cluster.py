@@ -8,7 +8,8 @@ import socket
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ class Cluster:
         location = ["--project-directory", str(self.folder), "--project-name", self.project]
         files = [f"--file={file}" for file in self.files]
         return docker("compose", *location, *files, *arguments, timeout=timeout)
+
+    @contextmanager
+    def up(self) -> Iterator["Cluster"]:
+        """Have all containers up, and the run submitted; everything of them is gone afterwards."""
+        try:
+            self.compose("up", "--detach", "--no-build")
+            yield self
+        finally:
+            self.compose("down", "--volumes", "--remove-orphans")
+
+    def wait_for_run(self) -> str:
+        """Wait until the `run` service has ended; return the name of its run."""
+        docker("wait", self.compose("ps", "--all", "--quiet", "run").strip(), timeout=420)
+        return run_name(self.compose("logs", "--no-log-prefix", "run"))
 
     def execute(self, service: str, *command: str) -> str:
         """Run a command in a service's container."""

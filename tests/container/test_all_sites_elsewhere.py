@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.cluster import Cluster, docker, run_name
+from tests.container.cluster import Cluster
 from tests.container.elsewhere import compose_site, site_elsewhere
 
 pytestmark = pytest.mark.container
@@ -16,12 +16,8 @@ def lonely_cluster(
     images: tuple[str, ...], data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """The containers of a machine without a site, up; the run is submitted and waits."""
-    cluster = Cluster(tmp_path_factory.mktemp("invited"), data, is_without_sites=True)
-    try:
-        cluster.compose("up", "--detach", "--no-build")
+    with Cluster(tmp_path_factory.mktemp("invited"), data, is_without_sites=True).up() as cluster:
         yield cluster
-    finally:
-        cluster.compose("down", "--volumes", "--remove-orphans")
 
 
 def test_a_run_waits_for_the_site_that_is_invited_and_ends_with_its_policy_there(
@@ -31,8 +27,7 @@ def test_a_run_waits_for_the_site_that_is_invited_and_ends_with_its_policy_there
     assert sorted(lonely_cluster.services()) == services
     with site_elsewhere(lonely_cluster, data, tmp_path) as site:
         compose_site(site, "up", "--detach")
-        docker("wait", lonely_cluster.compose("ps", "--all", "--quiet", "run").strip(), timeout=420)
-        name = run_name(lonely_cluster.compose("logs", "--no-log-prefix", "run"))
+        name = lonely_cluster.wait_for_run()
         trained = [e["node"] for e in lonely_cluster.events(name) if e["event"] == "update_received"]
         assert trained == ["lab-b"]
         assert list((site / "site").rglob("policy/model.safetensors"))

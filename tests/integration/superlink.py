@@ -55,8 +55,9 @@ def _watch(request: str, file: Path) -> None:
 
 
 def _main() -> None:
+    database = Path(sys.argv[sys.argv.index("--database") + 1])
     for request in ("pull_messages", "push_object"):
-        _watch(request, _killing_file(Path(sys.argv[sys.argv.index("--database") + 1])))
+        _watch(request, _killing_file(database))
     build = utils.build_alembic_config
 
     def build_with_lines(engine: Engine) -> Config:

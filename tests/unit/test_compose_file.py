@@ -14,7 +14,6 @@ from client.rules.owner import NO_RULES, RULES_VARIABLE, read_rules
 from tests import REPOSITORY
 
 SERVICES = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
-CLIENT_IMAGE = "so100-federation/client:"
 DIRECT = {"localhost", "127.0.0.1", "::1", "superlink", "gateway", "prometheus"}
 
 
@@ -52,7 +51,8 @@ def test_where_all_sites_are_invited_none_is_here_and_nobody_waits_for_one() -> 
     changed = yaml.safe_load((REPOSITORY / "docker" / "compose.invited.yml").read_text())["services"]
     entrypoint = changed.pop("run")["entrypoint"]
     assert entrypoint == [part for part in SERVICES["run"]["entrypoint"] if not part.startswith("--site=")]
-    of_sites = {name for name, service in SERVICES.items() if service["image"].startswith(CLIENT_IMAGE)}
+    image = SERVICES["supernode-a"]["image"]
+    of_sites = {name for name, service in SERVICES.items() if service["image"] == image}
     assert changed == {name: {"profiles": ["sites-here"]} for name in of_sites}
 
 
