@@ -8,7 +8,7 @@ one line, in which no path of this site stands; the whole story is in this site'
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.base import locate_base
@@ -36,7 +36,6 @@ from federation.messages import (
     REASON,
     STATISTICS,
     UPDATE,
-    WEIGHTS,
 )
 from federation.policy.identity import describe_adapter
 from federation.versions import versions
@@ -103,18 +102,16 @@ def _join(message: Message, config: RunConfig, site: Site) -> RecordDict:
 
 def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     run, verdict = _run_of(message), "accepted: it asks for updates"
-    count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
     note_contact(site.scratch, run, verdict, update=_last_update(message))
     check_day(site.rules, site.scratch)
     reply = answer_train_request(message, locate_base(config, site), site)
     check_day(site.rules, site.scratch)  # training may have lasted beyond the owner's hours
-    count_traffic(site.rules, site.scratch, sent=_size(reply, UPDATE))
+    count_traffic(site.rules, site.scratch, sent=_array_bytes(reply.array_records[UPDATE]))
     return reply
 
 
 def _deliver(message: Message, config: RunConfig, site: Site) -> RecordDict:
     run = _run_of(message)
-    count_traffic(site.rules, site.scratch, received=_size(message.content, WEIGHTS))
     check_day(site.rules, site.scratch)
     digest = receive_policy(message, site)
     note_contact(site.scratch, run, "accepted: it sent the policy", update=_last_update(message))
@@ -129,8 +126,16 @@ def _run_of(message: Message) -> str:
     return run
 
 
-def _size(content: RecordDict, record: str) -> int:
-    return sum(len(array.data) for array in content.array_records[record].values())
+def _bytes_of(content: RecordDict) -> int:
+    """Return about how many bytes came: what nobody reads counts too."""
+    return sum(
+        _array_bytes(record) if isinstance(record, ArrayRecord) else len(repr(dict(record)))
+        for record in content.values()
+    )
+
+
+def _array_bytes(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())
 
 
 def _last_update(message: Message) -> str | None:
@@ -156,6 +161,7 @@ def _answer(
         site = read_site(context)
         folders = {**private_folders(site.sources), "scratch": site.scratch}
         logs.bind_context(node=site.name)
+        count_traffic(site.rules, site.scratch, received=_bytes_of(message.content))
         config = parse_run_config(context.run_config, "the run configuration")
         logs.bind_context(run=config.run.name or None)
         return Message(work(message, config, site), reply_to=message)

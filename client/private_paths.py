@@ -30,7 +30,9 @@ def hide_paths(reason: str, kept: Mapping[str, Path], environment: Mapping[str, 
         environment: names the caches, which nothing is kept of.
     """
     reason = _SLASHES.sub("/", reason.replace("file://", ""))
-    spellings = [(str(path), what) for what, folder in kept.items() for path in (folder, folder.resolve())]
+    plain = [(str(path), what) for what, folder in kept.items() for path in (folder, folder.resolve())]
+    # In a command for a shell, an apostrophe in a path is written so by `shlex.quote`.
+    spellings = [*plain, *((path.replace("'", "'\"'\"'"), what) for path, what in plain if "'" in path)]
     for spelling, what in sorted(
         spellings, key=lambda pair: len(pair[0]), reverse=True
     ):  # one may be in another

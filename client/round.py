@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from client.received_weights import open_weights
 from client.recordings.held import Holdings, judge_recordings
-from client.rules.privacy import check_privacy, count_release
+from client.rules.privacy import check_noise, check_privacy, count_release
 from client.rules.traffic import check_traffic
 from client.site import Site
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
@@ -103,6 +103,7 @@ def answer_train_request(message: Message, config: RunConfig, site: Site) -> Rec
     request = read_request(message, config)
     logs.bind_context(run=request.run, round_=request.round)
     with scratch_for_one(site.scratch, request.stop_at):
+        check_noise(site.rules, config.privacy)  # the owner may have changed them since a reply was kept
         reply = load_reply(site.scratch, request.key)
         if reply is not None:
             _log.info("this request was answered before: the same reply is sent again")

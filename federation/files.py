@@ -141,7 +141,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         facts = file.stat()
-        digest.update(f"{file.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(f"{file.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from server.join_answer import Node, node_facts, read_answer
 from server.run.environment import folder_of
 from server.run.records import RunRecord
 from server.run.round_record import Rejection
+from server.sampling import sample_size
 from server.waiting import WaitReport
 
 __all__ = ["NodeTable"]
@@ -85,7 +86,8 @@ class NodeTable:
             busy = self.late.busy_nodes(online)
             free = {id_: node for id_, node in joined.items() if id_ not in busy}
             now = time.monotonic()
-            if len(joined) >= settings.min_nodes and len(free) >= settings.min_updates:
+            sampled = sample_size(len(free), settings)  # busy ones are free again by their deadline
+            if len(joined) >= settings.min_nodes and sampled >= settings.min_updates:
                 enough_since = min(enough_since, now)
                 newest = max(self._asked.values(), default=-math.inf)  # each may use up the grace but once
                 if now - min(newest, enough_since) >= _JOIN_GRACE_SECONDS:

@@ -18,7 +18,7 @@ from federation.config import RunConfig
 from federation.settings import TrainingConfig
 from server.run.round_record import RoundRecord
 
-__all__ = ["Pace", "asked_steps", "pace_of_round"]
+__all__ = ["Pace", "asked_steps", "pace_of_round", "was_kept"]
 
 _MIN_STEP_SECONDS = 1e-6
 _ROUNDING = 1e-3  # of a step: the site that sets the time takes all of them
@@ -82,15 +82,25 @@ def _fitting(speed: _Speed, seconds: float, most: int) -> int:
 
 
 def _speed(name: str, rounds: Sequence[RoundRecord], training: TrainingConfig) -> _Speed | None:
-    """Return what the newest update of a site took; None if it has sent none."""
+    """Return what the newest update of a site took that it did not only send again; None if there is none."""
     for entry in reversed(rounds):
-        if told := entry.clients.get(name):
+        if (told := entry.clients.get(name)) and not was_kept(told):
             return _read(told, training)
     return None
 
 
+def was_kept(told: Mapping[str, float]) -> bool:
+    """Return whether a site sent an update that it had trained when it was asked before.
+
+    It comes seconds after it was asked for, so its time tells nothing of how long training takes.
+
+    Args:
+        told: the metrics of the update.
+    """
+    return told["train_seconds"] > told["reply_seconds"]
+
+
 def _read(told: Mapping[str, float], training: TrainingConfig) -> _Speed:
     steps = max(1, training.steps_taken(int(told["num_examples"])))
-    whole = told["reply_seconds"]  # by the server's clock: a site cannot claim to have trained for longer
-    trained = min(told["train_seconds"], whole)
-    return _Speed(max(trained / steps, _MIN_STEP_SECONDS), whole - trained)
+    trained = told["train_seconds"]
+    return _Speed(max(trained / steps, _MIN_STEP_SECONDS), told["reply_seconds"] - trained)

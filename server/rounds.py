@@ -150,8 +150,11 @@ def _collect(exchange: Exchange, collector: UpdateCollector, names: Mapping[int,
     seconds = 0.0
     for reply in exchange.replies():
         arrived = time.monotonic()
-        if not collector.add(names[reply.node_id], reply):
+        name = names[reply.node_id]
+        if not collector.add(name, reply):
             exchange.discount(reply.node_id)
+        elif name in collector.kept:
+            exchange.ignore_time(reply.node_id)
         del reply  # the encoded update, before the next one is fetched
         seconds += time.monotonic() - arrived
     return seconds

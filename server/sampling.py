@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from federation.settings import FederationConfig
 from server.join_answer import Node
 
-__all__ = ["sample_nodes"]
+__all__ = ["sample_nodes", "sample_size"]
+
+
+def sample_size(nodes: int, config: FederationConfig) -> int:
+    """Return how many of so many nodes a round asks: `fraction_fit` of them, rounded up."""
+    return math.ceil(config.fraction_fit * nodes)
 
 
 def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int, round_: int) -> list[Node]:
@@ -18,7 +23,7 @@ def sample_nodes(nodes: Mapping[int, Node], config: FederationConfig, seed: int,
     samples as one that was not interrupted.
     """
     by_name = {node.name: node for node in sorted(nodes.values(), key=lambda node: node.name)}
-    count = math.ceil(config.fraction_fit * len(by_name))
+    count = sample_size(len(by_name), config)
     if count == len(by_name):
         return list(by_name.values())
     times_sampled = dict.fromkeys(by_name, 0)

@@ -23,6 +23,7 @@ from server.aggregation.verification import (
 )
 from server.grid.exchange import Reply
 from server.model import GlobalModel
+from server.pace import was_kept
 from server.run.environment import folder_of
 from server.run.records import RunRecord
 from server.run.round_record import Rejection
@@ -53,6 +54,7 @@ class UpdateCollector:
         self.capped: dict[str, float] = {}  # name -> weight, of a site that claimed more
         self.rejected: dict[str, Rejection] = {}
         self.missing: list[str] = []
+        self.kept: set[str] = set()  # names of those who had trained this round when they were asked before
         self._held: dict[str, tuple[Payload, dict[str, int | float]]] = {}
         self._held_bytes = 0
         # Central noise covers what a site adds to the sum, not whom it gets rejected by moving the median; an
@@ -85,6 +87,8 @@ class UpdateCollector:
             "reply_seconds": reply.seconds,
         }
         self._norms[name] = norm, scale
+        if was_kept(metrics):
+            self.kept.add(name)
         if is_usable:
             self._accept(name, update, metrics)
         else:

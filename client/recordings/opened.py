@@ -78,15 +78,16 @@ def open_recordings(sources: Sequence[Source], scratch: Path) -> tuple[list[Reco
         except DatasetError as error:
             faults.append(error)
             continue
+        except OSError as error:
+            faults.append(_unreadable(source.data, error))
+            continue
         for folder in folders:
             try:
                 recordings.append(Recording(source, folder, _convert_once(folder, scratch)))
             except DatasetError as error:
                 faults.append(error)
             except OSError as error:
-                faults.append(
-                    DatasetError(f"dataset {folder}: cannot be read ({error.strerror}); chmod -R a+rX it")
-                )
+                faults.append(_unreadable(folder, error))
     return _without_repeated(recordings, faults), faults
 
 
@@ -96,7 +97,7 @@ def private_folders(sources: Sequence[Source]) -> dict[str, Path]:
     for source in sources:
         try:
             paths += _local_folders(source) or [Path(source.data)]
-        except DatasetError:
+        except (DatasetError, OSError):
             paths.append(Path(source.data))
     if len(paths) == 1:
         return {"dataset": paths[0]}
@@ -105,7 +106,7 @@ def private_folders(sources: Sequence[Source]) -> dict[str, Path]:
 
 def folder_key(folder: Path) -> str:
     """Return the name on scratch of what belongs to a folder: it must not tell the folder's own name."""
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def copies_kept(scratch: Path) -> Iterator[None]:
 
 def _open_lock(scratch: Path, name: str) -> IO[str]:
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return (scratch / name).open("a")
+    return (scratch / name).open("a+")  # NFS takes a shared lock on what is open for reading only
 
 
 def remove_others(scratch: Path, recordings: Sequence[Recording]) -> None:
@@ -147,6 +148,7 @@ def _find_folders(source: Source, scratch: Path) -> list[Path]:
 
     Raises:
         DatasetError: it cannot be downloaded, or LeRobot's cache has several revisions of it.
+        OSError: it cannot be reached.
     """
     return [download(source.data, scratch)] if source.data.startswith(HUB) else _local_folders(source)
 
@@ -156,6 +158,7 @@ def _local_folders(source: Source) -> list[Path]:
 
     Raises:
         DatasetError: LeRobot's cache has several revisions of it.
+        OSError: it cannot be reached, as on a disk that was pulled out.
     """
     if source.data.startswith(HUB):
         return []
@@ -167,8 +170,13 @@ def _local_folders(source: Source) -> list[Path]:
             raise DatasetError(str(error)) from None
     try:
         return list(find_datasets(folder).values())
-    except (DatasetError, OSError):
+    except DatasetError:
         return [folder]
+
+
+def _unreadable(place: Path | str, error: OSError) -> DatasetError:
+    fix = "chmod -R a+rX it" if isinstance(error, PermissionError) else "see whether its disk is there"
+    return DatasetError(f"dataset {place}: cannot be read ({error.strerror}); {fix}")
 
 
 def _without_repeated(recordings: list[Recording], faults: list[DatasetError]) -> list[Recording]:

@@ -61,6 +61,11 @@ def make_sources(
     Raises:
         ConfigError: their numbers do not match, a recording is named twice, or one of them is malformed.
     """
+    if not data and any(cameras):
+        raise ConfigError(
+            f"camera-names = {next(filter(None, cameras))!r}: given for no recording; name all recordings "
+            "with it, by --data"
+        )
     if len(cameras) not in (0, 1, len(data)):
         raise ConfigError(
             f"camera-names: given {len(cameras)} times for {len(data)} recordings; give it once for all, or "

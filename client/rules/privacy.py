@@ -14,7 +14,7 @@ from federation.privacy_budget import NOT_COVERED, epsilon
 from federation.release_ledger import LEDGER_FILE, Ledger, Release, append_release, read_ledger
 from federation.settings import PrivacyConfig
 
-__all__ = ["check_budget", "check_privacy", "count_release"]
+__all__ = ["check_budget", "check_noise", "check_privacy", "count_release"]
 
 _MAX_DELTA = 1e-5  # the operator must not make an epsilon small by a large delta
 _log = get_logger("client.rules.privacy")
@@ -25,8 +25,8 @@ def check_privacy(rules: OwnerRules, privacy: PrivacyConfig, scratch: Path) -> N
     check_budget(rules, privacy, read_ledger(scratch / LEDGER_FILE))
 
 
-def check_budget(rules: OwnerRules, privacy: PrivacyConfig, ledger: Ledger) -> None:
-    """Raise a `RuleError` if a run with these settings, or its next release, breaks a rule."""
+def check_noise(rules: OwnerRules, privacy: PrivacyConfig) -> None:
+    """Raise a `RuleError` if a run with these settings adds less noise than a rule asks for."""
     for key, value in {"min-noise": rules.min_noise, "max-epsilon": rules.max_epsilon}.items():
         if value is not None and privacy.mode != "local":
             raise RuleError(
@@ -38,6 +38,11 @@ def check_budget(rules: OwnerRules, privacy: PrivacyConfig, ledger: Ledger) -> N
             f"rule min-noise = {rules.min_noise:g}: the run has privacy.noise_multiplier = "
             f"{privacy.noise_multiplier:g}; raise that to {rules.min_noise:g} at least"
         )
+
+
+def check_budget(rules: OwnerRules, privacy: PrivacyConfig, ledger: Ledger) -> None:
+    """Raise a `RuleError` if a run with these settings, or its next release, breaks a rule."""
+    check_noise(rules, privacy)
     if rules.max_epsilon is None:
         return
     counted = ledger.count(privacy.noise_multiplier)

@@ -1,11 +1,11 @@
 """What a site received and sent in a day: `<scratch>/traffic.json`, for its owner and for `gigabytes-a-day`.
 
-Counted are the tensors of each message, all but some kilobytes of it. The day is the owner's. Once a message
+Counted is all that a message brings, and the tensors of what is sent. The day is the owner's. Once a message
 does not fit any more, the file says so, and `so100-site join` keeps the site off until midnight.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from client.rules.owner import OwnerRules, RuleError
@@ -24,7 +24,7 @@ class Traffic:
     day: str
     received: int = 0
     sent: int = 0
-    used_up_at: float = 0.0  # by `time.time`: when a message was denied for `limit`; 0: none was
+    used_up_at: float = 0.0  # by `time.time`: when a message was first denied for `limit`; 0: none was
     limit: float = 0.0  # gigabytes
 
     def total(self) -> int:
@@ -62,7 +62,7 @@ def count_traffic(rules: OwnerRules, scratch: Path, *, received: int = 0, sent: 
     if sent:
         check_traffic(rules, scratch, sent)
     before = read_traffic(rules, scratch)
-    _write(rules, scratch, Traffic(before.day, before.received + received, before.sent + sent))
+    _write(rules, scratch, replace(before, received=before.received + received, sent=before.sent + sent))
 
 
 def check_traffic(rules: OwnerRules, scratch: Path, coming: int = 0) -> None:
@@ -73,7 +73,10 @@ def check_traffic(rules: OwnerRules, scratch: Path, coming: int = 0) -> None:
     today = read_traffic(rules, scratch)
     if today.total() + max(coming, 1) <= limit * 1e9:
         return
-    _write(rules, scratch, Traffic(today.day, today.received, today.sent, time.time(), limit))
+    now = time.time()
+    is_denied_again = today.limit == limit and 0 < today.used_up_at < now
+    since = today.used_up_at if is_denied_again else now
+    _write(rules, scratch, replace(today, used_up_at=since, limit=limit))
     raise RuleError(
         f"rule gigabytes-a-day = {limit:g}: today {today.total() / 1e9:.3f} GB came and went"
         f"{f', and {coming / 1e9:.3f} more do not fit' if coming else ''}; this site is back tomorrow"

@@ -58,7 +58,8 @@ def match_cameras(
         dataset: names the dataset in errors.
 
     Raises:
-        DatasetError: a camera is lacking or cannot be told, or `names` names one that is not there.
+        DatasetError: a camera is lacking or cannot be told, one would be two of the policy's, or `names`
+            names one that is not there.
     """
     for camera, own in names.items():
         if camera not in wanted or own not in (*recorded, _NONE):
@@ -78,15 +79,21 @@ def match_cameras(
             matched[camera] = usual[0]
         elif usual:
             raise DatasetError(
-                f"dataset {dataset}: {_list(usual)} could each be the camera {camera}; say which in the "
-                f'node configuration, e.g. cameras="{camera}={usual[0]}"'
+                f"dataset {dataset}: {_list(usual)} could each be the camera {camera}; say which: "
+                f"{_say(f'{camera}={usual[0]}')}"
             )
     missing = [camera for camera in wanted if camera not in matched]
     if len(missing) > min(may_lack, len(wanted) - 1):
         raise DatasetError(
             f"dataset {dataset}: lacks the camera {', '.join(missing)} (it has {_list(recorded)}); record "
             "it, or change policy.cameras or policy.empty_cameras in the run configuration, or say which it "
-            f'is in the node configuration: cameras="{missing[0]}=NAME"'
+            f"is: {_say(f'{missing[0]}=NAME')}"
+        )
+    own = list(matched.values())
+    if twice := [camera for camera in wanted if own.count(matched.get(camera, "")) > 1]:
+        raise DatasetError(
+            f"dataset {dataset}: {matched[twice[0]]} is taken for each of the cameras {_list(twice)}; say "
+            f"which is which: {_say(','.join(f'{camera}=NAME' for camera in twice))}"
         )
     return {camera: matched[camera] for camera in wanted if camera in matched}
 
@@ -97,6 +104,10 @@ def spell_cameras(wanted: Sequence[str], matched: Mapping[str, str]) -> list[str
     return [
         camera if camera == name else f"{camera}={name}" for camera, name in zip(wanted, own, strict=True)
     ]
+
+
+def _say(names: str) -> str:
+    return f"--camera-names {names} beside --data, with Docker CAMERA_NAMES or SITE_A_CAMERA_NAMES in .env"
 
 
 def _list(cameras: Sequence[str]) -> str:

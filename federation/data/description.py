@@ -8,7 +8,7 @@ anything.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
     values = read_frames(root)
     _check_shapes(root, dims, values)
     check_data_files(root, info, rows, values)
-    own = split_episodes(values)
+    stored, listed = split_episodes(values), {int(row["episode_index"]) for row in rows}
+    own = {index: frames for index, frames in stored.items() if index in listed}
     check_joint_values(own, root)
     left_out = find_faults(root, info, rows, values, read_tasks(root), videos)
     if len(left_out) > _MAX_EXCLUDED * episodes:
@@ -126,12 +127,12 @@ def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
         cameras=recorded,
         state_dim=dims[0],
         action_dim=dims[1],
-        statistics=statistics_of_frames(values, without=left_out),
+        statistics=statistics_of_frames(values, usable),
         left_out=left_out,
         simulated=is_simulated(info),
         used_cameras=used,
         joint_units=find_joint_units(usable, root),
-        warnings=(*warnings, *value_warnings(usable, info["fps"], root)),
+        warnings=(*warnings, *_unlisted(stored, listed, root), *value_warnings(usable, info["fps"], root)),
     )
 
 
@@ -162,7 +163,7 @@ def find_datasets(folder: Path) -> dict[str, Path]:
     if (folder / "meta").is_dir():
         return {folder.name: folder}
     if folder.is_dir():
-        found = {sub.name: sub for sub in sorted(folder.iterdir()) if (sub / "meta").is_dir()}
+        found = {sub.name: sub for sub in sorted(folder.iterdir()) if _may_be_dataset(sub)}
         for name in sorted(found, key=len, reverse=True):  # what was repaired twice first
             if f"{name}{REPAIRED}" in found:
                 found[name] = found.pop(f"{name}{REPAIRED}")
@@ -172,6 +173,14 @@ def find_datasets(folder: Path) -> dict[str, Path]:
     raise DatasetError(f"no dataset in {folder}: make it, or name a folder that holds LeRobot v3 datasets")
 
 
+def _may_be_dataset(folder: Path) -> bool:
+    """Return whether `folder` is one, or cannot be looked into: whoever reads it says so."""
+    try:
+        return (folder / "meta").is_dir()
+    except PermissionError:
+        return folder.name != "lost+found" and not folder.name.startswith(".")  # disks have such of their own
+
+
 def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> DatasetError:
     first, why = next(iter(left_out.items()))
     return DatasetError(
@@ -179,6 +188,18 @@ def _too_many(root: Path, left_out: Mapping[int, str], episodes: int) -> Dataset
         f"({why}); more than {_MAX_EXCLUDED:.0%} are refused, not excluded: {repair(root)} "
         "writes what can be saved to a new folder"
     )
+
+
+def _unlisted(
+    stored: Mapping[int, Mapping[str, NDArray[Any]]], listed: set[int], root: Path
+) -> Iterator[str]:
+    """Yield a warning of frames that no episode has: recording ended before their episode was complete."""
+    if unlisted := sorted(stored.keys() - listed):
+        number = sum(len(stored[episode]["index"]) for episode in unlisted)
+        yield (
+            f"dataset {root}: data/ has {number} frames of episode {unlisted[0]}, which meta/episodes lacks, "
+            "as after a recording that was interrupted; they are not used: record that episode again"
+        )
 
 
 def _check_version(root: Path, info: Mapping[str, Any]) -> None:

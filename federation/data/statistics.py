@@ -40,14 +40,17 @@ MAX_FRAMES = 10**9  # a year at 30 frames a second
 MAX_EPISODES = 10**7
 
 
-def statistics_of_frames(frames: Mapping[str, NDArray[Any]], without: Collection[int] = ()) -> Statistics:
+def statistics_of_frames(
+    frames: Mapping[str, NDArray[Any]], episodes: Collection[int] | None = None
+) -> Statistics:
     """Return the statistics of both features, in float64; deviations are the population's.
 
     Args:
         frames: as `read_frames` gives them.
-        without: indices of episodes that do not count.
+        episodes: indices of those that count; None: all.
     """
-    used = ~np.isin(frames["episode_index"], list(without))
+    own = frames["episode_index"]
+    used = np.full(len(own), True) if episodes is None else np.isin(own, list(episodes))
     return {feature: _statistics(frames[feature][used].astype(np.float64)) for feature in FEATURES}
 
 

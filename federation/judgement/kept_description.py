@@ -29,10 +29,10 @@ def kept_description(root: Path, cameras: CameraChoice, scratch: Path) -> Datase
     Raises:
         DatasetError: the dataset cannot be trained on. Nothing is kept of it.
     """
-    if not (root / "meta").is_dir():
-        return describe_dataset(root, cameras)  # it says what is wrong
     choice = [list(cameras.wanted), dict(cameras.names), cameras.may_lack]
     try:
+        if not (root / "meta").is_dir():
+            return describe_dataset(root, cameras)  # it says what is wrong
         facts = [str(root.resolve()), fingerprint(root), choice, versions()]
     except OSError:  # a folder or file that may not be read: the description says which
         return describe_dataset(root, cameras)

@@ -21,6 +21,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Linear
 
 from federation.errors import PolicyError, one_line
 from federation.files import expand_home
@@ -59,13 +60,13 @@ def add_adapter(policy: SmolVLAPolicy, config: PolicyConfig, seed: int) -> None:
             torch.manual_seed(seed)
             policy.wrap_with_peft(peft_cli_overrides=overrides)
     except ValueError as error:
-        raise PolicyError(
-            f"policy.lora_targets = {config.lora_targets!r}: no adapter can be made ({one_line(error)}); it "
-            "must match whole names of linear layers, e.g. '.*lm_expert.*\\.(q|v)_proj'"
-        ) from error
+        raise _no_adapter(config, one_line(error)) from error
     finally:
         settings.pretrained_path, settings.load_vlm_weights = claimed
         settings.use_peft = False  # of the merged weights; an adapter's folder sets it
+    for name, layer in _adapted_layers(policy).items():
+        if not isinstance(layer.get_base_layer(), Linear):  # PEFT takes others too
+            raise _no_adapter(config, f"{name} is no linear layer")
     adapter = _config_of(policy)
     adapter.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     adapter.revision = _revision(base)
@@ -73,6 +74,17 @@ def add_adapter(policy: SmolVLAPolicy, config: PolicyConfig, seed: int) -> None:
         for name, parameter in policy.named_parameters():
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
+
+
+def _no_adapter(config: PolicyConfig, reason: str) -> PolicyError:
+    return PolicyError(
+        f"policy.lora_targets = {config.lora_targets!r}: no adapter can be made ({reason}); it "
+        "must match whole names of linear layers, e.g. '.*lm_expert.*\\.(q|v)_proj'"
+    )
+
+
+def _adapted_layers(policy: SmolVLAPolicy) -> dict[str, Any]:
+    return {name: layer for name, layer in policy.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def has_adapter(policy: SmolVLAPolicy) -> bool:
@@ -91,7 +103,7 @@ def merged_weights(policy: SmolVLAPolicy) -> dict[str, Tensor]:
 
     Adapted weights are on the CPU.
     """
-    layers: dict[str, Any] = {n: layer for n, layer in policy.named_modules() if isinstance(layer, LoraLayer)}
+    layers = _adapted_layers(policy)
     merged = {}
     for name, tensor in policy.state_dict().items():
         owner, is_adapted, kind = name.partition(".base_layer.")

@@ -161,8 +161,7 @@ def print_summary(folder: Path, console: Console) -> None:
     if len(rounds) > _MAX_ROWS:  # the report has them all
         rounds = [entry for entry in rounds if entry.evaluation]
     nodes = sorted(metrics["nodes"])
-    baseline = metrics["baseline"]
-    start = ["0", f"{baseline['policy_loss']:.4f}", f"{baseline['action_mse']:.1f}"]
+    start = _evaluation_cells(RoundRecord(0, evaluation=metrics["baseline"]))
     rows = [start, *([*_evaluation_cells(entry), *_site_cells(entry, nodes)] for entry in rounds)]
     table = _table(metrics["run"], [f"{name}\n(training)" for name in nodes], rows)
     if not _fits(table, console):

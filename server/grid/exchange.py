@@ -171,6 +171,10 @@ class Exchange:
         """Let the reply of a node, which proved useless, make up no quorum."""
         self._reply_seconds.pop(node_id, None)
 
+    def ignore_time(self, node_id: int) -> None:
+        """Let the reply of a node count, and tell nothing of how long the others may take."""
+        self._reply_seconds[node_id] = math.inf
+
     def open_messages(self) -> dict[str, OpenMessage]:
         """Return by message id what has no reply now that the exchange is over."""
         expires_at = self._started + self._policy.deadline_seconds
@@ -224,6 +228,7 @@ class Exchange:
     def _drop_stragglers(self) -> Iterator[Reply]:
         """Wait no longer for nodes that take many times as long as the others."""
         seconds = list(self._reply_seconds.values())
+        # Infinite where too few say how long it takes: then the deadline is the limit.
         limit = max(self._policy.straggler_factor * statistics.median(seconds), _MIN_WAIT_SECONDS)
         for node_id in sorted(self._waiting - self._policy.patient_with):
             if self._seconds_since_asked(node_id) > limit:

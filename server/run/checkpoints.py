@@ -48,11 +48,17 @@ class Checkpoints:
         self._measured_on = measured_on
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        self.best_loss = float("inf")  # the lowest evaluated policy loss so far
-        self.best_is_comparable = True  # False: its loss was measured on something else, or not at all
-        if (best := self._find_best()) is not None:
-            self.best_is_comparable = best.policy_loss is not None and best.measured_on == measured_on
-            self.best_loss = float("inf") if best.policy_loss is None else best.policy_loss
+        self._note_best(self._find_best())
+
+    def _note_best(self, best: Checkpoint | None) -> None:
+        self._best_round = best.round if best else -1
+        self._best_measured_on = best.measured_on if best else self._measured_on
+        # The lowest evaluated policy loss so far.
+        self.best_loss = math.inf if best is None or best.policy_loss is None else best.policy_loss
+        # False: it was measured on something else, or not at all.
+        self.best_is_comparable = best is None or (
+            best.policy_loss is not None and best.measured_on == self._measured_on
+        )
 
     def _find_best(self) -> Checkpoint | None:
         """Return the best checkpoint; replace a damaged or missing one by the best of the others."""
@@ -110,7 +116,7 @@ class Checkpoints:
         if policy_loss is not None and self._is_best(policy_loss):
             with self._full_disk(self.best, round_):
                 write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
-            self.best_loss, self.best_is_comparable = policy_loss, True
+            self._note_best(checkpoint)
         self._remove_old()
         return path
 
@@ -120,11 +126,14 @@ class Checkpoints:
         Raises:
             CheckpointError: the file cannot be written, as on a full disk.
         """
-        self._write(self.best, replace(best, policy_loss=policy_loss, measured_on=self._measured_on))
-        self.best_loss, self.best_is_comparable = policy_loss, True
+        measured = replace(best, policy_loss=policy_loss, measured_on=self._measured_on)
+        self._write(self.best, measured)
+        self._note_best(measured)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None if there is none yet; log a damaged one and skip it.
+
+        The best one becomes the best of those up to it.
 
         Raises:
             CheckpointError: there are some and not one is whole.
@@ -132,12 +141,28 @@ class Checkpoints:
         paths = _round_files(self._folder)
         for path in reversed(paths):
             try:
-                return load_checkpoint(path)
+                checkpoint = load_checkpoint(path)
             except CheckpointError as error:
                 _log.error("%s; the one before it is taken", error)
+            else:
+                self._correct_best(checkpoint)
+                return checkpoint
         if paths:
             raise CheckpointError(f"{self._folder}: none of {len(paths)} checkpoints is whole")
         return None
+
+    def _correct_best(self, newest: Checkpoint) -> None:
+        """Replace a best one that is not the best up to `newest`, from which the run goes on.
+
+        A server killed between the two files of a round leaves an older best; one whose round file is damaged
+        leaves a newer one, of a round that is done again.
+        """
+        loss, is_alike = newest.policy_loss, newest.measured_on == self._best_measured_on
+        is_missed = loss is not None and loss < self.best_loss and is_alike
+        if is_missed or self._best_round > newest.round:
+            kept = [path for path in _round_files(self._folder) if round_of(path) <= newest.round]
+            _replace_best(self.best, kept)
+            self._note_best(_whole(self.best))
 
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         tensors, metadata = checkpoint_contents(checkpoint)

@@ -60,8 +60,7 @@ class RunRecord:
     """
 
     def __init__(self, outputs: Path, name: str, config: RunConfig, flower_run: str | None = None) -> None:
-        self.name, self.folder = name, outputs / name
-        self._flower_run = flower_run
+        self.name, self.folder, self._flower_run = name, outputs / name, flower_run
         self._continued: dict[str, Any] = {}  # the settings of a continuation
         self._changed: dict[str, Any] = {}  # those of them that it changes
         self._rounds: list[RoundRecord] = []
@@ -158,6 +157,7 @@ class RunRecord:
         write_json(self.folder / f"server_eval_round_{round_}.json", {"round": round_, **evaluation})
         if round_ == 0:
             self._metrics["baseline"] = evaluation
+            self._save()  # before checkpoint 0 is there: after it nobody evaluates it again
         self.event("evaluated", round=round_, **evaluation)
 
     def evaluated_anew(
@@ -234,9 +234,9 @@ class RunRecord:
 
     @property
     def reverts_in_row(self) -> int:
-        """Return how many evaluations in a row took the weights back since the settings last changed."""
-        changed = [r["after_round"] for r in self._metrics.get("resumed", []) if r.get("changed")]
-        count = 0
+        """Return how many evaluations in a row took the weights back since settings or measure changed."""
+        resumed, count = self._metrics.get("resumed", []), 0
+        changed = [r["after_round"] for r in resumed if r.get("changed") or r.get("evaluated_anew")]
         for entry in reversed(self._rounds):
             is_reverted = entry.reverted_to is not None
             if entry.round <= max(changed, default=0) or (entry.evaluation and not is_reverted):

@@ -99,8 +99,8 @@ def first_demonstrations(root: Path, arm: Arm) -> Holdings:
     description = describe_dataset(root)
     order = random.Random(arm.seed).sample(range(description.episodes), description.episodes)
     out = {**dict.fromkeys(order[arm.demonstrations :], "not among these"), **description.left_out}
-    statistics = statistics_of_frames(read_frames(root), out)
-    few = dataclasses.replace(description, left_out=out, statistics=statistics)
+    few = dataclasses.replace(description, left_out=out)
+    few = dataclasses.replace(few, statistics=statistics_of_frames(read_frames(root), few.usable_episodes))
     return Holdings((Holding(Recording(Source(str(root)), root, root), few),))
 
 

@@ -2,12 +2,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
 from client.recordings import held
+from client.rules.owner import NO_RULES
+from client.rules.traffic import read_traffic
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
@@ -38,6 +41,16 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
         "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )
     assert reply.error.code == RejectionCode.DATASET
+
+
+def test_all_that_a_message_brings_counts_as_traffic(tmp_path: Path) -> None:
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    settings = {"name": "site-a", "dataset": str(tmp_path), "scratch": str(tmp_path)}
+    context = SimpleNamespace(node_config=settings, run_config={})
+    for kind in ("query.join", "query.shut_out", "train"):
+        unread = RecordDict({"more": ArrayRecord({"x": Array(np.zeros(100_000, np.uint8))})})
+        app._answer(Message(unread, 1, kind), context, lambda *_: RecordDict())  # type: ignore[arg-type]
+    assert 300_000 < read_traffic(NO_RULES, tmp_path).received < 310_000
 
 
 def test_the_join_logs_what_the_judgement_warns_of(

@@ -1,5 +1,6 @@
 """No path of a site is in the reason that its error reply gives."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from client.private_paths import hide_paths
 
 DATA, SCRATCH = Path("/home/ada/arms/kitchen"), Path("/home/ada/arms/kitchen/scratch")
-KEPT = {"dataset": DATA, "scratch": SCRATCH}
+KEPT = {"dataset": DATA, "scratch": SCRATCH, "dataset 2": Path("/home/ada/Ann's arms/pick")}
 CACHES = {"HF_HOME": "/mnt/models/hub", "HF_DATASETS_CACHE": "/mnt/models/arrow"}
 
 
@@ -29,6 +30,10 @@ CACHES = {"HF_HOME": "/mnt/models/hub", "HF_DATASETS_CACHE": "/mnt/models/arrow"
         ("https://huggingface.co/lab/x answered 404", "https://huggingface.co/lab/x answered 404"),
         ("3/4 of 6 joints, and/or ./x, 30 frames/s", "3/4 of 6 joints, and/or ./x, 30 frames/s"),
         ("cut off: '/srv/secret/fold", "cut off: '<path>"),
+        (
+            f"make repair DATA={shlex.quote('/home/ada/Ann' + chr(39) + 's arms/pick')} writes",
+            "make repair DATA='<dataset 2>' writes",
+        ),
     ],
 )
 def test_paths_are_hidden_and_what_helps_stays(reason: str, said: str) -> None:

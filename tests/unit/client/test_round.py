@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import round as round_module
 from client.recordings.sources import Source
 from client.round import answer_train_request, read_request
+from client.rules.owner import OwnerRules, RuleError
 from client.site import Site
 from client.state import kept_reply
 from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
@@ -98,6 +99,14 @@ def test_another_request_is_trained_anew(site, trained, message: Message, config
     answer_train_request(_message(), _config(), site)
     answer_train_request(message, config, site)
     assert len(trained) == 2
+
+
+def test_a_reply_that_was_kept_stays_once_the_owner_asks_for_noise(site, trained) -> None:
+    answer_train_request(_message(), _config(), site)
+    for rules in (OwnerRules(min_noise=1.0), OwnerRules(max_epsilon=8.0)):
+        with pytest.raises(RuleError, match=r"privacy\.mode = 'none'"):
+            answer_train_request(_message(), _config(), dataclasses.replace(site, rules=rules))
+    assert trained == [3]
 
 
 def test_what_does_not_decide_the_answer_may_change(site, trained) -> None:

@@ -83,6 +83,19 @@ def test_a_node_that_still_works_on_an_earlier_round_is_asked_nothing_more(
     assert [node.name for node in table.wait_for_nodes().values()] == ["a", "b"]
 
 
+def test_no_round_starts_with_fewer_free_nodes_than_make_an_update(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_POLL_INTERVAL_SECONDS", 0.02)
+    grid = FakeGrid({10 + i: make_answer(name, reported) for i, name in enumerate("abcd")})
+    settings = FederationConfig(min_nodes=4, fraction_fit=0.5, min_updates=2)
+    table = NodeTable(grid, RunConfig(federation=settings), record, {"holdout": False})  # type: ignore
+    busy = iter([{12, 13}, {12, 13}, {13}])
+    monkeypatch.setattr(table.late, "busy_nodes", lambda _: next(busy))
+    # Half of two free ones would be one.
+    assert [node.name for node in table.wait_for_nodes().values()] == ["a", "b", "c"]
+
+
 def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,14 @@ def test_a_site_cannot_claim_more_time_than_the_server_saw(claimed: float) -> No
     assert 1 <= _asked(fast=_update(0.25), liar=lie)["liar"] <= 40
 
 
+def test_an_update_that_was_only_sent_again_tells_nothing_of_the_sites_speed() -> None:
+    kept = _update(0.25) | {"reply_seconds": 3.0}  # ten seconds of training in three
+    before = RoundRecord(1, clients={"a": _update(0.25), "b": _update(1.0, steps=10)})
+    rounds = [before, RoundRecord(2, clients={"a": kept, "b": _update(1.0, steps=10)})]
+    assert asked_steps(["a", "b"], rounds, TRAINING) == {"a": 40, "b": 10}
+    assert asked_steps(["a", "b"], rounds[1:], TRAINING) == {"a": 10, "b": 40}  # `a` is not known yet
+
+
 _SECONDS = st.floats(0.0, 1e4)
 
 

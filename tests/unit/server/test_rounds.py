@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import time
 from types import SimpleNamespace
@@ -128,6 +129,19 @@ def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statist
     torch.testing.assert_close(model.evaluated["w"], torch.full((2,), 2.0 * 9 / 11))
     assert entry.proximal_mu == 0.02
     assert all(m.content[CONFIG]["proximal_mu"] == 0.02 for m in grid.sent.values())
+
+
+@pytest.mark.parametrize(("trained", "waits"), [(0.0, False), (100.0, True)])
+def test_nobody_is_hurried_by_updates_that_were_trained_when_they_were_asked_for_before(
+    record, statistics, monkeypatch: pytest.MonkeyPatch, trained: float, waits: bool
+) -> None:
+    monkeypatch.setattr(exchange, "_MIN_WAIT_SECONDS", 0.0)
+    answers = {node: make_reply(train_seconds=trained) for node in (10, 11, 12)}
+    entry, _ = run_one_round(FakeGrid(answers | {13: None}), record, statistics, "a", "b", "c", "d")
+    assert (sorted(entry.clients), entry.missing) == (["a", "b", "c"], ["d"])
+    events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    reason = next(event["reason"] for event in events if event["event"] == "reply_timed_out")
+    assert ("no reply within 1 s" in reason) == waits
 
 
 def test_with_partial_work_each_node_is_asked_for_its_own_steps_and_weighs_the_same(

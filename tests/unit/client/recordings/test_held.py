@@ -1,7 +1,9 @@
 """Several recordings of a site: judged one by one, used together, left out by name."""
 
 import dataclasses
+import errno
 import logging
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,17 @@ from client.private_paths import hide_paths
 from client.recordings import held as held_module
 from client.recordings.held import judge_recordings, mixing_faults
 from client.recordings.hub import remove_downloads
-from client.recordings.opened import Recording, copies_kept, open_recordings, private_folders
+from client.recordings.opened import (
+    Recording,
+    copies_kept,
+    folder_key,
+    open_recordings,
+    private_folders,
+)
 from client.recordings.samples import JoinedSamples, open_recorded_samples
 from client.recordings.sources import Source
 from client.repair.main import repair_dataset
+from federation.data.cameras import CameraChoice
 from federation.data.description import describe_dataset
 from federation.data.joint_units import JointUnits
 from federation.data.sample_cache import SampleCache
@@ -28,6 +37,7 @@ from federation.data.statistics import check_statistics, statistics_of_frames
 from federation.data.tables import read_frames
 from federation.errors import DatasetError
 from federation.judgement.judge import describe_fitting
+from federation.judgement.kept_description import kept_description
 from federation.settings import PolicyConfig
 from tests.synthetic import as_format_2, record_dataset, set_info
 
@@ -212,6 +222,35 @@ def test_a_file_that_may_not_be_read_costs_no_episode_and_is_looked_at_again(
         _, (fault,) = open_recordings([Source(str(old))], tmp_path)
     assert str(fault) == f"dataset {old}: cannot be read (Permission denied); chmod -R a+rX it"
     assert open_recordings([Source(str(old))], tmp_path)[1] == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_disk_that_cannot_be_reached_costs_its_own_recordings_only(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    gone, is_dir = tmp_path / "disk" / "kitchen", Path.is_dir
+
+    def unreachable(path: Path) -> bool:
+        if path.is_relative_to(gone):
+            raise OSError(number, os.strerror(number))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", unreachable)
+    sources = [Source(str(gone)), Source(str(data / "site-a"))]
+    held = judge_recordings(sources, TINY, tmp_path / "scratch")
+    assert [part.recording.folder.name for part in held.parts] == ["site-a"]
+    (fault,) = open_recordings(sources, tmp_path / "scratch")[1]
+    assert str(fault).startswith(f"dataset {gone}: cannot be read ({os.strerror(number)}); ")
+    assert private_folders(sources) == {"dataset 1": gone, "dataset 2": data / "site-a"}
+
+
+def test_a_name_that_is_not_utf_8_costs_nothing(data: Path, tmp_path: Path) -> None:
+    assert len(folder_key(tmp_path / os.fsdecode(b"W\xfcrfel"))) == 16
+    folder = Path(shutil.copytree(data / "site-a", tmp_path / "site-a"))
+    (folder / os.fsdecode(b"gr\xfcn.txt")).touch()
+    choice = CameraChoice(TINY.camera_names)
+    assert kept_description(folder, choice, tmp_path / "scratch").episodes == 3
+    assert list((tmp_path / "scratch").rglob("*.json"))
 
 
 def test_two_processes_that_want_the_same_copy_write_it_once(

@@ -45,6 +45,7 @@ def test_several_stand_in_one_text() -> None:
     ("data", "cameras", "weights", "message"),
     [
         (["a", "b", "c"], ["", "top=x"], [], "camera-names: given 2 times for 3 recordings"),
+        ([], ["", "top=x"], [], "camera-names = 'top=x': given for no recording"),
         (["a", "b"], [], ["1"], "weight: 1 given for 2 recordings"),
         (["a"], [], ["0"], "weight = '0': must be a number above 0"),
         (["a"], [], ["inf"], "weight = 'inf': must be a number above 0"),
@@ -61,6 +62,10 @@ def test_what_cannot_be_meant_is_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         make_sources(data, cameras, weights)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_empty_are_none() -> None:
+    assert split_sources([], [""], []) == ()  # as Compose passes a variable that is not set
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(

@@ -64,6 +64,24 @@ def test_the_site_stays_until_the_server_was_told_then_it_is_off_for_the_day(
     assert not is_used_up(RULES, tmp_path)
 
 
+def test_messages_that_go_on_coming_do_not_keep_the_site_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.time()
+    for seconds in (0, 6, 12):
+        monkeypatch.setattr(traffic.time, "time", lambda now=started + seconds: now)
+        count_traffic(RULES, tmp_path, received=800_000)
+        with pytest.raises(RuleError):
+            check_traffic(RULES, tmp_path, 10**6)
+    assert is_used_up(RULES, tmp_path)
+    assert read_traffic(RULES, tmp_path).received == 2_400_000
+    monkeypatch.setattr(traffic.time, "time", lambda: started - 3600)  # the clock was set back
+    with pytest.raises(RuleError):
+        check_traffic(RULES, tmp_path)
+    monkeypatch.setattr(traffic.time, "time", lambda: started - 3580)
+    assert is_used_up(RULES, tmp_path)
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[", "{}", '{"day": 1, "more": 2}', '{"day": "x", "sent": "1"}', '{"day": "x", "limit": []}'],

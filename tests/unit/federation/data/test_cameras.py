@@ -42,13 +42,15 @@ def test_each_camera_of_the_policy_gets_one_of_the_site(
 @pytest.mark.parametrize(
     ("recorded", "names", "may_lack", "message"),
     [
-        (("top",), {}, 0, r"dataset x: lacks the camera wrist \(it has top\); .*: cameras=\"wrist=NAME\""),
+        (("top",), {}, 0, r"dataset x: lacks the camera wrist \(it has top\); .*: --camera-names wrist=NAME"),
         (("phone",), {}, 2, r"lacks the camera top, wrist \(it has phone\)"),
         ((), {}, 2, r"\(it has none\)"),
-        (("up", "overhead", "wrist"), {}, 1, r"up, overhead could each be the camera top; .*\"top=up\""),
+        (("up", "overhead", "wrist"), {}, 1, r"up, overhead could each be the camera top; .* top=up"),
         (("top", "wrist"), {"top": "phone"}, 1, r"cameras says top=phone; .* the dataset top, wrist"),
         (("top", "wrist"), {"side": "top"}, 1, r"cameras says side=top; the policy has top, wrist"),
         (("top", "wrist"), {"wrist": "none"}, 0, r"lacks the camera wrist"),
+        (("top", "wrist"), {"top": "wrist"}, 1, r"wrist is taken for each of .* top, wrist; .*wrist=NAME"),
+        (("cam",), {"top": "cam", "wrist": "cam"}, 1, r"cam is taken for each of the cameras top, wrist"),
     ],
 )
 def test_what_cannot_be_told_is_asked_for(

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -129,6 +131,40 @@ def test_a_data_set_of_another_rate_is_refused_with_both(data: Path) -> None:
 def test_data_sets_are_found_by_name(data: Path) -> None:
     assert list(find_datasets(data)) == ["holdout", "site-a", "site-b"]
     assert find_datasets(data / "holdout") == {"holdout": data / "holdout"}
+
+
+def test_what_a_disk_has_of_its_own_is_no_data_set_and_a_closed_folder_may_be_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lost+found", ".Trashes", "theirs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site-a").symlink_to(data / "site-a")
+    is_dir = Path.is_dir
+
+    def denied(path: Path) -> bool:
+        if path.name == "meta" and path.parent.name != "site-a" and path.parent != tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert list(find_datasets(tmp_path)) == ["site-a", "theirs"]
+
+
+def test_frames_of_an_episode_that_was_never_finished_are_not_used(copy: Path, data: Path) -> None:
+    whole = describe_dataset(data / "site-a")
+    (file,) = (copy / "data").rglob("*.parquet")
+    table = pq.read_table(file)
+    rows = table.slice(0, 5).to_pydict()
+    rows["episode_index"] = [whole.episodes] * 5
+    rows["action"] = [[5000.0] * 6] * 4 + [[float("nan")] * 6]
+    pq.write_table(pa.concat_tables([table, pa.table(rows, schema=table.schema)]), file)
+    description = describe_dataset(copy)
+    assert (description.left_out, description.usable_frames) == ({}, whole.usable_frames)
+    for feature, named in description.statistics.items():
+        for name, values in named.items():
+            np.testing.assert_array_equal(values, whole.statistics[feature][name])
+    (warning,) = set(description.warnings) - set(whole.warnings)
+    assert f"data/ has 5 frames of episode {whole.episodes}, which meta/episodes lacks" in warning
 
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:

@@ -95,11 +95,11 @@ def test_a_joint_that_never_moves_is_not_divided_by_zero() -> None:
     assert merged["mean"][3] == pytest.approx(94.0)
 
 
-def test_episodes_that_are_left_out_do_not_count() -> None:
+def test_only_the_episodes_that_are_named_count() -> None:
     values = np.arange(24.0).reshape(4, 6)
     values[2, 1], values[3, 0] = np.nan, 1e9
-    frames = {"episode_index": np.array([0, 0, 7, 7]), **dict.fromkeys(FEATURES, values)}
-    statistics = statistics_of_frames(frames, without=(7,))["action"]
+    frames = {"episode_index": np.array([0, 0, 7, np.nan]), **dict.fromkeys(FEATURES, values)}
+    statistics = statistics_of_frames(frames, episodes=(0,))["action"]
     assert statistics["count"].tolist() == [2.0]
     assert statistics["max"].tolist() == values[1].tolist()
 

@@ -139,6 +139,14 @@ def test_targets_that_fit_nothing_are_refused_by_name(build: Build, targets: str
         build(lora_targets=targets)
 
 
+@pytest.mark.parametrize("layer", ["patch_embedding", "embed_tokens"])
+def test_layers_that_are_not_linear_are_refused_before_anything_is_trained(build: Build, layer: str) -> None:
+    with pytest.raises(
+        PolicyError, match=rf"no adapter can be made \(.*{layer} is no linear layer\); it must"
+    ):
+        build(lora_targets=rf".*(q_proj|{layer})")
+
+
 def test_building_it_leaves_the_global_random_state_alone(build: Build) -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)

@@ -176,6 +176,10 @@ def test_a_round_without_any_update_has_no_losses(tmp_path: Path) -> None:
     assert "0 of 50" in _summary(tmp_path, metrics)
 
 
+def test_a_run_whose_figures_before_training_were_lost_has_a_table(tmp_path: Path) -> None:
+    assert "1.0001" in _summary(tmp_path, _metrics(2, 3) | {"baseline": None})
+
+
 def test_the_end_shows_every_evaluated_round_and_what_the_arm_did(tmp_path: Path) -> None:
     entries = [{"round": n, "clients": {"site-a": {"policy_loss": 0.5}}} for n in range(1, 41)]
     entries[39] |= {"evaluation": {"policy_loss": 0.25, "action_mse": 9.0}}

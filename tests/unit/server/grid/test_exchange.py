@@ -166,6 +166,17 @@ def test_stragglers_are_left_behind_once_the_quorum_is_in() -> None:
     assert "while 3 nodes have replied" in replies[8].error
 
 
+def test_replies_without_a_time_make_up_the_quorum_and_hurry_nobody() -> None:
+    answers = {5: RecordDict(), 6: RecordDict(), 7: RecordDict(), 8: None}
+    sent = _send(FakeGrid(answers), WaitPolicy(1.0, quorum=0.75, straggler_factor=1.0), *answers)
+    replies = {}
+    for reply in sent.replies():
+        replies[reply.node_id] = reply
+        if reply.content is not None:
+            sent.ignore_time(reply.node_id)
+    assert "no reply within 1 s" in replies[8].error
+
+
 def test_a_node_that_the_round_is_patient_with_is_no_straggler() -> None:
     policy = WaitPolicy(1.0, quorum=0.5, straggler_factor=0.0, patient_with=frozenset({8}))
     replies = _exchange(FakeGrid({5: RecordDict(), 7: None, 8: None, 9: RecordDict()}), policy)

@@ -173,6 +173,39 @@ def test_a_kill_while_the_best_is_linked_leaves_every_round_its_own_weights(
     assert load_checkpoint(store.best).round == 3
 
 
+@pytest.mark.parametrize("measured_on", ["m", "something else"])
+def test_a_kill_before_the_best_is_linked_costs_no_best_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured_on: str
+) -> None:
+    store = _store(tmp_path)
+    store.save(1, _model(1), 3.0, RoundRecord(1))
+    monkeypatch.setattr(Path, "replace", _killed_at(store.best, Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, _model(2), 2.0, RoundRecord(2))
+    monkeypatch.undo()
+    store = _store(tmp_path, measured_on)
+    newest = store.newest()
+    assert newest
+    assert (newest.round, store.best_loss, load_checkpoint(store.best).round) == (2, 2.0, 2)
+    assert store.best_is_comparable == (measured_on == "m")
+    if measured_on == "m":
+        store.save(3, _model(3), 2.5, RoundRecord(3))
+        assert load_checkpoint(store.best).round == 2
+
+
+def test_the_best_is_none_of_a_round_that_is_done_again(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    for round_, loss in enumerate([3.0, 2.0, 2.5, 1.0]):
+        store.save(round_, _model(round_), loss, RoundRecord(round_))
+    store.measured_anew(load_checkpoint(store.best), 1.0)  # a file of its own
+    (tmp_path / "round_0003.safetensors").write_bytes(b"torn")
+    store = _store(tmp_path)
+    assert store.best_loss == 1.0
+    newest = store.newest()
+    assert newest
+    assert (newest.round, store.best_loss, load_checkpoint(store.best).round) == (2, 2.0, 1)
+
+
 def _killed_at(target: Path, replace: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
     def stop(source: Path, path: Path) -> Path:
         if path == target:

@@ -76,6 +76,11 @@ def test_events_are_appended_in_order_one_line_each(record: RunRecord) -> None:
     assert (record.folder / "server_eval_round_0.json").is_file()
 
 
+def test_what_the_weights_were_worth_before_training_is_on_disk_at_once(record: RunRecord) -> None:
+    record.evaluated(0, _evaluation(2.0))  # checkpoint 0 is written next, and nobody evaluates them again
+    assert _read(record)["baseline"]["policy_loss"] == 2.0
+
+
 def test_a_record_is_never_written_over(record: RunRecord, tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"run-1 exists: choose another run\.name"):
         RunRecord(tmp_path, "run-1", RunConfig())
@@ -243,6 +248,16 @@ def test_reverts_count_from_the_last_change_of_the_settings(record: RunRecord, t
         record.resume_after(3, None)
         assert record.reverts_in_row == expected
     record.round_finished(_round(4, rolled_back_to=0))
+    assert record.reverts_in_row == 1
+
+
+def test_reverts_count_from_the_last_change_of_the_measure(record: RunRecord) -> None:
+    for round_, reverted in enumerate([False, True, False, True, False, True, False], start=1):
+        record.round_finished(_round(round_, **({"rolled_back_to": 1} if reverted else {})))
+    record.resume_after(7, None)
+    record.evaluated_anew(_evaluation(4.0), 1, _evaluation(3.0), changed="the hold-out changed")
+    assert record.reverts_in_row == 0
+    record.round_finished(_round(8, rolled_back_to=1))
     assert record.reverts_in_row == 1
 
 
