@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from federation.errors import CertificateError
-from federation.key_files import locked, replace, write_new
+from federation.key_files import locked, make_folder, replace, write_new
 from federation.site_key import PublicKey, check_site_name, read_key_line
 
 __all__ = ["INVITED", "keep_invitation", "record_key", "registered_key", "retire_site"]
@@ -65,15 +65,17 @@ def retire_site(out: Path, name: str, now: datetime | None = None) -> Path:
     target = out / _REVOKED / f"{name}-{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
     with locked(out):
         registered_key(out, name)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
+        make_folder(target.parent)
         is_invited = (out / INVITED / name / _KEY_FILE).is_file()
         (out / (INVITED if is_invited else _OWN) / name).rename(target)
     return target
 
 
 def _refuse_known(out: Path, name: str, key: PublicKey) -> None:
-    for file in sorted(out.glob(f"{_REVOKED}/*/{_KEY_FILE}")):
-        if _read(file).line == key.line:
+    revoked = out / _REVOKED
+    # `glob` passes over a folder that may not be read: there a revoked key would not be found.
+    for folder in sorted(revoked.iterdir()) if revoked.exists() else ():
+        if _read(file := folder / _KEY_FILE).line == key.line:
             raise CertificateError(
                 f"this key was revoked ({file.parent.name}), which is for good; the site makes another with "
                 "so100-site key --new"

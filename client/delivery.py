@@ -59,7 +59,7 @@ def receive_policy(message: Message, site: Site) -> str:
                 f"the policy of {run} comes out with SHA-256 {found}, the server's has {expected}: install "
                 "the server's versions of safetensors, torch and lerobot"
             )
-        note_delivered_policy(staging, run, round_, expected, _dense_training(config))
+        note_delivered_policy(staging, run, round_, expected, _dense_training(config), config.policy)
 
     folder = site.policy_folder
     try:

@@ -37,6 +37,12 @@ uid=$(id -u)
 [[ -f $certs/superlink/server.key ]] || fail "$certs holds no certificates that user $uid can see; run make \
 certs, or sudo make certs if they are root's"
 
+# Secrets of docker-compose.yml, also where its sites are left out.
+for site in site-a site-b; do
+	[[ -f $certs/sites/$site/node.key.pub ]] || fail "$certs/sites/$site/node.key.pub is missing, and \
+docker-compose.yml names it; put $site into sites in configs/certs.toml and run make certs again"
+done
+
 # It may hold tokens.
 [[ -f .env ]] || install -m 600 /dev/null .env
 ((uid != 0)) || chown "$(owners_of .)" .env
@@ -72,7 +78,10 @@ fi
 
 # Where all sites are elsewhere, this machine has the evaluation's data alone.
 datasets=(SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout)
-[[ $(value_of COMPOSE_FILE) != *compose.invited.yml* ]] || datasets=("${datasets[2]}")
+rules=(SITE_A_RULES=./docker/no-rules.toml SITE_B_RULES=./docker/no-rules.toml)
+if [[ $(value_of COMPOSE_FILE) == *compose.invited.yml* ]]; then
+	datasets=("${datasets[2]}") rules=()
+fi
 
 # The simulator's data is never mixed with a recording: all of them or none.
 names=("${datasets[@]%%=*}")
@@ -103,20 +112,25 @@ container_file_t \"$1\""
 }
 for folder in "$certs/superlink" "$certs/sites" "$certs/invited" configs docker/prometheus docker/grafana; do require_label "$folder"; done
 
-# Docker would make an empty folder, owned by root, where one is missing.
-for default in "${datasets[@]}"; do
-	name=${default%%=*}
-	folder=$(value_of "$name")
-	folder=${folder:-${default#*=}}
-	[[ $folder != \~* ]] || folder=$HOME/${folder#\~}
-	# One with a variable in it, where Compose could not be asked: it will put that in, and refuse a missing folder.
-	[[ -n $settings || $folder != *\$* ]] || continue
-	[[ -d $folder ]] || fail "$name: no folder $folder; set it in .env, or run make sample-data"
-	require_label "$folder"
-	((configured != 0)) || continue
-	[[ -n $(value_of "$name") ]] || open_to_all "$folder"  # the sample data is no secret
-	closed=$(first_without "$folder" "${readable[@]}" \
-		-o -user "$configured" -o -group "$group" -perm -040)
+# What a container mounts of NAME=DEFAULT, the first argument, must be there and readable.
+check_mount() {
+	local name=${1%%=*} path closed
+	path=$(value_of "$name")
+	path=${path:-${1#*=}}
+	[[ $path != \~* ]] || path=$HOME/${path#\~}
+	# One with a variable in it, where Compose could not be asked: it will put that in, and refuse what is missing.
+	[[ -n $settings || $path != *\$* ]] || return 0
+	if [[ $name == *_RULES ]]; then
+		[[ -f $path ]] || fail "$name: no file $path; set it in .env"
+	else
+		# Docker would make an empty folder, owned by root.
+		[[ -d $path ]] || fail "$name: no folder $path; set it in .env, or run make sample-data"
+	fi
+	require_label "$path"
+	((configured != 0)) || return 0
+	[[ -n $(value_of "$name") ]] || open_to_all "$path" # what the project brings is no secret
+	closed=$(first_without "$path" "${readable[@]}" -o -user "$configured" -o -group "$group" -perm -040)
 	[[ -z $closed ]] || fail "$name: $closed cannot be read by user $configured, whom the containers run as \
-(FEDERATION_UID in .env); run chmod -R a+rX \"$folder\""
-done
+(FEDERATION_UID in .env); run chmod -R a+rX \"$path\""
+}
+for default in "${datasets[@]}" ${rules[@]+"${rules[@]}"}; do check_mount "$default"; done

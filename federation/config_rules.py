@@ -39,14 +39,26 @@ def _names(config: RunConfig) -> str | None:
     base = config.policy.pretrained
     if base.startswith(EARLIER_RUN) and (fault := fault_of_run_name(base.removeprefix(EARLIER_RUN))):
         return f"policy.pretrained = {base!r}: names no run; {fault}"
-    if repo and (repo.count("/") != 1 or not all(repo.split("/"))):
-        return f"hub.repo = {repo!r}: must be owner/name, e.g. 'my-lab/so101'"
+    if repo and not _is_repository(repo):
+        return f"hub.repo = {repo!r}: must be owner/name as the Hub takes it, e.g. 'my-lab/so101'"
     if not all(camera.isidentifier() for camera in cameras) or len(set(cameras)) != len(cameras):
         return (
             f"policy.cameras = {config.policy.cameras!r}: must be different names separated by commas, "
             "e.g. 'top,wrist'"
         )
     return None
+
+
+def _is_repository(name: str) -> bool:
+    # Only where there is one: a site's join, which must be quick, imports this module.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
 def fault_of_run_name(name: str) -> str:

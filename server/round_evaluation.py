@@ -41,6 +41,7 @@ def evaluate_before_training(
     tracking: Tracking,
 ) -> None:
     """Record what the weights are worth as they are; theirs is checkpoint 0."""
+    _log.info("evaluates the weights before training")
     evaluation = evaluator.evaluate(model.evaluated)
     record.evaluated(0, evaluation)
     tracking.log(0, evaluation_scalars(evaluation))
@@ -85,6 +86,7 @@ def _evaluate_round(
 ) -> float | None:
     """Evaluate the round of `entry`, reverting it if the policy loss spiked; None: these weights are gone."""
     policy_loss = math.inf
+    _log.info("evaluates the round")
     try:
         evaluation = evaluator.evaluate(model.evaluated)
     except DivergedError as error:

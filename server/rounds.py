@@ -64,6 +64,7 @@ def run_round(
     max_examples = {name: count * training.frames_in_step for name, count in steps.items()}
     collector = UpdateCollector(model, expected, config, record, max_examples, asked)
     aggregate_seconds = _collect(exchange, collector, names)
+    record.event("replies_collected", round=round_)
     if late is not None:
         late.watch(exchange)
     started_step = time.monotonic()

@@ -1,8 +1,9 @@
 """`so100-site personalise`: tune the delivered policy on this site's recordings and name the better one.
 
 Both policies stay, in `personal/` of the site's folder: `federation`, as it was delivered, and `tuned`.
-`comparison.json` beside them has the figures of both on episodes that neither was tuned on. torch and LeRobot
-are imported once all that can be wrong was looked at.
+`comparison.json` beside them has the figures of both on episodes that were kept from the tuning. The run may
+have trained on them: so the comparison favours the delivered policy, if either. torch and LeRobot are
+imported once all that can be wrong was looked at.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from client.personal.split import split_episodes
 from client.recordings.held import Holdings, judge_recordings
 from client.recordings.sources import parse_sources
 from client.site import SAMPLE_CACHE_GB
-from client.state.delivered_policy import read_delivered_policy, read_training
+from client.state.delivered_policy import read_delivered_policy, read_expected, read_training
 from federation.errors import ConfigError
 from federation.files import write_folder, write_json
 from federation.invitation import read_invitation
@@ -52,14 +53,14 @@ def personalise_site(
     settings = site.read_settings()
     if not settings:
         raise ConfigError("no recording yet: so100-site join --data names one")
-    expected = read_invitation(site.invitation).expects.as_policy()
-    held = judge_recordings(parse_sources(settings), expected, site.scratch)
-    learnt, measured = split_episodes(held, seed)
+    invited = read_invitation(site.invitation).expects.as_policy()
     scratch = site.scratch / "personal"  # apart from what the rounds of a run keep
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         base = _take_policy(site, scratch / "delivered")
         delivered = read_delivered_policy(base)
+        held = judge_recordings(parse_sources(settings), read_expected(delivered, invited), site.scratch)
+        learnt, measured = split_episodes(held, seed)
         training = _training(delivered, learnt, steps, learning_rate)
         _announce(delivered, learnt, measured, training)
         room = int(float(settings.get("sample-cache-gb", SAMPLE_CACHE_GB)) * 1e9)
@@ -180,8 +181,9 @@ def _card(delivered: Path, result: Mapping[str, Any]) -> str:
     return (
         f"{text}\n\n## Tuned at one site\n\n"
         f"Fine-tuned on {result['episodes']['learnt']} episodes of one site, {result['steps']} steps. On "
-        f"{result['episodes']['measured']} other episodes of that site its policy loss is "
-        f"{result[TUNED]['policy_loss']:.4f}; before, it was {result[FEDERATION]['policy_loss']:.4f}.\n"
+        f"{result['episodes']['measured']} others of that site, which the federation may have trained on, "
+        f"its policy loss is {result[TUNED]['policy_loss']:.4f}; before, it was "
+        f"{result[FEDERATION]['policy_loss']:.4f}.\n"
     ).lstrip()
 
 

@@ -1,4 +1,4 @@
-"""Which of a site's episodes a personal policy is measured on, and never trained on."""
+"""Which of a site's episodes a personal policy is measured on, and not tuned on."""
 
 import dataclasses
 import random

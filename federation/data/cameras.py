@@ -89,8 +89,8 @@ def match_cameras(
             "it, or change policy.cameras or policy.empty_cameras in the run configuration, or say which it "
             f"is: {_say(f'{missing[0]}=NAME')}"
         )
-    own = list(matched.values())
-    if twice := [camera for camera in wanted if own.count(matched.get(camera, "")) > 1]:
+    taken = list(matched.values())
+    if twice := [camera for camera in wanted if taken.count(matched.get(camera, "")) > 1]:
         raise DatasetError(
             f"dataset {dataset}: {matched[twice[0]]} is taken for each of the cameras {_list(twice)}; say "
             f"which is which: {_say(','.join(f'{camera}=NAME' for camera in twice))}"

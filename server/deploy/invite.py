@@ -85,9 +85,10 @@ def revoke_site(certs: Path, name: str, control: str | None = None) -> None:
     """
     # First SuperLink: a key that was moved away but not revoked could still connect.
     print(f"SuperLink: {revoke_key(certs, name, control)}")
-    print(
-        f"its key is in {retire_site(certs, name)}; take {name} out of configs/certs.toml if it stands there"
-    )
+    is_here = (certs / "sites" / name).is_dir()
+    print(f"its key is in {retire_site(certs, name)}")
+    if is_here:
+        print(f"make certs makes {name} another, unless you take it out of configs/certs.toml")
 
 
 def register_key(certs: Path, name: str, control: str | None) -> str:

@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         gauge("rounds_planned", "Rounds the run is configured for"),
         gauge("round", "Newest complete round"),
         gauge("round_in_progress", "Round under way; 0 if none is"),
+        gauge("round_waits_for_replies", "1 while the round under way waits for its nodes"),
         gauge("round_start_timestamp_seconds", "When the newest round was sent to its nodes"),
         gauge("round_duration_seconds", "Duration of the newest complete round"),
         gauge("round_deadline_seconds", "Configured time after which a reply is not waited for"),

@@ -49,6 +49,7 @@ def add_run(samples: Samples, run: RunTotals, name: str) -> None:
     samples.add("round_deadline_seconds", config["federation.round_deadline_seconds"])
     samples.add("round", run.round)
     samples.add("round_in_progress", run.round_in_progress)
+    samples.add("round_waits_for_replies", int(bool(run.round_in_progress) and run.waits_for_replies))
     samples.add("rounds", run.rounds)
     samples.add("rounds_aggregated", run.rounds_aggregated)
     samples.add("examples", sum(node.examples for node in run.nodes.values()))

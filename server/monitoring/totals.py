@@ -56,6 +56,7 @@ class RunTotals:
     last_event: float = 0.0
     round_started: float = 0.0
     round_in_progress: int = 0
+    waits_for_replies: bool = False  # of the round under way; else it is aggregated, evaluated and saved
     waiting_for: int = 0  # nodes that must still join before the run goes on, as last reported
     sampled: int = 0
     round: int = 0  # the newest complete one
@@ -132,7 +133,10 @@ class RunTotals:
 
     def _on_round_started(self, event: dict[str, Any]) -> None:
         self.round_started, self.round_in_progress = event["time"], event["round"]
-        self.sampled = len(event["nodes"])
+        self.sampled, self.waits_for_replies = len(event["nodes"]), True
+
+    def _on_replies_collected(self, _: dict[str, Any]) -> None:
+        self.waits_for_replies = False
 
     def _on_update_received(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):

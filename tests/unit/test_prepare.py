@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
     """What an operator has after `make keys` and `make sample-data`."""
     folder = tmp_path / "checkout"
     (folder / "docker").mkdir(parents=True)
-    for name in ("prepare.sh", "env.sh", "prometheus", "grafana"):
+    for name in ("prepare.sh", "env.sh", "no-rules.toml", "prometheus", "grafana"):
         source = REPOSITORY / "docker" / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / "docker" / name)
     shutil.copytree(REPOSITORY / "configs", folder / "configs")
@@ -197,6 +197,44 @@ def test_what_prometheus_and_grafana_read_is_opened_in_a_clone_under_a_strict_um
         assert path.stat().st_mode & 0o004, path
         assert path.is_file() or path.stat().st_mode & 0o001, path
     assert stat.S_IMODE((checkout / "certs" / "generated" / "ca" / "ca.key").stat().st_mode) == 0o600
+
+
+def test_the_rules_of_the_sites_can_be_read_by_their_containers(checkout: Path, prepare: Prepare) -> None:
+    (checkout / "docker" / "no-rules.toml").chmod(0o600)
+    assert prepare().returncode == 0
+    assert (checkout / "docker" / "no-rules.toml").stat().st_mode & 0o004
+    result = prepare(SITE_B_RULES="own/rules.toml")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: SITE_B_RULES: no file own/rules.toml; set it in .env\n",
+    )
+    (checkout / "own" / "rules.toml").touch()
+    assert prepare(SITE_B_RULES="own/rules.toml").returncode == 0
+
+
+@root_only
+def test_rules_of_ones_own_that_the_containers_could_not_read_are_named(
+    checkout: Path, prepare: Prepare
+) -> None:
+    (checkout / "own" / "rules.toml").touch(0o600)
+    result = prepare(SITE_A_RULES="own/rules.toml")
+    assert f"SITE_A_RULES: own/rules.toml cannot be read by user {OTHER}" in result.stderr
+    assert stat.S_IMODE((checkout / "own" / "rules.toml").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("left", ["node.key.pub", ""])
+def test_a_key_that_compose_names_and_is_missing_is_named_with_the_way_to_have_it(
+    checkout: Path, prepare: Prepare, left: str
+) -> None:
+    site = checkout / "certs" / "generated" / "sites" / "site-b"
+    if left:
+        (site / left).unlink()
+    else:
+        shutil.rmtree(site.parent)
+    result = prepare()
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "node.key.pub is missing" in result.stderr
+    assert "into sites in configs/certs.toml and run make certs again" in result.stderr
 
 
 @root_only

@@ -24,7 +24,7 @@ from federation.errors import ConfigError
 from federation.invitation import Invitation
 from federation.policy.build import build_processors
 from federation.policy.folder import load_policy_folder, policy_digest, save_policy_folder
-from federation.settings import TrainingConfig
+from federation.settings import PolicyConfig, TrainingConfig
 
 pytestmark = pytest.mark.slow
 TRAINING = TrainingConfig(batch_size=4, learning_rate=2e-3, num_workers=0, warmup_steps=100, proximal_mu=1.0)
@@ -76,6 +76,26 @@ def test_the_policy_is_tuned_and_both_stay_with_their_figures(
     card = (member.personal / TUNED / "README.md").read_text()
     assert card.startswith("# A policy\n\nIts card.\n\n## Tuned at one site\n")
     assert not (member.scratch / "personal").exists()
+
+
+def test_it_is_tuned_on_the_cameras_of_its_run_whatever_the_invitation_says(
+    member: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[PolicyConfig] = []
+
+    def judge(sources: Any, policy: PolicyConfig, scratch: Any) -> Any:
+        seen.append(policy)
+        raise ConfigError("seen enough")
+
+    monkeypatch.setattr(personal, "judge_recordings", judge)
+    ran = PolicyConfig(cameras="front,wrist", empty_cameras=1, fps=15)
+    for policy in (None, ran):
+        note_delivered_policy(member.policy, "demo-1", 6, policy_digest(member.policy), TRAINING, policy)
+        with pytest.raises(ConfigError, match="seen enough"):
+            personalise_site(member)
+    first, second = seen
+    assert (first.cameras, first.fps) == ("top,wrist", 30)  # an earlier release wrote nothing of it
+    assert (second.cameras, second.empty_cameras, second.fps) == ("front,wrist", 1, 15)
 
 
 def test_what_was_tuned_is_a_policy_folder_with_the_normalisation_of_the_run(member: SiteFolder) -> None:

@@ -8,9 +8,10 @@ from client.state.delivered_policy import (
     DELIVERED_POLICY_FILE,
     note_delivered_policy,
     read_delivered_policy,
+    read_expected,
     read_training,
 )
-from federation.settings import TrainingConfig
+from federation.settings import PolicyConfig, TrainingConfig
 
 TRAINING = TrainingConfig(batch_size=4, learning_rate=2e-3)
 
@@ -18,6 +19,19 @@ TRAINING = TrainingConfig(batch_size=4, learning_rate=2e-3)
 def test_how_the_run_trained_is_read_again(tmp_path: Path) -> None:
     note_delivered_policy(tmp_path, "run", 3, "0" * 64, TRAINING)
     assert read_training(read_delivered_policy(tmp_path)) == TRAINING
+
+
+@pytest.mark.parametrize("expected", [None, [], {"fps": 0}, {"colour": 1}, {"cameras": 4}])
+def test_what_recordings_it_trained_on_is_read_again_or_as_the_invitation_says(
+    expected: Any, tmp_path: Path
+) -> None:
+    invited = PolicyConfig(size="tiny", fps=30)
+    ran = PolicyConfig(cameras="front", empty_cameras=1, fps=15, joint_units="range")
+    note_delivered_policy(tmp_path, "run", 3, "0" * 64, TRAINING, ran)
+    found = read_expected(read_delivered_policy(tmp_path), invited)
+    assert (found.size, found.cameras, found.empty_cameras) == ("tiny", "front", 1)
+    assert (found.fps, found.joint_units) == (15, "range")
+    assert read_expected({"expected": expected}, invited) == invited
 
 
 @pytest.mark.parametrize("training", [None, [], {"batch_size": 0}, {"colour": 1}, {"batch_size": "4"}])

@@ -1,5 +1,7 @@
 """Inviting and revoking sites elsewhere: no secret comes here, and none leaves."""
 
+import errno
+import os
 import re
 import shutil
 import stat
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from certs.invited import retire_site
+from certs.invited import record_key, registered_key, retire_site
 from certs.issue import issue_all
 from federation.errors import CertificateError
 from federation.invitation import read_invitation, spell_authority
@@ -147,6 +149,27 @@ def test_a_key_is_that_of_one_site_and_a_site_has_one_key(
     assert "so100-server revoke lab-b first" in capsys.readouterr().err
     assert _invite(certs, "lab-c", key="no key") == 2
     assert "so100-site key" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_revocation_by_root_leaves_the_key_to_the_owner_of_the_folder(certs: Path) -> None:
+    os.chown(certs, 1234, 1234)
+    target = retire_site(certs, "site-a")
+    assert target.parent.stat().st_uid == 1234
+
+
+def test_a_folder_of_revoked_keys_that_may_not_be_read_is_not_passed_over(
+    certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = registered_key(certs, "site-a")
+    (certs / "revoked").mkdir()
+
+    def denied(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(PermissionError):
+        record_key(certs, "lab-c", key)
 
 
 def test_a_revoked_key_is_kept_apart_and_never_invited_again(

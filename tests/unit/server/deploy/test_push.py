@@ -56,6 +56,7 @@ def test_the_repository_of_the_run_is_the_default(hub: LocalHub, tmp_path: Path)
         ("running", "run run-1 has not finished"),
         ("no repository", "name a repository: --repo owner/name"),
         ("malformed", "hub.repo = 'lab/': must be owner/name"),
+        ("blank", "hub.repo = 'my lab/so101': must be owner/name as the Hub takes it"),
         ("no export", "no policy there; make resume RUN=run-1 exports it"),
         ("no token", "there is no token: set HF_TOKEN"),
         ("forbidden", "is not on the Hub: the Hub forbids it (403)"),
@@ -76,7 +77,7 @@ def test_what_is_wrong_is_one_line(
         monkeypatch.setattr(hub_module, "get_token", lambda: None)
     elif fault == "forbidden":
         hub.failures[("POST", "/lab/so101/commit")] = [403]
-    named = {"no repository": [], "malformed": ["--repo", "lab/"]}
+    named = {"no repository": [], "malformed": ["--repo", "lab/"], "blank": ["--repo", "my lab/so101"]}
     assert _push(tmp_path, *named.get(fault, ["--repo", "lab/so101"])) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

@@ -147,7 +147,9 @@ def test_it_shows_a_round_under_way(record: RunRecord, tmp_path: Path) -> None:
     assert _values(exporter)["federation_round_in_progress"] == 0
     record.event("round_started", round=3, nodes=["site-a"])
     values = _values(exporter)
-    assert values["federation_round_in_progress"] == 3
+    assert (values["federation_round_in_progress"], values["federation_round_waits_for_replies"]) == (3, 1)
+    record.event("replies_collected", round=3)
+    assert _values(exporter)["federation_round_waits_for_replies"] == 0
     assert values["federation_sampled_nodes"] == 1
     assert values["federation_round_start_timestamp_seconds"] > 1.7e9
     record.close("failed", "no nodes")

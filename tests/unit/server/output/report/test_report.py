@@ -11,6 +11,7 @@ from federation.release_ledger import LEDGER_FILE, Release, append_release
 from server.cli import main
 from server.output.report.plots import draw
 from server.output.report.report import write_report
+from server.run.deliveries import note_delivery
 from server.run.recorded import read_metrics
 from server.run.records import RunRecord
 from server.run.round_record import recorded_rounds
@@ -74,6 +75,16 @@ def test_it_shows_nodes_time_and_bytes(record: RunRecord) -> None:
     assert "epsilon" not in text
     assert "wait" in text
     assert "all 1.2 kB 400 B" in text
+
+
+def test_a_site_without_the_policy_is_told_from_those_that_have_it(record: RunRecord) -> None:
+    sent = {"round": 3, "bytes": 400_000_000, "sha256": "ab", "seconds": 9.0, "time": "", "error": ""}
+    note_delivery(record.folder, "site-a", sent)
+    note_delivery(record.folder, "site-b", sent | {"sha256": "", "error": "no room on scratch"})
+    text = _Page(write_report(record.folder).read_text()).text
+    assert text.count("400.0 MB") == 2  # site-a, all
+    assert "site-b no policy no room on scratch" in text
+    assert "site-a no policy" not in text
 
 
 def test_faults_stand_with_their_reason_and_all_their_rounds(record: RunRecord) -> None:
