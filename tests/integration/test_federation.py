@@ -95,7 +95,8 @@ def test_two_rounds_of_two_sites_leave_a_complete_record(demo) -> None:
 
 def test_the_events_tell_the_run_in_order(demo) -> None:
     names = [event["event"] for event in _events(demo[0])]
-    rounds = ["round_started", "update_received", "update_received", "evaluated", "round_finished"]
+    updates = ["update_received", "update_received", "replies_collected"]
+    rounds = ["round_started", *updates, "evaluated", "round_finished"]
     assert names == [
         "run_started",
         "node_joined",
