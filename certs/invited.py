@@ -72,10 +72,10 @@ def retire_site(out: Path, name: str, now: datetime | None = None) -> Path:
 
 
 def _refuse_known(out: Path, name: str, key: PublicKey) -> None:
-    revoked = out / _REVOKED
-    # `glob` passes over a folder that may not be read: there a revoked key would not be found.
-    for folder in sorted(revoked.iterdir()) if revoked.exists() else ():
-        if _read(file := folder / _KEY_FILE).line == key.line:
+    if (revoked := out / _REVOKED).exists():
+        next(revoked.iterdir(), None)  # raises if it may not be read, which `glob` passes over
+    for file in sorted(revoked.glob(f"*/{_KEY_FILE}")):
+        if _read(file).line == key.line:
             raise CertificateError(
                 f"this key was revoked ({file.parent.name}), which is for good; the site makes another with "
                 "so100-site key --new"

@@ -6,6 +6,7 @@ Nobody can list where a library looks, so whatever is written as an absolute pat
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,8 @@ def hide_paths(reason: str, kept: Mapping[str, Path], environment: Mapping[str, 
     """
     reason = _SLASHES.sub("/", reason.replace("file://", ""))
     plain = [(str(path), what) for what, folder in kept.items() for path in (folder, folder.resolve())]
-    # In a command for a shell, an apostrophe in a path is written so by `shlex.quote`.
-    spellings = [*plain, *((path.replace("'", "'\"'\"'"), what) for path, what in plain if "'" in path)]
+    # In a command for a shell an apostrophe is spelt otherwise; the outer quotes are not the path's.
+    spellings = [*plain, *((shlex.quote(path)[1:-1], what) for path, what in plain if "'" in path)]
     for spelling, what in sorted(
         spellings, key=lambda pair: len(pair[0]), reverse=True
     ):  # one may be in another

@@ -78,9 +78,10 @@ fi
 
 # Where all sites are elsewhere, this machine has the evaluation's data alone.
 datasets=(SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout)
-rules=(SITE_A_RULES=./docker/no-rules.toml SITE_B_RULES=./docker/no-rules.toml)
+mounts=("${datasets[@]}" SITE_A_RULES=./docker/no-rules.toml SITE_B_RULES=./docker/no-rules.toml)
 if [[ $(value_of COMPOSE_FILE) == *compose.invited.yml* ]]; then
-	datasets=("${datasets[2]}") rules=()
+	datasets=("${datasets[2]}")
+	mounts=("${datasets[@]}")
 fi
 
 # The simulator's data is never mixed with a recording: all of them or none.
@@ -133,4 +134,4 @@ check_mount() {
 	[[ -z $closed ]] || fail "$name: $closed cannot be read by user $configured, whom the containers run as \
 (FEDERATION_UID in .env); run chmod -R a+rX \"$path\""
 }
-for default in "${datasets[@]}" ${rules[@]+"${rules[@]}"}; do check_mount "$default"; done
+for mount in "${mounts[@]}"; do check_mount "$mount"; done

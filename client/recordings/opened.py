@@ -75,19 +75,14 @@ def open_recordings(sources: Sequence[Source], scratch: Path) -> tuple[list[Reco
     for source in sources:
         try:
             folders = _find_folders(source, scratch)
-        except DatasetError as error:
-            faults.append(error)
-            continue
-        except OSError as error:
-            faults.append(_unreadable(source.data, error))
+        except (DatasetError, OSError) as error:
+            faults.append(_as_fault(source.data, error))
             continue
         for folder in folders:
             try:
                 recordings.append(Recording(source, folder, _convert_once(folder, scratch)))
-            except DatasetError as error:
-                faults.append(error)
-            except OSError as error:
-                faults.append(_unreadable(folder, error))
+            except (DatasetError, OSError) as error:
+                faults.append(_as_fault(folder, error))
     return _without_repeated(recordings, faults), faults
 
 
@@ -174,7 +169,9 @@ def _local_folders(source: Source) -> list[Path]:
         return [folder]
 
 
-def _unreadable(place: Path | str, error: OSError) -> DatasetError:
+def _as_fault(place: Path | str, error: DatasetError | OSError) -> DatasetError:
+    if isinstance(error, DatasetError):
+        return error
     fix = "chmod -R a+rX it" if isinstance(error, PermissionError) else "see whether its disk is there"
     return DatasetError(f"dataset {place}: cannot be read ({error.strerror}); {fix}")
 

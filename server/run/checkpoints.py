@@ -113,7 +113,7 @@ class Checkpoints:
             config=self._config,
         )
         self._write(path, checkpoint)
-        if policy_loss is not None and self._is_best(policy_loss):
+        if self._is_best(policy_loss):
             with self._full_disk(self.best, round_):
                 write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
             self._note_best(checkpoint)
@@ -157,8 +157,7 @@ class Checkpoints:
         A server killed between the two files of a round leaves an older best; one whose round file is damaged
         leaves a newer one, of a round that is done again.
         """
-        loss, is_alike = newest.policy_loss, newest.measured_on == self._best_measured_on
-        is_missed = loss is not None and loss < self.best_loss and is_alike
+        is_missed = self._is_best(newest.policy_loss) and newest.measured_on == self._best_measured_on
         if is_missed or self._best_round > newest.round:
             kept = [path for path in _round_files(self._folder) if round_of(path) <= newest.round]
             _replace_best(self.best, kept)

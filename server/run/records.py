@@ -153,7 +153,7 @@ class RunRecord:
         self.event("node_changed", node=name, **facts)
 
     def evaluated(self, round_: int, evaluation: dict[str, Any]) -> None:
-        """Write `server_eval_round_<round_>.json`; that of round 0 becomes the run's baseline."""
+        """Write `server_eval_round_<round_>.json`; that of round 0 is the run's baseline, on disk too."""
         write_json(self.folder / f"server_eval_round_{round_}.json", {"round": round_, **evaluation})
         if round_ == 0:
             self._metrics["baseline"] = evaluation
@@ -176,7 +176,6 @@ class RunRecord:
         self.evaluated(0, baseline)
         if round_:
             self.evaluated(round_, evaluation)
-        self._save()
 
     def is_simulated(self, round_: int) -> bool:
         """Return whether the record has the closed-loop evaluation after `round_`."""

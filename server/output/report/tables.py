@@ -131,11 +131,12 @@ def time_table(rounds: list[RoundRecord]) -> Table:
 
 def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> Table:
     """Return a table with a row for each node: what it received and sent, the exported policy last."""
-    moved, delivered = {}, _delivered(metrics)
+    moved, delivered = {}, metrics.get("delivered", {})
     for name in sorted(metrics["nodes"]):
         updates = [entry.clients[name] for entry in rounds if name in entry.clients]
         moved[name] = [sum(u.get(key, 0) for u in updates) for key in ("download_bytes", "update_bytes")]
-        moved[name].append(delivered[name]["bytes"] if name in delivered else 0)
+        sent = delivered.get(name, {})
+        moved[name].append(0 if sent.get("error") else sent.get("bytes", 0))
     home = sum(policy for _, _, policy in moved.values())
     if len(moved) > _MAX_ROWS:  # of each column for itself
         columns = list(zip(*moved.values(), strict=True))
@@ -144,11 +145,6 @@ def bytes_table(metrics: dict[str, Any], rounds: list[RoundRecord]) -> Table:
     down, up = (sum(entry.bytes[way] for entry in rounds) for way in ("down", "up"))
     rows.append(["all", *map(format_size, (down, up, home))])
     return Table(["node", "weights down", "updates up", "policy home"], rows)
-
-
-def _delivered(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return by node what came of sending the exported policy, where it has come."""
-    return {name: sent for name, sent in metrics.get("delivered", {}).items() if not sent.get("error")}
 
 
 def faults_table(
@@ -177,8 +173,8 @@ def faults_table(
         if entry.reverted_to is not None
     ]
     rows += [(*fault, ", ".join(map(str, when))) for fault, when in rounds.items()]
-    lacking = metrics.get("delivered", {}).keys() - _delivered(metrics).keys()
-    rows += [(name, "no policy", metrics["delivered"][name]["error"], "") for name in sorted(lacking)]
+    delivered = sorted(metrics.get("delivered", {}).items())
+    rows += [(name, "no policy", sent["error"], "") for name, sent in delivered if sent.get("error")]
     return Table(["node", "what", "why", "rounds"], rows, text=range(4))
 
 
