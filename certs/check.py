@@ -14,9 +14,10 @@ from cryptography.x509 import Certificate
 from certs.authority import CertificateError, load_certificate, load_key, server_names
 from federation.site_key import load_site_key
 
-__all__ = ["WARN_DAYS", "Finding", "check", "days_left", "table", "verify_server_certificate"]
+__all__ = ["SECRETS", "WARN_DAYS", "Finding", "check", "days_left", "table", "verify_server_certificate"]
 
 WARN_DAYS = 14
+SECRETS = ("superexec.secret", "control.secret")
 _ROTATE = "run make certs ROTATE=1"
 
 
@@ -53,11 +54,11 @@ def verify_server_certificate(out: Path, now: datetime | None = None) -> None:
         raise CertificateError(
             f"{folder / 'server.key'} is not the key of {folder / 'server.crt'}; {_ROTATE}"
         )
-    secret = folder / "superexec.secret"
-    if not secret.is_file():
-        raise CertificateError(f"{secret} is missing; run make certs")
-    if secret.stat().st_size == 0:
-        raise CertificateError(f"{secret} is empty; remove it and run make certs")
+    for secret in (folder / name for name in SECRETS):
+        if not secret.is_file():
+            raise CertificateError(f"{secret} is missing; run make certs")
+        if secret.stat().st_size == 0:
+            raise CertificateError(f"{secret} is empty; remove it and run make certs")
 
 
 def check(out: Path, now: datetime | None = None) -> list[Finding]:

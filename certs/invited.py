@@ -3,7 +3,8 @@
     invited/NAME/ node.key.pub NAME.invitation.json: until the key is revoked
     revoked/NAME-WHEN/: what the folder held; a key in here is never invited again
 
-`invited/` is what the `run` service registers keys from; sites of this machine are in `sites/`.
+The `run` service registers the keys in `invited/` and shuts out those in `revoked/`, whatever SuperLink's
+database holds: it may be a backup. Sites of this machine are in `sites/`.
 """
 
 from datetime import UTC, datetime
@@ -13,9 +14,9 @@ from federation.errors import CertificateError
 from federation.key_files import locked, make_folder, replace, write_new
 from federation.site_key import PublicKey, check_site_name, read_key_line
 
-__all__ = ["INVITED", "keep_invitation", "record_key", "registered_key", "retire_site"]
+__all__ = ["INVITED", "REVOKED", "keep_invitation", "record_key", "registered_key", "retire_site"]
 
-INVITED, _OWN, _REVOKED = "invited", "sites", "revoked"
+INVITED, REVOKED, _OWN = "invited", "revoked", "sites"
 _KEY_FILE = "node.key.pub"
 
 
@@ -62,7 +63,7 @@ def retire_site(out: Path, name: str, now: datetime | None = None) -> Path:
         CertificateError: there is no such site.
         OSError: the folder cannot be moved.
     """
-    target = out / _REVOKED / f"{name}-{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
+    target = out / REVOKED / f"{name}-{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
     with locked(out):
         registered_key(out, name)
         make_folder(target.parent)
@@ -72,7 +73,7 @@ def retire_site(out: Path, name: str, now: datetime | None = None) -> Path:
 
 
 def _refuse_known(out: Path, name: str, key: PublicKey) -> None:
-    if (revoked := out / _REVOKED).exists():
+    if (revoked := out / REVOKED).exists():
         next(revoked.iterdir(), None)  # raises if it may not be read, which `glob` passes over
     for file in sorted(revoked.glob(f"*/{_KEY_FILE}")):
         if _read(file).line == key.line:

@@ -3,7 +3,7 @@
 What is made is laid out so that each party gets one folder and no more:
 
     ca/         ca.key: signs the server certificate; stays on the operator's machine, no container sees it
-    superlink/  ca.crt server.crt server.key superexec.secret: for SuperLink and the server
+    superlink/  ca.crt server.crt server.key superexec.secret control.secret: for SuperLink and the server
     sites/NAME/ ca.crt node.key node.key.pub: for the SuperNode of a site on this machine
 
 The keys of sites elsewhere are made there (`so100-site key`) and never come here; see `certs/invited.py`.
@@ -27,13 +27,14 @@ from certs.authority import (
     private_pem,
     server_names,
 )
-from certs.check import WARN_DAYS, check, days_left, table, verify_server_certificate
-from certs.invited import INVITED
+from certs.check import SECRETS, WARN_DAYS, check, days_left, table, verify_server_certificate
+from certs.invited import INVITED, REVOKED
 from certs.settings import CA_DAYS, SERVER_DAYS, load_settings
 from federation.key_files import locked, make_folder, move, replace, write_new
 from federation.site_key import check_site_name, load_site_key, new_key, public_key, site_private_key
 
 __all__ = [
+    "RESTART",
     "CertificateError",
     "add_site",
     "check",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 SERVICE_HOSTS = ("superlink", "gateway", "server", "localhost", "127.0.0.1", "::1")
+RESTART = "docker compose restart superlink gateway exporter"  # whoever uses the server's certificate
 _SECRET_BYTES = 32
 
 
@@ -77,11 +79,12 @@ def issue_all(
     with locked(out):
         made = _issue_authority(out, ca_days, now)
         made += _issue_server(out, names, server_days, now)
-        secret = out / "superlink" / "superexec.secret"
-        if not secret.exists():
-            # Hexadecimal: Flower takes the bytes of the file as they are, and text survives an editor.
-            made.append(write_new(secret, secrets.token_hex(_SECRET_BYTES).encode(), private=True))
-        make_folder(out / INVITED)  # docker-compose.yml mounts it
+        for secret in (out / "superlink" / name for name in SECRETS):
+            if not secret.exists():
+                # Hexadecimal: Flower takes the bytes of the file as they are, and text survives an editor.
+                made.append(write_new(secret, secrets.token_hex(_SECRET_BYTES).encode(), private=True))
+        for mounted in (INVITED, REVOKED):  # by docker-compose.yml
+            make_folder(out / mounted)
         known = {folder.name for folder in (out / "sites").glob("*") if folder.is_dir()}
         for site in [*dict.fromkeys(sites), *sorted(known - set(sites))]:
             made += _complete_site(out, site)
@@ -194,7 +197,7 @@ def _rotate_and_tell(out: Path, hosts: Sequence[str], server_days: int) -> list[
     made = rotate(out, hosts, server_days)
     if dropped := [name for name in before if name not in server_names(certificate)]:
         print(f"warning: no longer valid for {', '.join(dropped)}: to keep it, put it in hosts")
-    print("restart SuperLink to use the new certificate")
+    print(f"then, where they run: {RESTART}")
     return made
 
 

@@ -25,7 +25,7 @@ from client.state.contact import note_contact
 from federation import logs
 from federation.config import RunConfig, parse_run_config
 from federation.config_rules import fault_of_run_name
-from federation.errors import FederationError, RejectionCode, one_line
+from federation.errors import FederationError, PolicyError, RejectionCode, one_line
 from federation.messages import (
     ANSWER,
     CONFIG,
@@ -148,7 +148,19 @@ def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
     reason = one_line(str(message.content.config_records[REASON]["text"]))
     _log.error("the server takes nothing from this site %s", reason)
     note_contact(site.scratch, config.run.name, f"takes nothing from this site {reason}")
+    check_day(site.rules, site.scratch)
     return RecordDict({})
+
+
+def _probe_answer(error: FederationError, context: Context) -> str:
+    """Return what the server is told of a policy that is a path on this machine; "" of anything else.
+
+    What is wrong with it would tell what lies there.
+    """
+    named = [str(context.run_config.get(key, "")) for key in ("policy.pretrained", "policy.vlm")]
+    if isinstance(error, PolicyError) and any(name.startswith(("/", "~")) for name in named):
+        return "the policy that the run names by a path cannot be used here; this site's log says why"
+    return ""
 
 
 def _answer(
@@ -167,7 +179,8 @@ def _answer(
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
-        code, reason, told = error.code, hide_paths(str(error), folders), one_line(str(error))
+        code, told = error.code, one_line(str(error))
+        reason = _probe_answer(error, context) or hide_paths(str(error), folders)
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
         code = RejectionCode.NODE_FAILED

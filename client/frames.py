@@ -1,6 +1,7 @@
 """An endless, shuffled stream of training samples that survives damaged frames."""
 
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -91,11 +92,12 @@ def _shuffled(start: int, length: int, generator: torch.Generator) -> Iterator[i
 def load_batches(
     stream: FrameStream, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield batches of `stream`, loaded ahead by `num_workers` processes.
+    """Yield batches of `stream`, loaded ahead by `num_workers` processes, one for each core at most.
 
     Raises:
         DatasetError: too many frames in a row could not be decoded. It is raised by `next`.
     """
+    num_workers = min(num_workers, os.cpu_count() or 1)  # the server asks for them
     loader: DataLoader[Any] = DataLoader(
         stream,
         batch_size=batch_size,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from client.training import TrainingComponents, TrainingResult
 
-__all__ = ["TrainRequest", "answer_train_request", "read_request"]
+__all__ = ["TrainRequest", "answer_train_request", "read_request", "seed_of_round"]
 
 # What the answer to a request depends on, beside the weights: a continuation may change anything else.
 _DECISIVE = ("run.seed", "run.num_rounds", "policy.", "training.", "wire.", "privacy.")
@@ -86,7 +86,7 @@ def read_request(message: Message, config: RunConfig) -> TrainRequest:
         run=str(order["run"]),
         round=int(order["round"]),  # type: ignore[arg-type]
         proximal_mu=mu,
-        undone_rounds=tuple(order["undone"]),  # type: ignore[arg-type]
+        undone_rounds=tuple(order.get("undone", ())),  # type: ignore[arg-type]
         steps=steps,
         key=hashlib.sha256(known_by.encode()).hexdigest(),
         stop_at=time.monotonic() + min(left, message.metadata.ttl),
@@ -188,7 +188,7 @@ def _set_up(
         dict(weights.tensors()),
         record_to_statistics(message.content.array_records[STATISTICS]),
         samples,
-        _seed(config.run.seed, site.name, request.round),
+        seed_of_round(config.run.seed, site.name, request.round),
     )
     components.steps = request.steps or components.steps
     return components, weights
@@ -250,7 +250,7 @@ def _pack(
     return RecordDict({UPDATE: arrays, HEADER: ConfigRecord(dict(header_record))})
 
 
-def _seed(run_seed: int, site: str, round_: int) -> int:
+def seed_of_round(run_seed: int, site: str, round_: int) -> int:
     """Return a seed of its own for each site and round, the same whenever the run is repeated."""
     digest = hashlib.sha256(f"{run_seed}/{site}/{round_}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -7,7 +7,7 @@ with the proximal gradient added; with `proximal_mu = 0` the two give the same w
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,18 +181,21 @@ def halve_if_exact(received: Tensor) -> Tensor:
 
 
 def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) -> StepMetrics:
-    """Take one optimizer step on preprocessed batches, whose gradients are averaged.
+    """Take one optimizer step on preprocessed batches, as on one that holds them all.
+
+    LeRobot's loss is a mean over the actions of a batch that lie within their episodes: the batches weigh by
+    the number of these.
 
     Raises:
         TrainingError: the policy loss is NaN or infinite.
     """
     components.policy.train()
     policy_loss = 0.0
-    for batch in batches:
+    for batch, share in zip(batches, _shares_of_actions(batches), strict=True):
         with autocast(components.device):
             loss, _ = components.policy.forward(batch)
-        (loss / len(batches)).backward()
-        policy_loss += loss.item() / len(batches)
+        (loss * share).backward()
+        policy_loss += loss.item() * share
     parameters = list(components.parameters.values())
     proximal_loss = add_proximal_gradient(parameters, components.received, components.config.proximal_mu)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, components.config.grad_clip_norm)
@@ -205,6 +208,14 @@ def run_training_step(components: TrainingComponents, *batches: dict[str, Any]) 
     components.optimizer.step()
     components.optimizer.zero_grad()
     return metrics
+
+
+def _shares_of_actions(batches: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the share of each batch in the actions of all; they add up to 1."""
+    if len(batches) == 1:
+        return [1.0]
+    counts = [float((~batch["action_is_pad"]).sum()) for batch in batches]
+    return [count / sum(counts) for count in counts]
 
 
 def run_training_loop(

@@ -56,7 +56,7 @@ if ((uid == 0)); then
 	owner=$(owners_of .)
 	((owner != 0)) || owner=$CONTAINER_UID
 	configured=${configured:-$owner}
-	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites" "$certs/invited"
+	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites" "$certs/invited" "$certs/revoked"
 fi
 configured=${configured:-$uid}
 [[ -n $(value_in_file FEDERATION_UID) ]] || append_to_file "FEDERATION_UID=$configured"
@@ -111,7 +111,7 @@ require_label() {
 	ls -Zd "$1" | grep -q ':container_file_t:' || fail "SELinux keeps containers from $1; run sudo chcon -R -t \
 container_file_t \"$1\""
 }
-for folder in "$certs/superlink" "$certs/sites" "$certs/invited" configs docker/prometheus docker/grafana; do require_label "$folder"; done
+for folder in "$certs/superlink" "$certs/sites" "$certs/invited" "$certs/revoked" configs docker/prometheus docker/grafana; do require_label "$folder"; done
 
 # What a container mounts of NAME=DEFAULT, the first argument, must be there and readable.
 check_mount() {

@@ -27,6 +27,7 @@ def find_broken_rule(config: RunConfig) -> str | None:
         _privacy(config),
         _learning_rate(config),
         _server_optimizer(config.aggregation),
+        _without_effect(config),
         _rollback(config.evaluation.rollback_ratio),
     )
     return next(filter(None, checks), None)
@@ -183,6 +184,29 @@ def _server_optimizer(aggregation: AggregationConfig) -> str | None:
         f"aggregation.server_learning_rate = {rate}: must be at most {_MAX_ADAM_RATE} with "
         "aggregation.strategy = 'fedadam', which moves every weight by about as much; set it to 0.002"
     )
+
+
+def _without_effect(config: RunConfig) -> str | None:
+    training, aggregation = config.training, config.aggregation
+    if training.adapt_proximal_mu and (aggregation.strategy == "fedavg" or not training.proximal_mu):
+        key, value = "aggregation.strategy", repr(aggregation.strategy)
+        if not training.proximal_mu:
+            key, value = "training.proximal_mu", str(training.proximal_mu)
+        return (
+            f"training.adapt_proximal_mu = true: multiplies mu, and {key} = {value} leaves it at 0; change "
+            "that, or set adapt_proximal_mu to false"
+        )
+    if aggregation.clip_norm and aggregation.method != "mean":
+        return (
+            f"aggregation.clip_norm = {aggregation.clip_norm}: aggregation.method = {aggregation.method!r} "
+            "clips nothing; set it to 0, or choose 'mean'"
+        )
+    if aggregation.clip_norm and config.privacy.mode == "central":
+        return (
+            f"aggregation.clip_norm = {aggregation.clip_norm}: privacy.mode = 'central' clips to "
+            "privacy.clip_norm; set it to 0"
+        )
+    return None
 
 
 def _rollback(ratio: float) -> str | None:

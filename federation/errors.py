@@ -27,7 +27,7 @@ class RejectionCode(IntEnum):
     NON_FINITE = 1001, "NaN or infinity in the loss or the update"
     NOT_CURRENT = 1002, "an update of another run, round or base"
     MALFORMED = 1003, "a wrong shape, name, count, hash or size, or bytes that cannot be read"
-    NORM = 1004, "an update far larger than those of the others"
+    NORM = 1004, "an update far larger than those of the others, or than training can make it"
     FROZEN_WEIGHTS = 1005, "another pretrained policy or other versions"
     APP_REFUSED = 1006, "the site does not let this app's code in"
     OWNER_RULE = 1007, "a rule of the site's owner forbids it"

@@ -20,6 +20,7 @@ __all__ = [
     "expand_home",
     "fingerprint",
     "flush",
+    "link_or_copy",
     "read_json_object",
     "remove_unfinished",
     "write_atomically",
@@ -52,6 +53,14 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Write `content` as indented JSON, atomically. NaN and infinity are refused with `ValueError`."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"), durable=durable)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Name a file a second time, which takes no room; where the file system cannot, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -245,7 +245,7 @@ class EvaluationConfig:
     )
     patience: Whole = setting(0, "end after so many evaluations in a row without gain; 0: never", ge=0)
     min_gain: Real = setting(
-        0.01, "what counts as gain: this part of the best policy loss so far", ge=0, le=0.5
+        0.01, "what counts as gain: this part of the loss that was the last to gain", ge=0, le=0.5
     )
     sim_frequency: Whole = setting(0, "every how many rounds it drives the simulated arm; 0: never", ge=0)
     sim_episodes: Whole = setting(20, "simulated picks of one such evaluation", ge=1)

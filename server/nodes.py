@@ -50,7 +50,7 @@ class NodeTable:
         self.late = LateReplies(grid)  # of earlier rounds
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
-        self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not answered yet
+        self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not joined since
         self._pending: set[int] = set()  # of these, those whose answer is not given up yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._rejected_in_row: dict[int, int] = {}
@@ -211,7 +211,6 @@ class NodeTable:
         if reply.missing:
             self._asked_since.pop(reply.node_id, None)
             return  # asked again at the next poll
-        del self._asked[reply.node_id]
         try:
             if reply.content is None:
                 raise FederationError(reply.error)
@@ -222,17 +221,23 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
-            reason = one_line(str(error))
-            self._denied[reply.node_id] = reason
-            name = self._registered.get(reply.node_id, "")
-            _log.warning("join of node %s denied: %s", name or reply.node_id, reason)
-            self._record.event("join_denied", node=name, node_id=str(reply.node_id), reason=reason)
+            self._deny(reply.node_id, reason := one_line(str(error)))
             if reply.content is not None:  # else the node itself gave the reason
                 self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")
             return
+        del self._asked[node.node_id]
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
         self._record.node_joined(node.name, node_facts(node))
+
+    def _deny(self, node_id: int, reason: str) -> None:
+        """Record why a node may not join; once for each reason, however often its SuperNode restarts."""
+        if self._denied.get(node_id) == reason:
+            return
+        self._denied[node_id] = reason
+        name = self._registered.get(node_id, "")
+        _log.warning("join of node %s denied: %s", name or node_id, reason)
+        self._record.event("join_denied", node=name, node_id=str(node_id), reason=reason)
 
     def _denied_online(self, online: Mapping[int, str]) -> dict[str, str]:
         """Name or id of every node that is online and may not join -> why."""

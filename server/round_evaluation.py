@@ -66,8 +66,7 @@ def evaluate_and_save(
     policy_loss = None
     if last or entry.round % config.evaluation.eval_frequency == 0:
         policy_loss = _evaluate_round(evaluator, model, checkpoints, config, record, entry)
-        evaluated = entry.evaluation["policy_loss"] if entry.evaluation else math.inf
-        if not last:
+        if not last and entry.aggregated and (evaluated := entry.held_out_loss) is not None:
             plateau = describe_plateau([*record.held_out_losses, evaluated], config.evaluation)
     if checkpoints.due(entry.round, policy_loss, last=last or bool(plateau)):
         started = time.monotonic()

@@ -111,11 +111,12 @@ def _send(
     limits = limits_of_update(payload_bytes)
 
     def address(content: RecordDict, node_id: int) -> RecordDict:
-        own = {LAST_UPDATE: ConfigRecord({"text": record.last_update_of(names[node_id])})}
+        name = names[node_id]
+        facts = {**content.config_records[CONFIG], "undone": record.undone_rounds(name)}
         if pace.steps is not None:
-            asked = {"steps": pace.steps[names[node_id]]}
-            own[CONFIG] = ConfigRecord({**content.config_records[CONFIG], **asked})
-        return RecordDict({**content, **own})
+            facts["steps"] = pace.steps[name]
+        text = ConfigRecord({"text": record.last_update_of(name)})
+        return RecordDict({**content, LAST_UPDATE: text, CONFIG: ConfigRecord(facts)})
 
     exchange = Exchange(grid, make_content, TRAIN, str(round_), policy, limits, count, address)
     return exchange.send(list(names)), base
@@ -133,7 +134,6 @@ def train_request(
             "round": round_,
             "fingerprint": model.fingerprint,
             "proximal_mu": mu,
-            "undone": record.reverted_rounds,
         }
     )
     return RecordDict(

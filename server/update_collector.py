@@ -1,7 +1,9 @@
 """Takes in the replies of one round: verifies each, may hold it for its norm, adds it to the sum.
 
 With `local_epochs` a site weighs by the frames it trained on, of which it alone knows the number: it counts
-up to the bound of `federation/claims.py`, and `capped` names the sites that were cut to it.
+up to the bound of `federation/claims.py`, and `capped` names the sites that were cut to it. Its update, which
+grows with the steps, is divided by the root of these over those of the median site: who claims more moves the
+weights no further.
 """
 
 import math
@@ -64,6 +66,10 @@ class UpdateCollector:
         self._shapes, self._expected, self._record = model.shapes, expected, record
         self._max_examples, self._asked_steps = max_examples, asked_steps
         self._max_weight = max_weight(max_examples.values())
+        training = config.training
+        self._usual_steps = float(training.local_steps)
+        if training.local_epochs:
+            self._usual_steps = self._max_weight / training.frames_in_step
         self._config = config
 
     def add(self, name: str, reply: Reply) -> bool:
@@ -132,18 +138,22 @@ class UpdateCollector:
         Raises:
             WireError: it took other steps than it was asked for.
         """
-        training, num_weights = self._config.training, sum(shape.numel() for shape in self._shapes.values())
-        steps = float(training.local_steps)
+        num_weights = sum(shape.numel() for shape in self._shapes.values())
+        if name in self._asked_steps and num_examples != self._max_examples[name]:
+            asked = f"{self._asked_steps[name]} steps, which are of {self._max_examples[name]}"
+            raise WireError(f"num_examples = {num_examples}: the site was asked for {asked}")
+        share = self._share_of_steps(name, num_examples)
+        largest = largest_norm(self._config, self._expected.round, num_weights, share * self._usual_steps)
+        return math.sqrt(share), largest
+
+    def _share_of_steps(self, name: str, num_examples: int) -> float:
+        """Return the steps that count for a site over the usual: those that all take, or the median site."""
         if name in self._asked_steps:
-            steps = float(self._asked_steps[name])
-            if num_examples != self._max_examples[name]:
-                asked = f"{steps:.0f} steps, which are of {self._max_examples[name]}"
-                raise WireError(f"num_examples = {num_examples}: the site was asked for {asked}")
-        elif training.local_epochs:
-            most = _MAX_STEPS_RATIO * self._max_weight / training.frames_in_step
-            steps = min(training.steps_taken(num_examples), most)
-        scale = math.sqrt(steps / training.local_steps)
-        return scale, largest_norm(self._config, self._expected.round, num_weights, steps)
+            return self._asked_steps[name] / self._usual_steps
+        if not self._config.training.local_epochs:
+            return 1.0
+        steps = self._config.training.steps_taken(num_examples)
+        return min(steps / self._usual_steps, _MAX_STEPS_RATIO)
 
     def _max_frames(self, name: str, reply: Reply) -> int:
         """Return how many frames node `name` can have trained on: it may hold more than when it joined."""
@@ -154,10 +164,10 @@ class UpdateCollector:
         return max(self._max_examples[name], claimed)
 
     def _accept(self, name: str, update: Payload, metrics: dict[str, int | float]) -> None:
-        if (steps := self._asked_steps.get(name)) is not None:  # then all weigh the same
-            self.aggregator.add(update, 1.0, steps / self._config.training.local_steps)
-        else:
-            self.aggregator.add(update, self._weight(name, metrics["num_examples"]))
+        share = self._share_of_steps(name, int(metrics["num_examples"]))
+        # Where the server asks for the steps all weigh the same.
+        weight = 1.0 if name in self._asked_steps else self._weight(name, metrics["num_examples"])
+        self.aggregator.add(update, weight, share)
         self.clients[name] = metrics
         self._record.event(
             "update_received", round=self._expected.round, node=name, policy_loss=metrics["policy_loss"]

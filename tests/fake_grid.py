@@ -79,6 +79,7 @@ class FakeGrid:
                 self.stored[root_id] = reply
                 answer.messages_list.append(ProtoMessage())
                 answer.messages_list[-1].metadata.message_id = root_id
+                answer.messages_list[-1].metadata.reply_to_message_id = id_
                 answer.message_object_trees.append(reply.tree)
         return answer
 

@@ -20,6 +20,7 @@ from federation.proxies import check_proxies
 
 __all__ = ["check_superlink"]
 
+_RENEW = "runs make certs ROTATE=1 and restarts SuperLink and gateway"
 _CONNECT_SECONDS = 5.0
 # Flower takes no signature from the future, but for 5 s, and none older than 300 s. The
 # levels leave room for drift and a slow connection; `Date` has whole seconds.
@@ -80,13 +81,13 @@ def _handshake_failed(host: str, port: int, ca: Path, error: OSError, way: str) 
     where = f"{host}:{port}"
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _EXPIRED:
-            text = "the server's certificate expired; the operator runs make certs ROTATE=1"
+            text = f"the server's certificate expired; the operator {_RENEW}"
         elif error.verify_code == _NOT_YET_VALID:
             text = f"the certificate is not valid yet, this clock says {datetime.now(UTC):%F %R} UTC; set it"
         elif error.verify_code in (_WRONG_HOST, _WRONG_ADDRESS):
             text = (
                 f"the certificate is not valid for {host}; use a name it has, or the operator adds this one "
-                "to hosts in configs/certs.toml and runs make certs ROTATE=1"
+                f"to hosts in configs/certs.toml, {_RENEW}"
             )
         else:
             text = f"the certificate is not signed by {ca}; take ca.crt from the operator of this server"
@@ -105,7 +106,9 @@ def _check_certificate(secured: ssl.SSLSocket) -> Check:
     certificate: dict[str, Any] = secured.getpeercert() or {}
     left = int((ssl.cert_time_to_seconds(certificate["notAfter"]) - datetime.now(UTC).timestamp()) // 86400)
     text = f"{secured.version()}, the server's certificate has {left} days left"
-    return days_check("TLS", text, left, "the operator runs make certs ROTATE=1")
+    return days_check(
+        "TLS", text, left, "the operator renews it (make certs ROTATE=1, then restarts gateway and SuperLink)"
+    )
 
 
 def _check_health(secured: ssl.SSLSocket, host: str, port: int) -> list[Check]:

@@ -16,6 +16,10 @@ from federation.versions import versions
 
 __all__ = ["check_ca", "check_key", "check_scratch", "check_software"]
 
+_INSTALL = (
+    "install the operator's release again, in its checkout: uv tool install --reinstall --python 3.12 "
+    "--constraints requirements.lock . (make env where make started this), or take its image"
+)
 _PROJECT_FILE = Path(__file__).resolve().parents[1] / "project.toml"  # a link; in a wheel, a copy
 
 _WARN_FREE_GB, _MIN_FREE_GB = 10.0, 1.0  # weights of the policy, an Arrow copy of the tables, residuals
@@ -45,11 +49,11 @@ def check_key(file: Path) -> list[Check]:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    again = "so100-site key makes it"
+    again = "so100-site key --new makes another"
     try:
         content, mode = file.read_bytes(), stat.S_IMODE(file.stat().st_mode)
     except FileNotFoundError:
-        return [Check("error", "key", f"{file}: missing; {again}")]
+        return [Check("error", "key", f"{file}: missing; so100-site key makes it")]
     except OSError as error:
         fix = f"make user {os.getuid()} its owner; in containers set SITE_UID in .env to what id -u says"
         return [Check("error", "key", f"{file}: cannot be read ({error.strerror}); {fix}")]
@@ -75,7 +79,7 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except FileNotFoundError:
-        return [Check("error", "CA", f"{file}: missing; {again}")]
+        return [Check("error", "CA", f"{file}: missing; so100-site key makes it")]
     except OSError as error:
         return [Check("error", "CA", f"{file}: cannot be read ({error.strerror}); {again}")]
     except (ValueError, x509.ExtensionNotFound):
@@ -93,8 +97,12 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
     return [days_check("CA", f"{file}: {left} days left", left, new)]
 
 
-def check_software() -> list[Check]:
-    """Look whether the packages that decide what this site computes have the release that the app wants."""
+def check_software(app: str | None = None) -> list[Check]:
+    """Look whether app and packages, which decide what this site computes, have the release that is wanted.
+
+    Args:
+        app: the digest of the operator's release when it made the invitation; None: not known.
+    """
     dependencies = tomllib.loads(_PROJECT_FILE.read_text(encoding="utf-8"))["project"]["dependencies"]
     pinned = {
         requirement.name: pin.version
@@ -106,13 +114,11 @@ def check_software() -> list[Check]:
     for package, wanted in pinned.items():
         installed = found.get(package, "none")
         if installed.split(".")[:2] != wanted.split(".")[:2]:  # as the server compares them
-            text = f"{package} {installed} is installed, this app wants {wanted}"
-            return [
-                Check(
-                    "error",
-                    "software",
-                    f"{text}; run touch requirements.lock && make env, or take the release's image",
-                )
-            ]
+            text = f"{package} {installed} is installed, this app wants {wanted}; {_INSTALL}"
+            return [Check("error", "software", text)]
     text = ", ".join(f"{package} {found[package]}" for package in pinned)
-    return [Check("ok", "software", text)]
+    if app and app != found["app"]:
+        # No error: the operator may have taken this release since.
+        text = f"app {found['app']} is installed, the operator had {app} when inviting this site; {_INSTALL}"
+        return [Check("warning", "software", text)]
+    return [Check("ok", "software", f"app {found['app']}, {text}")]

@@ -42,6 +42,7 @@ def examine_site(
     gpu_bytes: int | None = None,
     rules: Path | None = None,
     round_bytes: int | None = None,
+    app: str | None = None,
 ) -> bool:
     """Print the table of all checks; return whether none found an error.
 
@@ -54,6 +55,7 @@ def examine_site(
         gpu_bytes: what the run's training takes of a GPU's memory, if that is known.
         rules: the owner's.
         round_bytes: what a round receives and sends, if that is known.
+        app: the digest of the operator's release, if that is known.
 
     Raises:
         ConfigError: `superlink` is malformed, or `superlink` comes without `ca`.
@@ -65,7 +67,7 @@ def examine_site(
     failed = False
     looks = _look_at_data(sources, wanted, policy is not None, full, scratch)
     own = check_owner_rules(rules, round_bytes) if rules else []
-    for check in chain(looks, own, _look_at_machine(scratch, key, ca, address, gpu_bytes)):
+    for check in chain(looks, own, _look_at_machine(scratch, key, ca, address, gpu_bytes, app)):
         print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
         failed |= check.level == "error"
     print("this site is not ready: fix the errors above" if failed else "this site is ready")
@@ -132,6 +134,7 @@ def _look_at_machine(
     ca: Path | None,
     superlink: tuple[str, int] | None,
     gpu_bytes: int | None,
+    app: str | None,
 ) -> Iterator[Check]:
     if scratch:
         yield from check_scratch(scratch)
@@ -141,7 +144,7 @@ def _look_at_machine(
         yield from check_ca(ca)
     if superlink and ca:
         yield from check_superlink(*superlink, ca)
-    yield from check_software()
+    yield from check_software(app)
     yield from check_device(gpu_bytes)
 
 

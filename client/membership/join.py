@@ -13,12 +13,12 @@ from pathlib import Path
 from client.doctor.main import examine_site
 from client.membership.folder import SiteFolder
 from client.membership.key import read_own_key
-from client.membership.runner import LEFT, keep_running, wish_of
+from client.membership.runner import END_IT, LEFT, is_running, keep_running, wish_of
 from client.membership.supernode import PROGRAMS
 from client.membership.unit import write_unit
 from client.recordings.sources import Source, check_together, parse_sources, settle, write_list
 from client.rules.owner import read_rules
-from federation.errors import CertificateError, ConfigError
+from federation.errors import CertificateError, ConfigError, FederationError
 from federation.invitation import Invitation, read_invitation, spell_authority
 from federation.key_files import locked, make_folder, replace
 
@@ -55,9 +55,11 @@ def join_federation(
         systemd: write a unit that joins, instead of joining.
 
     Raises:
-        FederationError: the key, the invitation, an option or a rule is at fault.
+        FederationError: the key, the invitation, an option or a rule is at fault, or the site runs already.
     """
     site = SiteFolder(folder.resolve())
+    if not systemd and is_running(site):  # before the doctor has looked for a minute
+        raise FederationError(f"the site in {site.path} runs already; {END_IT}")
     invited = accept(site, invitation)
     write_settings(site, invited, sources, options)
     if wish_of(site) == LEFT:  # and was kept from it
@@ -189,4 +191,5 @@ def examine_member(folder: Path, sources: Sequence[Source] = (), full: bool = Fa
         gpu_bytes=invitation.expects.gpu_bytes,
         rules=site.rules,
         round_bytes=invitation.expects.round_bytes,
+        app=invitation.expects.app,
     )

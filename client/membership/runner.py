@@ -14,20 +14,21 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from client.membership.folder import SiteFolder
 from client.membership.supernode import supernode_command, supernode_environment
 from client.rules.check import why_off
+from client.supernode.refusal import read_refusal
 from client.supernode.wrapper import RUNNER_VARIABLE
 from federation.errors import FederationError
 from federation.files import write_json
 from federation.logs import configure, get_logger
 
-__all__ = ["LEFT", "PAUSED", "is_running", "keep_running", "wish_of"]
+__all__ = ["END_IT", "LEFT", "PAUSED", "is_running", "keep_running", "wish_of"]
 
 PAUSED, LEFT = "paused", "left"
+END_IT = "end it first: Ctrl-C in its terminal, systemctl --user stop for its unit, or docker compose stop"
 _KEPT_OFF = "off by the owner's rules"
 _POLL_SECONDS = 0.5
 _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 5.0, 120.0
@@ -116,7 +117,7 @@ def _only_one(site: SiteFolder) -> Iterator[None]:
             except OSError:
                 time.sleep(_LOCK_RETRY_SECONDS)
         else:
-            raise FederationError(f"the site in {site.path} runs already; so100-site pause or leave ends it")
+            raise FederationError(f"the site in {site.path} runs already; {END_IT}")
         yield
 
 
@@ -148,15 +149,7 @@ def _note(site: SiteFolder, state: str, restarts: int, why: str = "") -> None:
         "state": state,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "restarts": restarts,
-        "why": _refusal(site.refusal) or why,
+        "why": read_refusal(site.refusal) or why,
     }
     with contextlib.suppress(OSError):  # a full disk ends nothing
         write_json(site.state, content, durable=False)
-
-
-def _refusal(file: Path) -> str:
-    """Return why SuperLink refused the SuperNode; "" if it did not (client/supernode/wrapper.py)."""
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

@@ -11,6 +11,7 @@ from client.rules.traffic import read_traffic
 from client.state.contact import read_contact
 from client.state.delivered_policy import read_delivered_policy
 from client.state.progress import PROGRESS_FILE
+from client.supernode.refusal import read_refusal
 from federation.errors import FederationError
 from federation.files import read_json_object
 from federation.invitation import read_invitation
@@ -31,7 +32,7 @@ def print_status(site: SiteFolder) -> None:
         "SuperNode": _supernode(site),
         "server": _server(contact),
         "update": str(contact.get("update") or "nothing known of the last one"),
-        "round": _round(site.scratch / PROGRESS_FILE, contact),
+        "round": _round(site.scratch / PROGRESS_FILE),
         "today": _today(rules, site.scratch),
         "rules": rules.spell(),
         "policy": _policy(site.policy),
@@ -53,7 +54,8 @@ def _supernode(site: SiteFolder) -> str:
     if not is_running(site):
         return f"off{', paused' if wish else ''}; so100-site join starts it"
     state = read_json_object(site.state)
-    why = f" ({state['why']})" if state.get("why") else ""
+    reason = read_refusal(site.refusal) or state.get("why")
+    why = f" ({reason})" if reason else ""
     return f"{state.get('state', 'starting')} since {state.get('since', '?')}{why}"
 
 
@@ -63,7 +65,7 @@ def _server(contact: dict[str, Any]) -> str:
     return f"{contact.get('verdict')}; last heard {contact.get('at')}, run {contact.get('run') or '-'}"
 
 
-def _round(file: Path, contact: dict[str, Any]) -> str:
+def _round(file: Path) -> str:
     progress = read_json_object(file)
     if not progress:
         return "none trained yet"

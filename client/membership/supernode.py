@@ -9,7 +9,7 @@ from pathlib import Path
 
 from client.membership.folder import SiteFolder
 from client.rules.owner import RULES_VARIABLE
-from client.supernode.wrapper import REFUSAL_VARIABLE
+from client.supernode.refusal import REFUSAL_VARIABLE
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback
 

@@ -14,19 +14,32 @@ from federation.files import write_atomically
 __all__ = ["unit_file", "unit_text", "write_unit"]
 
 _SECONDS = 20.0
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+# Of this shell's environment, what the doctor has gone by just now. No token: `hf auth login` keeps that.
+_KEPT = (
+    *_PROXIES,
+    *map(str.lower, _PROXIES),
+    *("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_LEROBOT_HOME", "XDG_CACHE_HOME"),
+    *("FEDERATION_WARM_START", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
+)
 
 
 def write_unit(site: SiteFolder, name: str) -> None:
     """Write the unit of the site `name` and print how it is started.
 
     Raises:
-        FederationError: systemd finds fault with it; nothing is written then.
+        FederationError: systemd finds fault with it, or there is none; nothing is written then.
         OSError: it cannot be written.
     """
+    if not sys.platform.startswith("linux"):
+        raise FederationError(
+            f"--systemd: there is none on {sys.platform}; so100-site join alone stays running"
+        )
     file = unit_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
 
     def write(staging: Path) -> None:
+        staging.touch(mode=0o600)  # a proxy's address may hold a password
         staging.write_text(unit_text(site, name), encoding="utf-8")
         _verify(staging)
 
@@ -45,16 +58,19 @@ def unit_file(name: str) -> Path:
 
 
 def unit_text(site: SiteFolder, name: str) -> str:
-    """Return the unit: with interpreter and PATH written out: it inherits none of a shell's."""
+    """Return the unit, with interpreter, PATH and what else counts written out: it inherits no shell's."""
     command = [sys.executable, str(PROGRAMS / "so100-site"), "join", "--unchecked"]
     command += ["--folder", str(site.path)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    kept = {name: os.environ[name] for name in _KEPT if os.environ.get(name)}
+    lines = [f"Environment={_quote(f'{name}={value}')}" for name, value in (kept | {"PATH": path}).items()]
+    environment = "\n".join(lines)
     return f"""[Unit]
 Description=SO-100 Federation: site {name}
 
 [Service]
 ExecStart={" ".join(_quote(word).replace("$", "$$") for word in command)}
-Environment={_quote(f"PATH={path}")}
+{environment}
 Restart=on-failure
 RestartSec=30
 KillMode=mixed

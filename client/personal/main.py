@@ -7,7 +7,6 @@ imported once all that can be wrong was looked at.
 """
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from client.recordings.sources import parse_sources
 from client.site import SAMPLE_CACHE_GB
 from client.state.delivered_policy import read_delivered_policy, read_expected, read_training
 from federation.errors import ConfigError
-from federation.files import write_folder, write_json
+from federation.files import link_or_copy, write_folder, write_json
 from federation.invitation import read_invitation
 from federation.settings import TrainingConfig
 
@@ -91,7 +90,7 @@ def _take_policy(site: SiteFolder, base: Path) -> Path:
     """
     before = read_delivered_policy(site.policy)
     try:
-        shutil.copytree(site.policy, base, copy_function=_link_or_copy)
+        shutil.copytree(site.policy, base, copy_function=link_or_copy)
     except (OSError, shutil.Error):
         before = {}
     if not before or read_delivered_policy(base) != before or read_delivered_policy(site.policy) != before:
@@ -160,19 +159,11 @@ def _write(base: Path, site: SiteFolder, weights: Mapping[str, "Tensor"], result
     card = _card(base / "README.md", result)
 
     def fill(staging: Path) -> None:
-        shutil.copytree(base, staging / FEDERATION, copy_function=_link_or_copy)
+        shutil.copytree(base, staging / FEDERATION, copy_function=link_or_copy)
         save_policy_folder(staging / TUNED, policy, processors, card)
         write_json(staging / RESULT_FILE, result)
 
     write_folder(site.personal, fill)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Name a file a second time; where the file system cannot, copy it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _card(delivered: Path, result: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "parse_hub_name",
     "parse_sources",
     "read_list",
+    "sessions_of",
     "settle",
     "split_sources",
     "write_list",
@@ -35,6 +36,7 @@ __all__ = [
 
 HUB = "hf:"
 _LIST = ".toml"  # what the name of a list ends with
+_NAMED_SESSIONS = 3
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _KEYS: dict[str, tuple[type, ...]] = {"data": (str,), "cameras": (str,), "weight": (int, float)}
@@ -225,6 +227,24 @@ def cached_folder(name: str) -> Path | None:
     return found[0] if found else None
 
 
+def sessions_of(name: str) -> str:
+    """Return, as the end of an error, which recordings LeRobot's cache has under `owner/name` and a date.
+
+    `lerobot-record` adds the date and time of each session to the name that it is given (LeRobot 0.6).
+    """
+    if not _NAME.fullmatch(name):
+        return ""
+    home, (owner, _, start) = _lerobot_home(), name.partition("/")
+    stamped = re.compile(re.escape(start) + r"_\d{8}_\d{6}")
+    found = [path.parent.name for path in sorted((home / owner).glob("*/meta"))]
+    sessions = [f"{owner}/{folder}" for folder in found if stamped.fullmatch(folder)]
+    if not sessions:
+        return ""
+    more = f" and {len(sessions) - _NAMED_SESSIONS} more" if len(sessions) > _NAMED_SESSIONS else ""
+    named = ", ".join(sessions[:_NAMED_SESSIONS])
+    return f"; LeRobot adds date and time to each session, and it has {named}{more}: name these"
+
+
 def parse_hub_name(name: str) -> tuple[str, str]:
     """`"hf:owner/name@revision"` as `("owner/name", "revision")`.
 
@@ -259,7 +279,8 @@ def _parse_weight(text: str) -> float:
 
 def _nowhere(name: str) -> str:
     if _NAME.fullmatch(name):
-        return f"--data {name}: no dataset there, and none of that name in LeRobot's cache, {_lerobot_home()}"
+        text = f"--data {name}: no dataset there, and none of that name in LeRobot's cache, {_lerobot_home()}"
+        return text + sessions_of(name)
     return f"--data {name}: no dataset there; name the folder of one that holds data, meta and videos"
 
 

@@ -38,6 +38,7 @@ from typing import Any
 
 from client.rules.owner import read_rules, rules_file
 from client.supernode.polling import ask_often
+from client.supernode.refusal import forget_refusal, note_refusal
 from federation import logs
 from federation.errors import FederationError, one_line
 
@@ -231,7 +232,12 @@ def _guard(flower: Any) -> None:
             equal = give_consent(content, INSTALLED, read_rules(rules_file()).allow_app)
         except FederationError as error:
             _log.error("%s", error)
-            raise
+            note_refusal(str(error))
+            if isinstance(error, ConsentError):
+                raise
+            # Flower sends the server what is raised here, and this names files of the site.
+            raise ConsentError("this site's rules cannot be read: its owner's log says why") from None
+        forget_refusal()
         folders.append(INSTALLED if equal else _unpack_allowed(content, unpack))
         return folders[-1]
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from client.rules.owner import read_rules, rules_file
 from client.supernode.consent import INSTALLED, PACKAGES, PROGRAM
+from client.supernode.wrapper import SECRET_VARIABLE
 from federation import logs
 from federation.errors import ConfigError
 
@@ -42,6 +43,7 @@ _log = logs.get_logger("client.supernode.warm_start")
 def main() -> None:
     """Run Flower's `flower-superexec`, with warm ClientApps where that is possible."""
     logs.configure()
+    secret = os.environ.pop(SECRET_VARIABLE, "")  # no ClientApp needs it
     reason = why_cold(os.environ)
     if reason:
         _log.info("each ClientApp imports torch and LeRobot anew: %s", reason)
@@ -49,7 +51,17 @@ def main() -> None:
         _start_forks()
     from flwr.supercore.cli import flower_superexec
 
+    if secret:
+        sys.argv += ["--superexec-auth-secret-file", _readable_once(secret)]
     flower_superexec()
+
+
+def _readable_once(text: str) -> str:
+    """Return the path of a pipe that holds `text`: Flower takes its secret from a file."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    return f"/dev/fd/{reading}"
 
 
 def why_cold(environment: Mapping[str, str]) -> str:

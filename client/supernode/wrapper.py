@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
-program. It runs Flower's own with nine weaknesses of Flower 1.42 fixed:
+program. It runs Flower's own with ten weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -15,35 +15,41 @@ program. It runs Flower's own with nine weaknesses of Flower 1.42 fixed:
   the server's knowing (`client/supernode/lost_messages.py`);
 - where the environment names a proxy, the programs at the site spoke to each other through it;
 - it slept for seconds between two messages of a round (`client/supernode/polling.py`);
+- it gave its tasks, with the global weights and the site's settings in them, to any program of this machine
+  that asked: the secret that SuperExec shows it was for SuperExecs that others start;
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
   went stayed in memory until Python's collector looked at all objects, in this process once in thirty
   rounds. At full size a round is 300 MB.
 """
 
+import dataclasses
 import gc
+import importlib
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from typing import Any
 
 import httpx
 
 from client.supernode.polling import shorten_waits
+from client.supernode.refusal import note_refusal
 from federation import logs
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback, check_proxies
 
-__all__ = ["REFUSAL_VARIABLE", "RUNNER_VARIABLE", "collect", "end_with", "gives_up_on", "main"]
+__all__ = ["RUNNER_VARIABLE", "SECRET_VARIABLE", "collect", "end_with", "gives_up_on", "main"]
 
 RUNNER_VARIABLE = "FEDERATION_RUNNER"  # the process without which this one must not be (so100-site join)
 _SECONDS_BETWEEN_LOOKS = 1.0
-REFUSAL_VARIABLE = "FEDERATION_REFUSAL_FILE"  # where the owner can read why SuperLink refuses this site
+SECRET_VARIABLE = "FEDERATION_SUPEREXEC_SECRET"  # of this SuperNode's own SuperExec (warm_start.py)
+_SECRET_BYTES = 32
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 _AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
 _log = logs.get_logger("client.supernode.wrapper")
@@ -77,6 +83,7 @@ def main() -> None:
 
     fleet_http_connection.make_simple_http_retry_invoker = make_patient_invoker  # type: ignore[attr-defined]
     shorten_waits(start_client_internal)
+    _require_secret(importlib.import_module("flwr.supernode.cli.flower_supernode"))
     report_losses(start_client_internal, FleetHttpClient)
     answer_for_lost_apps(InMemoryNodeState)
     gc.collect()
@@ -89,6 +96,23 @@ def main() -> None:
     flower_supernode()
     # It returns when it has given up; its own API's thread would keep the process.
     flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode has given up; see the error above.")
+
+
+def _require_secret(flower: Any) -> None:
+    """Have the SuperNode give its tasks to nobody but the SuperExec that it starts.
+
+    Args:
+        flower: the module of Flower's command.
+    """
+    start, secret = flower._start_supernode_http_api, secrets.token_hex(_SECRET_BYTES)
+
+    def start_with_secret(config: Any, state_factory: Any) -> Any:
+        if config.isolation == "subprocess":
+            os.environ[SECRET_VARIABLE] = secret  # the SuperExec is started next, and inherits it
+            config = dataclasses.replace(config, superexec_auth_secret=secret.encode())
+        return start(config, state_factory)
+
+    flower._start_supernode_http_api = start_with_secret
 
 
 def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
@@ -104,9 +128,7 @@ def gives_up_on(given_up: Callable[[Exception], bool] | None) -> Callable[[Excep
             if error.response.status_code == 401:
                 reason = f"SuperLink refuses this site's signature: {_why_refused(error.response)}"
                 _log.error("%s", reason)
-                if file := os.environ.get(REFUSAL_VARIABLE):
-                    with suppress(OSError):
-                        Path(file).write_text(reason, encoding="utf-8")
+                note_refusal(reason)
         broken_off = isinstance(error, httpx.TimeoutException) or "EOF occurred" in str(error)
         return not broken_off and given_up is not None and given_up(error)
 

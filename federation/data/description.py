@@ -8,6 +8,7 @@ anything.
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,6 @@ class DatasetDescription:
     episodes: int
     frames: int
     cameras: tuple[str, ...]
-    state_dim: int
-    action_dim: int
     statistics: Statistics  # without the episodes that are left out
     left_out: Mapping[int, str]  # index of an episode that cannot be trained on -> why
     joint_units: JointUnits = field(default_factory=JointUnits)  # as far as the numbers tell
@@ -82,7 +81,7 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     except OSError as error:
         raise DatasetError(
             f"dataset {root}: cannot be read ({error.strerror}); give user {os.getuid()} the right to read "
-            f"it: chmod -R a+rX {root}; in a site's container see SITE_UID in .env"
+            f"it: chmod -R a+rX {shlex.quote(str(root))}; in a site's container see SITE_UID in .env"
         ) from None
 
 
@@ -125,8 +124,6 @@ def _describe(root: Path, cameras: CameraChoice | None) -> DatasetDescription:
         episodes=episodes,
         frames=frames,
         cameras=recorded,
-        state_dim=dims[0],
-        action_dim=dims[1],
         statistics=statistics_of_frames(values, usable),
         left_out=left_out,
         simulated=is_simulated(info),

@@ -1,6 +1,7 @@
 """Whether the files that training reads of a dataset are there: LeRobot would look for them on the Hub."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def check_files(
     if closed:
         raise DatasetError(
             f"dataset {root}: user {os.getuid()} may not read {len(closed)} files, the first is "
-            f"{closed[0]}; give it the right: chmod -R a+rX {root}"
+            f"{closed[0]}; give it the right: chmod -R a+rX {shlex.quote(str(root))}"
         )
 
 

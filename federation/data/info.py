@@ -98,7 +98,8 @@ def _load_json(root: Path, file: Path, fix: str) -> Any:
     try:
         text = file.read_bytes()
         if text.startswith(_BYTE_ORDER_MARK):
-            command = f"sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(str(file))}"
+            path = shlex.quote(str(file))
+            command = f"tail -c +{len(_BYTE_ORDER_MARK) + 1} {path} > {path}.new && mv {path}.new {path}"
             raise DatasetError(f"dataset {root}: {name} starts with a byte order mark; remove it: {command}")
         return json.loads(text.decode())
     except (ValueError, RecursionError) as error:

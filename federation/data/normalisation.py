@@ -1,7 +1,8 @@
 """The one normalisation of a run: from the statistics that nodes report, or from the pretrained policy.
 
 `policy.normalisation` says which. "federated" merges what the nodes of the first round report into the
-statistics of the pooled data, without pooling it. "pretrained" keeps that of the policy that is fine-tuned,
+statistics of their pooled data, without pooling it; of a site with more frames than the median one as if it
+had as many as that (`claims.py`). "pretrained" keeps that of the policy that is fine-tuned,
 right where its data was recorded in the same units and few frames are added. What it costs if every site
 takes its own, as systems without a handshake do, is in tests/benchmarks/study.
 """
@@ -25,6 +26,7 @@ __all__ = ["choose_normalisation", "merge_statistics"]
 
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}  # LeRobot's names
 _FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
+_FROZEN_RANGE = 0.5  # the same; a joint at rest flickers by some of these
 
 
 def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
@@ -53,8 +55,8 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
 
     Counts, minima, maxima, means and deviations are LeRobot's own aggregation (variances by the parallel
     formula of Chan et al., 1983). Quantiles are those of the mixture of the sketches. A joint that no site
-    moves gets a deviation of 1, as in scikit-learn's StandardScaler: divided by next to nothing, the
-    slightest offset at a site that joins later would become huge.
+    moves, but for the flicker of a servo at rest, gets a deviation of 1, as in scikit-learn's StandardScaler:
+    divided by next to nothing, the slightest offset at a site that joins later would become huge.
     """
     from lerobot.datasets.compute_stats import aggregate_stats
 
@@ -62,7 +64,8 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
         [{f: {n: v for n, v in site[f].items() if n != SKETCH} for f in FEATURES} for site in reported]
     )
     for feature, named in merged.items():
-        named["std"] = _guard_std(named["std"])
+        is_still = named["max"] - named["min"] < _FROZEN_RANGE
+        named["std"] = _guard_std(np.where(is_still, 0.0, named["std"]))
         sketches = [site[feature][SKETCH] for site in reported]
         counts = [float(site[feature]["count"][0]) for site in reported]
         quantiles = mixture_quantiles(sketches, counts, list(_QUANTILES.values()))

@@ -6,6 +6,7 @@ noise: with `privacy.mode` the configuration refuses that.
 """
 
 import math
+import statistics
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +17,7 @@ from server.run.round_record import RoundRecord
 
 __all__ = ["average_weights", "is_spike", "proximal_mu"]
 
-_WIDE_SPREAD = 0.5  # standard deviation of the sites' policy losses over their mean
+_WIDE_SPREAD = 0.5  # of the sites' policy losses: their usual distance from the median, over that
 _NARROW_SPREAD = 0.25
 _MAX_TIMES_MU = 64.0
 _AVERAGE_BEGINS = 10.0
@@ -34,10 +35,12 @@ def proximal_mu(config: RunConfig, previous: RoundRecord | None) -> float:
         return 0.0
     if not settings.adapt_proximal_mu or previous is None or previous.proximal_mu is None:
         return settings.proximal_mu
-    mu, losses = previous.proximal_mu, previous.policy_loss
-    if losses is None or losses["mean"] <= 0:
+    mu = previous.proximal_mu
+    losses = [float(metrics["policy_loss"]) for metrics in previous.clients.values()]
+    if not losses or (middle := statistics.median(losses)) <= 0:
         return mu
-    spread = losses["std"] / losses["mean"]
+    # Not the standard deviation: one site that reports a huge loss would set everybody's mu.
+    spread = statistics.median(abs(loss - middle) for loss in losses) / middle
     if spread > _WIDE_SPREAD:
         return min(2 * mu, _MAX_TIMES_MU * settings.proximal_mu)
     return max(mu / 2, settings.proximal_mu) if spread < _NARROW_SPREAD else mu

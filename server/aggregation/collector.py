@@ -36,7 +36,7 @@ class Aggregator(Protocol):
         """Take one update, trained on `num_examples` frames, or one that counts like so many.
 
         Args:
-            share: of the round's steps that it was trained for.
+            share: of the round's usual steps that it was trained for; more than 1 where a site claims more.
         """
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
@@ -53,7 +53,7 @@ class WeightedMean:
 
     Args:
         shapes: parameter name -> shape.
-        clip_norm: an update with a larger L2 norm is scaled down to it; 0 for never.
+        clip_norm: an update with a larger L2 norm, divided by that root, is scaled down to it; 0 for never.
     """
 
     weighs = True
@@ -74,7 +74,7 @@ class WeightedMean:
             # other bits in another order of arrival.
             self._sums[name].view(-1)[start : start + len(values)].add_(values.mul_(factor))
         self._weight += num_examples
-        self._work += num_examples * root
+        self._work += num_examples * min(root, 1.0)  # whoever claims more than all does not lengthen the mean
 
     def aggregate(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the mean of what was added."""

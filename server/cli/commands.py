@@ -96,7 +96,7 @@ def demo(
     _require_clone()
     from server.deploy.demo import start_demo
 
-    return start_demo(config, data, outputs, certs, port)
+    return start_demo(config, data.expanduser(), outputs, certs, port)
 
 
 @app.command(rich_help_panel=_START)

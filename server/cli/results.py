@@ -59,7 +59,7 @@ def simulate(
         check_simulator(scenes)
         return
     folder = _policy_folder(run, policy, outputs)
-    file = out or (policy or outputs / str(run)) / "simulation.json"
+    file = out or (folder if policy else outputs / str(run)) / "simulation.json"
     evaluate_policy(folder, file, episodes, seed, scenes, videos)
 
 
@@ -79,7 +79,7 @@ def compare(
     """
     from server.evaluation.compare import compare_policies
 
-    compare_policies(a, b, episodes, scenes, as_json=as_json)
+    compare_policies(a.expanduser(), b.expanduser(), episodes, scenes, as_json=as_json)
 
 
 @results.command(rich_help_panel=_RESULTS)
@@ -124,4 +124,4 @@ def push(
 def _policy_folder(run: str | None, policy: Path | None, outputs: Path) -> Path:
     if (run is None) == (policy is None):
         raise ConfigError("name one policy: a run such as demo-20261123-184002, or --policy FOLDER")
-    return policy or outputs / str(run) / "pretrained_model"
+    return policy.expanduser() if policy else outputs / str(run) / "pretrained_model"

@@ -27,7 +27,7 @@ def submit(
         list[str] | None, typer.Option(metavar="NAME=KEY.pub", help="a site to register; repeatable")
     ] = None,
     invited: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="keys of sites elsewhere to register")
+        Path | None, typer.Option(metavar="FOLDER", help="keys to register; revoked/ beside it: to shut out")
     ] = None,
     wait_seconds: Annotated[float, typer.Option(help="for all these sites to be online")] = 180.0,
     outputs: Annotated[Path, typer.Option(help="where runs are recorded")] = Path("/outputs"),
@@ -36,6 +36,7 @@ def submit(
         str | None, typer.Option(metavar="RUN", help="send the policy of this finished run to its sites")
     ] = None,
     new: Annotated[bool, typer.Option("--new", help="begin a new run, whatever became of others")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="only end the run that is active")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="submit and end; nobody continues it")] = False,
     unattended: Annotated[
         bool, typer.Option("--unattended", help="exit code 0 where to be started again would not help")
@@ -48,9 +49,12 @@ def submit(
     from server.deploy import submit as room
     from server.superlink.control import SuperLink
 
+    link = SuperLink(superlink, ca)
     try:
+        if stop:
+            return room.stop_active_run(link)
         room.submit(
-            SuperLink(superlink, ca),
+            link,
             room.parse_sites(site or ()),
             outputs,
             config,

@@ -32,7 +32,9 @@ def deliver_run(superlink: SuperLink, outputs: Path, run: str, say: Callable[[st
     if not is_finished(folder):
         raise FederationError(f"run {run} has not finished: resume it, its end delivers the policy")
     if active := active_run(superlink):
-        raise FederationError(f"run {active} is active: wait for its end, or stop it, and deliver then")
+        raise FederationError(
+            f"run {active} is active: wait for its end, or end it with docker compose run --rm run --stop"
+        )
     before = read_deliveries(folder)
     asked = replace(config, run=replace(config.run, name=run, resume=False, deliver="only"))
     flower_run = submit_run(superlink, asked)

@@ -77,6 +77,8 @@ def run_demo(config: RunConfig, data: Path, outputs: Path, certs: Path, port: in
     verify_server_certificate(certs)
     require_free_port(port)
     scratch = outputs / ".scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.chmod(0o700)  # decoded frames and tables of the sites' recordings
     with console.status("looking at samples of the datasets; half a minute the first time"):
         warnings = _check_samples(local, {**sites, "server": evaluation}, descriptions, scratch)
     for warning in warnings:

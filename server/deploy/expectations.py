@@ -9,6 +9,7 @@ from federation.errors import PolicyError
 from federation.invitation import Expectations
 from federation.policy.memory import training_gigabytes
 from federation.settings import PolicyConfig
+from federation.versions import versions
 from federation.wire.codec import encoded_bytes
 
 __all__ = ["describe_run"]
@@ -23,7 +24,6 @@ def describe_run(config: RunConfig) -> Expectations:
         sizes: dict[str, int | None] = {}
     else:
         sizes = {
-            "trained_values": sum(encoded_bytes(shape, "fp32") for shape in shapes) // 4,
             "download_bytes": sum(encoded_bytes(shape, config.wire.download) for shape in shapes),
             "upload_bytes": sum(encoded_bytes(shape, config.wire.upload) for shape in shapes),
         }
@@ -35,6 +35,7 @@ def describe_run(config: RunConfig) -> Expectations:
         joint_units=policy.joint_units,
         fps=policy.fps,
         policy=policy.pretrained if policy.size == "pretrained" else policy.size,
+        app=versions()["app"],
         **sizes,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from certs.authority import server_names
 from certs.invited import keep_invitation, record_key, registered_key, retire_site
-from certs.issue import verify_server_certificate
+from certs.issue import RESTART, verify_server_certificate
 from federation.addresses import parse_address
 from federation.config import load_run_config
 from federation.errors import CertificateError, one_line
@@ -142,5 +142,5 @@ def _require_valid_for(certs: Path, superlink: str) -> None:
     if host not in names:
         raise CertificateError(
             f"{certificate} is not valid for {host} but for {', '.join(names)}; "
-            "add it to hosts in configs/certs.toml and run make certs ROTATE=1"
+            f"add it to hosts in configs/certs.toml and run make certs ROTATE=1 and {RESTART}"
         )

@@ -128,11 +128,13 @@ class LocalCluster:
             "superlink",
             [
                 "flower-superlink",
+                *("--control-secret-file", str(self.superlink.secret)),
                 *("--host", _HOST, "--port", str(self._port)),
                 *self._tls_server_arguments(),
                 *("--enable-supernode-auth", "--isolation", "process"),
                 *("--superexec-auth-secret-file", str(tls / "superexec.secret")),
             ],
+            programs=[PROJECT / "server" / "superlink" / "bin"],
         )
         context = ssl.create_default_context(cafile=str(tls / "ca.crt"))
         # Straight, whatever proxy the environment names.

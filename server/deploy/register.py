@@ -17,10 +17,11 @@ def change_registration(superlink: SuperLink, name: str, key: str, *, revoke: bo
         key: in OpenSSH form.
 
     Raises:
-        ControlError: SuperLink's certificate is missing, or SuperLink refuses or cannot be reached.
+        ControlError: SuperLink's certificate or secret is missing, or SuperLink refuses or cannot be reached.
     """
-    if not superlink.ca_certificate.is_file():
-        raise ControlError(f"{superlink.ca_certificate} is missing; run make certs")
+    for file in (superlink.ca_certificate, superlink.secret):
+        if not file.is_file():
+            raise ControlError(f"{file} is missing; run make certs")
     if not revoke:
         register_supernode(superlink, key, name)
         return f"{name} may join"

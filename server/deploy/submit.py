@@ -12,7 +12,7 @@ from federation.config import RunConfig, flatten, load_run_config
 from federation.errors import CertificateError, ConfigError, FederationError
 from federation.site_key import read_key_line
 from server.deploy.deliver import deliver_run
-from server.deploy.supervise import supervise_run
+from server.deploy.supervise import find_active_run, supervise_run
 from server.run.recorded import as_continuation, config_to_resume, is_finished, recorded_config, recorded_runs
 from server.run.records import new_run_name
 from server.superlink.control import (
@@ -22,13 +22,16 @@ from server.superlink.control import (
     active_run,
     online_sites,
     register_supernode,
+    stop_run,
     submit_run,
+    unregister_supernode,
 )
 
-__all__ = ["is_passing", "parse_sites", "submit"]
+__all__ = ["is_passing", "parse_sites", "stop_active_run", "submit"]
 
 _DEFAULT_CONFIG = Path("configs/demo.toml")
 _COMMAND = "docker compose run --rm run"
+_REVOKED = "revoked"  # beside the folder of invited keys (certs/invited.py)
 _POLL_INTERVAL_SECONDS = 2.0
 
 
@@ -51,7 +54,8 @@ def submit(
         sites: of this machine, name -> file of its public key; may be none.
         outputs: where the ServerApp records runs; only read here.
         config: of the run; None: that of the demo, or with `resume` the run's own.
-        invited: folder of the keys that `so100-server invite` recorded; nobody waits for their sites.
+        invited: folder of the keys that `so100-server invite` recorded; nobody waits for their sites. Those
+            in `revoked` beside it are shut out.
         resume: the run to go on with.
         deliver: a finished run, whose policy is sent to its sites; nothing else is run then.
         new: begin another run, whatever became of those before.
@@ -61,18 +65,15 @@ def submit(
     Raises:
         FederationError: something is wrong, or the run is given up.
     """
-    for file in (superlink.ca_certificate, *sites.values()):
+    for file in (superlink.ca_certificate, superlink.secret, *sites.values()):
         if not file.is_file():
             raise ControlError(f"{file} is missing; run make certs")
-    for name, key in sites.items():
-        register_supernode(superlink, key.read_text(encoding="utf-8"), name)
-    if invited:
-        _register_invited(superlink, invited)
+    _let_sites_in(superlink, sites, invited)
     if deliver:
         deliver_run(superlink, outputs, deliver, _say)
         return
     if resume:
-        chosen: RunConfig | None = config_to_resume(outputs / resume, config)
+        chosen: RunConfig | None = _resumed(superlink, outputs / resume, config)
     else:
         chosen = _choose(superlink, outputs, config or _DEFAULT_CONFIG, new)
     if chosen is None:
@@ -82,6 +83,19 @@ def submit(
         _submit_only(superlink, outputs, chosen)
     else:
         supervise_run(superlink, outputs, chosen, _say)
+
+
+def stop_active_run(superlink: SuperLink) -> None:
+    """End the run that is active, in whatever it is at; it can be resumed.
+
+    Raises:
+        ControlError: none is active, or SuperLink refuses or cannot be reached.
+    """
+    run_id = active_run(superlink)
+    if run_id is None:
+        raise ControlError("no run is active")
+    stop_run(superlink, run_id)
+    _say(f"run {run_id} is stopped; {_COMMAND} --resume RUN goes on with it")
 
 
 def parse_sites(texts: Sequence[str]) -> dict[str, Path]:
@@ -104,6 +118,16 @@ def is_passing(error: FederationError) -> bool:
     return isinstance(error, ControlError) and not isinstance(error, RefusedError)
 
 
+def _let_sites_in(superlink: SuperLink, sites: Mapping[str, Path], invited: Path | None) -> None:
+    """Register the keys of `sites` and those that were invited; shut out those that were revoked."""
+    if invited:
+        _shut_out_revoked(superlink, invited.with_name(_REVOKED))
+    for name, key in sites.items():
+        register_supernode(superlink, key.read_text(encoding="utf-8"), name)
+    if invited:
+        _register_invited(superlink, invited)
+
+
 def _register_invited(superlink: SuperLink, folder: Path) -> None:
     """Register each recorded key; one that SuperLink refuses keeps out its site and no other."""
     for file in sorted(folder.glob("*/node.key.pub")):
@@ -114,16 +138,44 @@ def _register_invited(superlink: SuperLink, folder: Path) -> None:
             _say(f"{name} cannot join: {error}")
 
 
+def _shut_out_revoked(superlink: SuperLink, folder: Path) -> None:
+    """Shut out each revoked key that SuperLink knows again: its database may be an older one, of a backup."""
+    for file in sorted(folder.glob("*/node.key.pub")):
+        if unregister_supernode(superlink, read_key_line(file.read_text(encoding="utf-8")).line):
+            _say(f"{file.parent.name} was registered again, and is revoked")
+
+
+def _resumed(superlink: SuperLink, folder: Path, file: Path | None) -> RunConfig:
+    """Return what the run in `folder` goes on with, unless it is active with other settings."""
+    config = config_to_resume(folder, file)
+    if changed := _differences(recorded_config(folder), config):
+        _refuse_while_active(superlink, folder.parent, f"other {', '.join(changed)}")
+    return config
+
+
+def _refuse_while_active(superlink: SuperLink, outputs: Path, wanted: str) -> None:
+    """Raise a FederationError if a run is active, which cannot be given what is `wanted`."""
+    if active := find_active_run(superlink, outputs):
+        raise FederationError(
+            f"run {active[1].run.name} is active, so {wanted} cannot begin: {_COMMAND} --stop ends it, and "
+            "it can be resumed"
+        )
+
+
 def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunConfig | None:
     """Return what is to be run: the unfinished run of the configuration `file`, or a new one.
 
     None: the newest run of this configuration has finished, and nobody asked for another.
 
     Raises:
-        FederationError: the newest run has not finished and has another configuration.
+        FederationError: the newest run has not finished and has another configuration, or another is asked
+            for while one is active.
     """
     config = load_run_config(file, {"run.name": new_run_name(file.stem)})
-    runs = [] if new else recorded_runs(outputs)
+    if new:
+        _refuse_while_active(superlink, outputs, "another")
+        return config
+    runs = recorded_runs(outputs)
     if runs and not is_finished(runs[-1]):
         return _unfinished(runs[-1], config, file, superlink)
     for folder in reversed(runs):

@@ -35,7 +35,7 @@ from server.superlink.control import (
     submit_run,
 )
 
-__all__ = ["RunGivenUpError", "supervise_run"]
+__all__ = ["RunGivenUpError", "find_active_run", "supervise_run"]
 
 _MAX_ATTEMPTS_WITHOUT_PROGRESS = 5
 _POLL_INTERVAL_SECONDS = 2.0
@@ -60,7 +60,7 @@ def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: C
         RunGivenUpError: the run was stopped, or `_MAX_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
         ControlError: SuperLink refuses a submission or cannot be reached for the first one.
     """
-    active = _active_run(superlink, outputs)
+    active = find_active_run(superlink, outputs)
     if active is None:
         run_id = submit_run(superlink, config)
         say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
@@ -99,11 +99,14 @@ def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: C
         say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
 
 
-def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
-    """Flower's id of the active run and its configuration; None if there is none, or soon.
+def find_active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
+    """Return Flower's id of the active run and its configuration; None if there is none, or soon.
 
     For a moment a run is active without a record, while its ServerApp starts, and after its record was
     finished, while its ServerApp ends.
+
+    Raises:
+        RunGivenUpError: there is one, and no record of it.
     """
     give_up_at = time.monotonic() + _RECORD_SECONDS
     while (run_id := active_run(superlink)) is not None:
@@ -111,7 +114,10 @@ def _active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | 
             if _is_record_of(folder, run_id) and not is_finished(folder):
                 return run_id, recorded_config(folder)
         if time.monotonic() > give_up_at:
-            raise RunGivenUpError(f"run {run_id} is active, and {outputs} has no record of it: stop it first")
+            raise RunGivenUpError(
+                f"run {run_id} is active, and {outputs} has no record of it: docker compose run --rm run "
+                "--stop ends it"
+            )
         time.sleep(_POLL_INTERVAL_SECONDS)
     return None
 

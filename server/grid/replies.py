@@ -129,15 +129,24 @@ class ReplyDownload:
 def claim_reply(grid: Grid, message_id: str, limits: ReplyLimits) -> ReplyDownload | None:
     """Take the reply to the message `message_id` out of SuperLink's queue; None if there is none yet.
 
+    SuperLink adds to its answer whatever nodes sent to SuperLink itself (Flower 1.42), with any name and any
+    content: only what it links to `message_id` is the reply of the node that was asked.
+
     Raises:
         UnusableReplyError: it has too many objects.
     """
     answer = _call(_client(grid).PullMessages, PullAppMessagesRequest(message_ids=[message_id]))
-    if answer is None or not answer.messages_list:
+    if answer is None:
         return None
-    root_id = answer.messages_list[0].metadata.message_id
+    found = zip(answer.messages_list, answer.message_object_trees, strict=True)
+    replies = [(m.metadata.message_id, t) for m, t in found if m.metadata.reply_to_message_id == message_id]
+    if len(answer.messages_list) > len(replies):
+        _log.warning("a node sent messages that answer nothing; they are dropped")
+    if not replies:
+        return None
+    root_id, tree = replies[0]
     try:
-        object_ids = _object_ids(answer.message_object_trees[0], limits.objects)
+        object_ids = _object_ids(tree, limits.objects)
     except UnusableReplyError:
         ReplyDownload(grid, root_id, [], 0).discard()
         raise

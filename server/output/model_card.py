@@ -5,6 +5,7 @@ value is escaped: the Hub shows the card as a web page.
 """
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -74,7 +75,7 @@ the gripper; {{ fps }} a second, as recorded
 With the policy and the arm at one computer:
 
 ```
-pip install "lerobot[smolvla,{{ "peft" if alone else "async" }},feetech]"
+pip install "lerobot[smolvla,dataset,{{ "peft" if alone else "async" }},feetech]=={{ lerobot }}"
 cd this-folder
 lerobot-rollout --policy.path=. --duration=60 \\
 {{ arm }}
@@ -97,8 +98,9 @@ python -m lerobot.async_inference.robot_client --server_address=127.0.0.1:8080 \
 ```
 {% endif %}
 
-Cameras bear the names they had in training, their numbers are yours (`lerobot-find-cameras`); the arm is
-calibrated as for the demonstrations (`lerobot-calibrate`). If `config.json` names the VLM `./vlm`, start
+Cameras bear the names they had in training, their numbers are yours (`lerobot-find-cameras`), and so is the
+arm's port (`lerobot-find-port`); the arm is calibrated as for the demonstrations (`lerobot-calibrate`).
+If `config.json` names the VLM `./vlm`, start
 LeRobot's tools inside this folder, as above. In simulation: `lerobot-eval --policy.path=. --env.type=...`.
 
 ## Data
@@ -194,6 +196,7 @@ def model_card(metrics: Mapping[str, Any], round_: int, *, alone: bool = False, 
         # Of the whole run, also of rounds after the card's: the sites have paid for all of them.
         epsilon=format_max_epsilon(metrics["privacy"]) if "privacy" in metrics else "",
         not_covered=NOT_COVERED,
+        lerobot=version("lerobot"),
     )
 
 

@@ -1,7 +1,6 @@
 """The checkpoints of a run: `checkpoints/round_0007.safetensors`, ..., and `best.safetensors`."""
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from federation.files import remove_unfinished, write_atomically
+from federation.files import link_or_copy, remove_unfinished, write_atomically
 from federation.logs import get_logger
 from federation.settings import CheckpointConfig
 from server.model import GlobalModel
@@ -115,7 +114,7 @@ class Checkpoints:
         self._write(path, checkpoint)
         if self._is_best(policy_loss):
             with self._full_disk(self.best, round_):
-                write_atomically(self.best, lambda staging: _link_or_copy(path, staging))
+                write_atomically(self.best, lambda staging: link_or_copy(path, staging))
             self._note_best(checkpoint)
         self._remove_old()
         return path
@@ -229,7 +228,7 @@ def _replace_best(best: Path, paths: Sequence[Path]) -> None:
     evaluated = [(loss, measured_on, path) for loss, measured_on, path in found if loss < math.inf]
     comparable = [(loss, path) for loss, measured_on, path in evaluated if measured_on == evaluated[0][1]]
     source = min(comparable)[1] if comparable else found[0][2]
-    write_atomically(best, lambda staging: _link_or_copy(source, staging))
+    write_atomically(best, lambda staging: link_or_copy(source, staging))
 
 
 def _whole(path: Path) -> Checkpoint | None:
@@ -248,11 +247,3 @@ def checkpoint_path(folder: Path, round_: int) -> Path:
 def _round_files(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder` in order of their rounds."""
     return sorted(folder.glob(f"{ROUND_PREFIX}*.safetensors"), key=round_of)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Link `target` to `source`, to save a second copy of the weights; copy where there are no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

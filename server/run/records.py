@@ -25,7 +25,15 @@ from federation.release_ledger import LEDGER_FILE
 from server.run.accountant import check_ledger
 from server.run.environment import describe_environment
 from server.run.recorded import EVENTS_FILE, LOCK_FILE, METRICS_FILE, read_record, recorded_config
-from server.run.round_record import RoundRecord, last_update_of, recorded_rounds
+from server.run.round_record import (
+    RoundRecord,
+    held_out_losses,
+    last_update_of,
+    recorded_rounds,
+    reverts_in_row,
+    reverts_of,
+    undone_rounds,
+)
 
 __all__ = ["RunRecord", "new_run_name"]
 
@@ -206,6 +214,8 @@ class RunRecord:
     def roll_back(self, round_: int) -> None:
         """Drop what came after `round_` and leave the run to be resumed; the events keep all of it."""
         later = [entry.round for entry in self._rounds if entry.round > round_]
+        lost = range(round_ + 1, max(later, default=round_) + 2)  # and the one that it was in
+        self._metrics["rolled_back"] = sorted({*self._metrics.get("rolled_back", []), *lost})
         self._rounds = [entry for entry in self._rounds if entry.round <= round_]
         self._drop_simulations(lambda simulated: simulated > round_)
         self.event("rolled_back", to_round=round_, rounds_dropped=later)
@@ -228,37 +238,26 @@ class RunRecord:
     @property
     def held_out_losses(self) -> list[float]:
         """Return the policy losses of all evaluations that are comparable with today's, in their order."""
-        evaluations = [self._metrics["baseline"], *(entry.evaluation for entry in self._rounds)]
-        return [evaluation["policy_loss"] for evaluation in evaluations if evaluation]
+        return held_out_losses(self._metrics["baseline"], self._rounds)
 
     @property
     def reverts_in_row(self) -> int:
         """Return how many evaluations in a row took the weights back since settings or measure changed."""
-        resumed, count = self._metrics.get("resumed", []), 0
+        resumed = self._metrics.get("resumed", [])
         changed = [r["after_round"] for r in resumed if r.get("changed") or r.get("evaluated_anew")]
-        for entry in reversed(self._rounds):
-            is_reverted = entry.reverted_to is not None
-            if entry.round <= max(changed, default=0) or (entry.evaluation and not is_reverted):
-                break
-            count += is_reverted
-        return count
+        return reverts_in_row(self._rounds, max(changed, default=0))
 
     def _is_gone(self, round_: int) -> bool:
         """Whether nothing of the weights after `round_` is in today's. After a revert they are the best's."""
-        return any(best < round_ < spike for best, spike in self._reverts())
+        return any(best < round_ < spike for best, spike in reverts_of(self._rounds))
 
     def _drop_simulations(self, is_gone: Callable[[int], bool]) -> None:
         if "simulated" in self._metrics:
             self._metrics["simulated"] = [s for s in self._metrics["simulated"] if not is_gone(s["round"])]
 
-    @property
-    def reverted_rounds(self) -> list[int]:
-        """Return the rounds that spikes of the policy loss took back: nothing of them is in the weights."""
-        return sorted({lost for best, spike in self._reverts() for lost in range(best + 1, spike + 1)})
-
-    def _reverts(self) -> list[tuple[int, int]]:
-        """Return the best round and the spike of each revert."""
-        return [(e.reverted_to, e.round) for e in self._rounds if e.reverted_to is not None]
+    def undone_rounds(self, node: str) -> list[int]:
+        """Return the rounds that `node` may have trained and of which nothing is in today's weights."""
+        return undone_rounds(self._rounds, self._metrics.get("rolled_back", []), node)
 
     def close(self, status: str, reason: str = "") -> None:
         """Save how the run ended: `finished`, early for `reason` if there is one, or `failed` for it."""

@@ -1,10 +1,20 @@
 """What is recorded of a round, in `federated_metrics.json`, the event `round_finished` and checkpoints."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-__all__ = ["Rejection", "RoundRecord", "last_update_of", "recorded_rounds"]
+__all__ = [
+    "Rejection",
+    "RoundRecord",
+    "held_out_losses",
+    "last_update_of",
+    "recorded_rounds",
+    "reverts_in_row",
+    "reverts_of",
+    "undone_rounds",
+]
 
 _OPTIONAL = ("proximal_mu", "privacy", "evaluation", "reverted_to")
 
@@ -42,6 +52,13 @@ class RoundRecord:
     privacy: dict[str, Any] | None = None  # spent until this round
     evaluation: dict[str, Any] | None = None
     reverted_to: int | None = None  # the best round, whose weights the run went on with
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """Return the policy loss of the evaluation; infinite if that diverged, None if there was none."""
+        if self.evaluation:
+            return float(self.evaluation["policy_loss"])
+        return None if self.reverted_to is None else math.inf
 
     def to_json(self) -> dict[str, Any]:
         """Return the round as it is written."""
@@ -84,6 +101,44 @@ def last_update_of(rounds: Sequence[RoundRecord], node: str) -> str:
         if node in entry.missing:
             return f"not there in time in round {entry.round}"
     return ""
+
+
+def held_out_losses(baseline: Mapping[str, Any] | None, rounds: Sequence[RoundRecord]) -> list[float]:
+    """Return the policy losses of the evaluations before and in training, in their order.
+
+    Infinite after a round that diverged; none after one whose weights stayed as they were.
+    """
+    before = [float(baseline["policy_loss"])] if baseline else []
+    found = (entry.held_out_loss for entry in rounds if entry.aggregated)
+    return before + [loss for loss in found if loss is not None]
+
+
+def reverts_in_row(rounds: Sequence[RoundRecord], after: int) -> int:
+    """Return how many of the last evaluations, of rounds later than `after`, took the weights back."""
+    count = 0
+    for entry in reversed(rounds):
+        is_reverted = entry.reverted_to is not None
+        if entry.round <= after or (entry.evaluation and not is_reverted):
+            break
+        count += is_reverted
+    return count
+
+
+def reverts_of(rounds: Sequence[RoundRecord]) -> list[tuple[int, int]]:
+    """Return the best round and the spike of each revert in `rounds`."""
+    return [(entry.reverted_to, entry.round) for entry in rounds if entry.reverted_to is not None]
+
+
+def undone_rounds(rounds: Sequence[RoundRecord], rolled_back: Collection[int], node: str) -> list[int]:
+    """Return the rounds that `node` may have trained and of which nothing is in today's weights.
+
+    Args:
+        rolled_back: the rounds that the operator went back over; those in `rounds` were done again, and count
+            unless `node` took part in them again.
+    """
+    trained = {entry.round for entry in rounds if node in entry.clients or node in entry.rejected}
+    spikes = {lost for best, spike in reverts_of(rounds) for lost in range(best + 1, spike + 1)}
+    return sorted(spikes | (set(rolled_back) - trained))
 
 
 def recorded_rounds(metrics: Mapping[str, Any]) -> list[RoundRecord]:

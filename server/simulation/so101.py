@@ -141,10 +141,10 @@ class _Renderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # PyOpenGL, GLFW and MuJoCo each raise their own
-            raise SimulationError(
-                f"no off-screen OpenGL with MUJOCO_GL={backend!r}: install the Debian packages libegl1 "
-                "libosmesa6 libgl1-mesa-dri and leave MUJOCO_GL unset"
-            ) from error
+            fix = "leave MUJOCO_GL unset"
+            if sys.platform.startswith("linux"):
+                fix = f"install the Debian packages libegl1 libosmesa6 libgl1-mesa-dri and {fix}"
+            raise SimulationError(f"no off-screen OpenGL with MUJOCO_GL={backend!r}: {fix}") from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._model = model
         self._view = mujoco.MjvScene(model, maxgeom=200)
@@ -173,6 +173,8 @@ class _Renderer:
 @cache
 def _offscreen_backend() -> str:
     """Return the first OpenGL backend that starts, each tried in a process: failing binds PyOpenGL to it."""
+    if sys.platform == "darwin":
+        return "cgl"  # comes with the system
     for backend in ("egl", "osmesa"):
         probe = f"from mujoco.{backend} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
         if subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0:

@@ -1,8 +1,8 @@
 """SuperLink's Control API over Flower's own HTTP client: register keys, submit a run, ask how it is.
 
-Whoever reaches the Control API runs code on the server and on every node, so it is used on the operator's
-machine only. Flower's command line would start a Python process for each question, 1.5 s of a core, and
-answer in prose.
+Whoever may use the Control API runs code on the server and on every node. So it asks for a secret
+(`server/superlink/wrapper.py`) and is used on the operator's machine only. Flower's command line would start
+a Python process for each question, 1.5 s of a core, and answer in prose.
 """
 
 import hashlib
@@ -32,10 +32,12 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error.base import ApiErrorCode, FlowerError
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from federation.config import RunConfig, flatten
 from federation.errors import FederationError, one_line
 from federation.proxies import bypass_loopback
+from server.superlink.wrapper import CONTROL_SECRET
 
 __all__ = [
     "MAX_RUNS",
@@ -88,17 +90,36 @@ class SuperLink:
     address: str  # "host:port"
     ca_certificate: Path
 
+    @property
+    def secret(self) -> Path:
+        """Return the file of the Control API's secret: it lies beside the certificate."""
+        return self.ca_certificate.with_name(CONTROL_SECRET)
+
+
+@dataclass(frozen=True)
+class _Bearer:
+    """Sends the secret with each request, as Flower's client has it."""
+
+    secret: str
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers["Authorization"] = f"Bearer {self.secret}"
+        return call_next(context)
+
 
 def connect(superlink: SuperLink, timeout_seconds: float = _TIMEOUT_SECONDS) -> ControlHttpClient:
     """Return a client for the Control API, not connected yet; the caller closes it.
 
     Raises:
-        OSError, ValueError: the certificate cannot be read.
+        OSError, ValueError: the certificate or the secret cannot be read.
     """
     os.environ.update(bypass_loopback(os.environ))  # httpx takes proxies from nowhere else
     trust = ssl.create_default_context(cadata=superlink.ca_certificate.read_text(encoding="ascii"))
+    secret = superlink.secret.read_text(encoding="ascii").strip()
     # Without the interceptor that ends the process where another release of Flower runs there.
-    return ControlHttpClient(f"https://{superlink.address}", verify=trust, timeout=timeout_seconds)
+    return ControlHttpClient(
+        f"https://{superlink.address}", interceptors=[_Bearer(secret)], verify=trust, timeout=timeout_seconds
+    )
 
 
 def register_supernode(superlink: SuperLink, public_key: str, name: str) -> None:
@@ -258,6 +279,8 @@ def _ask[T](superlink: SuperLink, what: str, ask: Callable[[ControlHttpClient], 
     except httpx.HTTPStatusError as error:
         status, flower = error.response.status_code, FlowerError.from_json(error.response.text)
         reason = f"{where} refuses to {what}: {flower.message if flower else f'HTTP {status}'}"
+        if status == httpx.codes.UNAUTHORIZED:
+            reason += f"; its secret is not that of {superlink.secret}: restart it after make certs"
         # One that is not ready yet, or whose disk is full, has a status from 500 on; what stands before it,
         # a gateway, says so without one of Flower's codes.
         if flower and status < httpx.codes.INTERNAL_SERVER_ERROR:

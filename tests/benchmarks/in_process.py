@@ -13,6 +13,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
 
 from client.recordings.samples import JoinedSamples
+from client.round import seed_of_round
 from client.training import TrainingComponents, TrainingResult, run_training_loop, setup_training_components
 from federation.config import RunConfig
 from federation.data.sample_cache import SampleCache
@@ -66,7 +67,7 @@ def federate(
         for node in sample_nodes(nodes, config.federation, config.run.seed, round_):
             name, learner = node.name, learners[node.name]
             if going_on is None:
-                seed = 1000 * config.run.seed + 10 * round_ + node.node_id
+                seed = seed_of_round(config.run.seed, name, round_)
                 components = setup_training_components(
                     config, policy, weights, learner.statistics, learner.samples, seed
                 )

@@ -1,4 +1,4 @@
-"""Flower's `flower-superlink` with a database, also where the path of the environment holds a blank.
+"""Our `flower-superlink` with a database, also where the path of the environment holds a blank.
 
 Flower 1.42 hands Alembic the folder of its migrations as a list that blanks divide, and so finds none of them
 in such a place. Outside of containers, whose paths are fixed, only tests give SuperLink a database.
@@ -15,9 +15,10 @@ from typing import Any
 
 from alembic.config import Config
 from flwr.supercore.state.alembic import utils
-from flwr.superlink.cli import flower_superlink
 from flwr.superlink.servicer.fleet import fleet_handlers
 from sqlalchemy import Engine
+
+from server.superlink.wrapper import main
 
 __all__ = ["kill_before_answer", "with_database"]
 
@@ -66,7 +67,7 @@ def _main() -> None:
         return config
 
     utils.build_alembic_config = build_with_lines
-    flower_superlink()
+    main()
 
 
 if __name__ == "__main__":

@@ -99,3 +99,4 @@ def test_the_commands_of_the_model_card_get_as_far_as_the_arm(folders: Path, kin
     )
     assert ended.returncode != 0
     assert re.search(r"feetech-servo-sdk|/dev/ttyACM0", ended.stderr), ended.stderr[-3000:]
+    assert "unrecognized arguments" not in ended.stderr

@@ -41,7 +41,9 @@ def superlink(
     cluster = LocalCluster({}, tmp_path, tmp_path / "outputs", certs, port, tmp_path / "scratch")
     start = cluster._start
     monkeypatch.setattr(
-        cluster, "_start", lambda name, command: start(name, with_database(command, database))
+        cluster,
+        "_start",
+        lambda name, command, **others: start(name, with_database(command, database), **others),
     )
     try:
         cluster._start_superlink()

@@ -47,7 +47,9 @@ def _find(path: str) -> Any:
         ("flwr.supernode.cli:flwr_clientapp", []),
         ("flwr.cli.install:install_from_fab", ["fab_file", "install_dir", "skip_prompt"]),
         ("flwr.clientapp.utils:get_load_client_app_fn", ["default_app_ref", "app_path", "multi_app"]),
-        ("flwr.supercore.control:ControlHttpClient", ["base_url", "verify", "timeout"]),
+        ("flwr.supercore.control:ControlHttpClient", ["base_url", "interceptors", "verify", "timeout"]),
+        ("flwr.superlink.extensions:get_middleware", []),
+        ("flwr.superlink.servicer.fleet.fleet_handlers:push_messages", ["request", "state"]),
         ("flwr.cli.build:build_fab_from_files", ["files"]),
         ("flwr.common.serde:user_config_to_proto", ["user_config"]),
         ("flwr.supercore.primitives.asymmetric:public_key_to_bytes", ["public_key"]),
@@ -85,6 +87,16 @@ def test_a_supernode_asks_the_module_that_we_patch_for_its_retries() -> None:
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     assert "make_simple_http_retry_invoker" in called
     assert callable(module.make_simple_http_retry_invoker().should_giveup)
+
+
+def test_a_supernode_starts_its_api_by_the_name_that_we_patch() -> None:
+    """Else its tasks would be anybody's (client/supernode/wrapper.py)."""
+    module = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    body = inspect.getsource(module.flower_supernode)
+    assert "= _start_supernode_http_api(config, state_factory)" in body
+    assert "isolation" in module.SuperNodeLifespanConfig.__dataclass_fields__
+    options = inspect.getsource(importlib.import_module("flwr.supercore.auth.superexec_secret"))
+    assert '"--superexec-auth-secret-file"' in options
 
 
 def test_every_error_of_the_control_api_has_an_http_status() -> None:

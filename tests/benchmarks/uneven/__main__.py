@@ -99,7 +99,7 @@ def run_once(way: str, rounds: int, data: Path, certs: Path) -> dict[str, Any]:
 def main() -> None:
     """Run each way, print the figures, write the JSON."""
     parser = argparse.ArgumentParser(description="A slow site.")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--data", type=Path, default=Path("data/sample"))
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/uneven.json"))
     arguments = parser.parse_args()

@@ -83,7 +83,7 @@ def test_a_private_file_is_closed_to_others_from_its_first_byte(tmp_path: Path, 
     finally:
         os.umask(before)
     private = {name: mode for name, mode in seen.items() if name.endswith((".key", ".secret"))}
-    assert len(private) == 4
+    assert len(private) == 5
     assert set(private.values()) == {0o600}
 
 
@@ -252,7 +252,7 @@ def test_two_runs_at_once_make_one_set_of_keys(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(map(len, made)) == [0, 0, 0, 8]
+    assert sorted(map(len, made)) == [0, 0, 0, 9]
     assert {finding.level for finding in check(out)} == {"ok"}
 
 

@@ -9,14 +9,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
 from client.recordings import held
-from client.rules.owner import NO_RULES
-from client.rules.traffic import read_traffic
+from client.rules.owner import NO_RULES, RuleError, read_rules
+from client.rules.traffic import count_traffic, read_traffic
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
-from federation.errors import DatasetError, FederationError, RejectionCode
+from federation.errors import DatasetError, FederationError, PolicyError, RejectionCode
 from federation.judgement.judge import describe_fitting
-from federation.messages import CONFIG
+from federation.messages import CONFIG, REASON
 
 
 def test_the_servers_name_of_a_run_is_no_line_of_the_sites_log() -> None:
@@ -41,6 +41,32 @@ def test_no_path_of_the_site_is_in_what_it_answers(tmp_path: Path, scratch: str)
         "dataset <dataset>: LeRobot cannot open it ([Errno 28] full: '<scratch>/arrow/x')"
     )
     assert reply.error.code == RejectionCode.DATASET
+
+
+@pytest.mark.parametrize("key", ["policy.pretrained", "policy.vlm"])
+def test_what_lies_at_a_path_that_the_run_names_is_not_told(tmp_path: Path, key: str) -> None:
+    def fail(*_: object) -> RecordDict:
+        raise PolicyError("policy.pretrained = '/etc': fields `auths` are not valid")
+
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    settings = {"name": "site-a", "dataset": str(tmp_path), "scratch": str(tmp_path / "scratch")}
+    for place, told in (("/etc", "this site's log says why"), ("lerobot/smolvla_base", "`auths`")):
+        run = {"policy.size": "pretrained", "policy.pretrained": "a/b", key: place}
+        context = SimpleNamespace(node_config=settings, run_config=run)
+        reply = app._answer(Message(RecordDict(), 1, "train"), context, fail)  # type: ignore[arg-type]
+        assert told in reply.error.reason
+        assert ("auths" in reply.error.reason) == (place != "/etc")
+
+
+def test_with_the_days_gigabytes_used_up_no_kind_of_message_is_served(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("gigabytes-a-day = 0.001\n")
+    rules = read_rules(tmp_path / "rules.toml")
+    count_traffic(rules, tmp_path, received=2 * 10**6)
+    content = RecordDict({REASON: ConfigRecord({"text": "later"})})
+    site = SimpleNamespace(rules=rules, scratch=tmp_path)
+    with pytest.raises(RuleError, match="gigabytes-a-day"):
+        app._shut_out(Message(content, 1, "query.shut_out"), RunConfig(), site)  # type: ignore[arg-type]
+    assert read_traffic(rules, tmp_path).used_up_at > 0
 
 
 def test_all_that_a_message_brings_counts_as_traffic(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import Dataset
 
+from client import frames
 from client.frames import FrameStream, load_batches
 
 
@@ -63,6 +64,23 @@ class _Collecting(_Numbers):
     def __getitem__(self, index: int) -> dict[str, int]:
         gc.collect()
         return super().__getitem__(index)
+
+
+def test_the_server_cannot_have_more_processes_started_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    loader = frames.DataLoader
+    monkeypatch.setattr(frames.os, "cpu_count", lambda: 1)
+
+    def make(*arguments: object, num_workers: int, **options: object) -> object:
+        asked.append(num_workers)
+        return loader(*arguments, num_workers=0, **options)
+
+    monkeypatch.setattr(frames, "DataLoader", make)
+    stream = FrameStream(_Numbers(4), seed=0, name="d")
+    next(load_batches(stream, batch_size=2, num_workers=100_000, pin_memory=False))
+    assert asked == [1]
 
 
 def test_no_process_that_loads_frees_what_this_one_opened(tmp_path: Path) -> None:

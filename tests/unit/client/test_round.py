@@ -143,22 +143,22 @@ def test_one_process_at_a_time_has_the_scratch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_reply, "_SECONDS_BETWEEN_TRIES", 0.01)
-    released = []
+    entered, leave, left = threading.Event(), threading.Event(), threading.Event()
 
-    def hold(entered: threading.Event) -> None:
+    def hold() -> None:
         with scratch_for_one(tmp_path, time.monotonic()):
             entered.set()
-            time.sleep(0.3)
-            released.append(time.monotonic())
+            leave.wait()
+            left.set()
 
-    entered = threading.Event()
-    thread = threading.Thread(target=hold, args=(entered,))
+    thread = threading.Thread(target=hold)
     thread.start()
     entered.wait()
     with pytest.raises(FederationError, match="still trains"), scratch_for_one(tmp_path, time.monotonic()):
         pass
+    threading.Timer(0.1, leave.set).start()
     with scratch_for_one(tmp_path, time.monotonic() + 60):
-        assert released
+        assert left.is_set()
     thread.join()
 
 

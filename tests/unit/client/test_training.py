@@ -75,7 +75,7 @@ def test_with_mu_zero_a_step_is_lerobots_own_step_bit_for_bit(
 def test_accumulated_gradients_make_the_step_of_one_large_batch(
     tiny_config, make_policy, weights, statistics, data, monkeypatch
 ) -> None:
-    """But for padded actions, which each batch leaves out of its own mean. Noise and time are fixed here."""
+    """Also where one has fewer actions within its episodes. Noise and time are fixed here."""
     from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching
 
     monkeypatch.setattr(VLAFlowMatching, "sample_noise", lambda _, shape, device: torch.ones(shape))
@@ -84,14 +84,15 @@ def test_accumulated_gradients_make_the_step_of_one_large_batch(
     halves, whole = make_policy(), make_policy()
     components = _components(config, halves, weights, statistics, data)
     large = components.preprocessor(_without_count(next(components.batches)))
+    large["action_is_pad"][:2, 3:] = True
 
     def half(part: slice) -> dict:
         return {k: v[part] if isinstance(v, torch.Tensor | list) else v for k, v in large.items()}
 
     accumulated = run_training_step(components, half(slice(0, 2)), half(slice(2, 4)))
     at_once = run_training_step(_components(config, whole, weights, statistics, data), dict(large))
-    assert accumulated.policy_loss == pytest.approx(at_once.policy_loss, rel=0.01)
-    assert accumulated.grad_norm == pytest.approx(at_once.grad_norm, rel=0.05)
+    assert accumulated.policy_loss == pytest.approx(at_once.policy_loss, rel=1e-4)
+    assert accumulated.grad_norm == pytest.approx(at_once.grad_norm, rel=1e-3)
 
 
 def test_the_proximal_term_keeps_the_weights_closer(

@@ -103,6 +103,22 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
             "aggregation.server_learning_rate = 1.0: must be at most 0.1 with aggregation.strategy = 'feda",
         ),
         (
+            {"training.adapt_proximal_mu": True, "training.proximal_mu": 0.0},
+            "training.adapt_proximal_mu = true: multiplies mu, and training.proximal_mu = 0.0 leaves it at 0",
+        ),
+        (
+            {"training.adapt_proximal_mu": True, "aggregation.strategy": "fedavg"},
+            "multiplies mu, and aggregation.strategy = 'fedavg' leaves it at 0",
+        ),
+        (
+            {"aggregation.clip_norm": 1.0, "aggregation.method": "median"},
+            "aggregation.clip_norm = 1.0: aggregation.method = 'median' clips nothing; set it to 0",
+        ),
+        (
+            {"aggregation.clip_norm": 1.0, "privacy.mode": "central"},
+            "aggregation.clip_norm = 1.0: privacy.mode = 'central' clips to privacy.clip_norm; set it to 0",
+        ),
+        (
             {"training.warmup_steps": 600, "training.local_steps": 30, "run.num_rounds": 20},
             "training.warmup_steps = 600: the run has run.num_rounds * training.local_steps = 600 steps only",
         ),

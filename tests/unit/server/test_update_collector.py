@@ -166,8 +166,8 @@ def test_with_local_epochs_norms_are_judged_by_the_root_of_the_steps(
     if is_refused:
         assert "its norm is 282.8, for its steps 50 times the median" in entry.rejected["c"].reason
         assert list(model.norms) == []
-    else:  # as of the 200 steps of training.local_steps
-        assert list(model.norms) == pytest.approx([NORM_OF_1 * math.sqrt(200)])
+    else:  # as of the steps of the median site
+        assert list(model.norms) == pytest.approx([NORM_OF_1])
 
 
 def test_an_honest_small_site_beside_large_ones_is_not_refused(record, statistics) -> None:
@@ -181,13 +181,12 @@ def test_an_honest_small_site_beside_large_ones_is_not_refused(record, statistic
 
 
 @pytest.mark.parametrize("others", [1, 2, 4])
-def test_a_site_that_claims_any_number_of_frames_weighs_as_much_as_the_others(
-    record, statistics, others: int
-) -> None:
+def test_a_site_that_claims_any_number_of_frames_gains_nothing(record, statistics, others: int) -> None:
+    """It weighs as much as the others, and its update is divided by the root of the steps that count."""
     honest = {f"site-{i}": (100, 0.0) for i in range(others)}
     entry, model = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)})
     assert entry.capped == {"liar": 100.0}
-    assert model.weights["w"].tolist() == pytest.approx([1 / (1 + others)] * 2)
+    assert model.weights["w"].tolist() == pytest.approx([1 / (1 + others) / 4] * 2)
     record.round_finished(entry)
     slow = dataclasses.replace(LOCAL_EPOCHS, learning_rate=1e-4)
     entry, _ = _epoch(record, statistics, {**honest, "liar": (10**9, 1.0)}, slow)

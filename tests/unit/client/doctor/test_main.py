@@ -21,6 +21,7 @@ from client.doctor.check import Check
 from client.doctor.connection import check_superlink
 from client.doctor.device import check_device
 from client.doctor.machine import check_ca, check_key, check_scratch, check_software
+from federation.versions import versions
 
 pytestmark = pytest.mark.slow
 
@@ -224,7 +225,7 @@ def test_a_name_the_certificate_lacks_is_told_with_the_operators_fix(
     with _server(certs) as port:
         text = _last("fed.example.org", port, certs / "superlink" / "ca.crt")
     assert "not valid for fed.example.org" in text
-    assert "hosts in configs/certs.toml and runs make certs ROTATE=1" in text
+    assert "hosts in configs/certs.toml, runs make certs ROTATE=1 and restarts SuperLink and gateway" in text
 
 
 def test_a_port_that_drops_packets_is_told_as_a_timeout(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +245,7 @@ def test_the_device_is_named_or_the_cpu_warned_of() -> None:
 def test_another_release_of_a_package_than_the_app_wants_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     (check,) = check_software()
     assert check.level == "ok"
-    assert check.text.startswith("flwr 1.")
+    assert check.text.startswith(f"app {versions()['app']}, flwr 1.")
     installed = machine.versions()
     for changes, level in (
         ({"flwr": installed["flwr"].rpartition(".")[0] + ".99"}, "ok"),
@@ -254,7 +255,16 @@ def test_another_release_of_a_package_than_the_app_wants_is_an_error(monkeypatch
         monkeypatch.setattr(machine, "versions", lambda changes=changes: installed | changes)
         (check,) = check_software()
         assert check.level == level
-        assert "make env, or take" in check.text or level == "ok"
+        assert "uv tool install --reinstall" in check.text or level == "ok"
+
+
+def test_another_release_than_the_operator_had_is_a_warning_with_the_command() -> None:
+    (check,) = check_software("0123456789abcdef")
+    assert check.level == "warning"
+    assert f"app {versions()['app']} is installed, the operator had 0123456789abcdef" in check.text
+    assert "uv tool install --reinstall" in check.text
+    (check,) = check_software(versions()["app"])
+    assert check.level == "ok"
 
 
 def _run(*arguments: str) -> int:

@@ -219,6 +219,7 @@ def test_the_doctor_looks_with_what_the_invitation_says(
         "ca": site.authority,
         "superlink": "localhost:9",
         "gpu_bytes": invitation.expects.gpu_bytes,
+        "app": invitation.expects.app,
         "rules": site.rules,
         "round_bytes": invitation.expects.round_bytes,
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from client import app
 from client.cli import main
+from client.membership import status
 from client.membership.folder import SiteFolder
 from client.membership.join import accept
 from client.membership.status import print_status
@@ -18,6 +19,7 @@ from client.rules.traffic import TRAFFIC_FILE, count_traffic
 from client.state.contact import CONTACT_FILE, note_contact, read_contact
 from client.state.delivered_policy import DELIVERED_POLICY_FILE, note_delivered_policy
 from client.state.progress import ProgressFile
+from client.supernode.refusal import REFUSAL_VARIABLE, forget_refusal, note_refusal
 from federation.errors import FederationError
 from tests.one_site import join
 
@@ -69,6 +71,19 @@ def test_a_round_and_what_the_server_thinks(
     assert lines["policy"].startswith(f"round 6 of demo-0, in {site.policy}, since 2")
     note_contact(site.scratch, "demo-1", "accepted: it asks for updates", update="")
     assert _status(site, capsys)["update"] == "nothing known of the last one"
+
+
+def test_an_app_that_this_site_refuses_is_said(
+    site: SiteFolder, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(site, file)
+    capsys.readouterr()
+    monkeypatch.setenv(REFUSAL_VARIABLE, str(site.refusal))
+    monkeypatch.setattr(status, "is_running", lambda _: True)
+    note_refusal("this site refuses the app: version '0.1.0'")
+    assert _status(site, capsys)["SuperNode"].endswith("(this site refuses the app: version '0.1.0')")
+    forget_refusal()
+    assert "refuses" not in _status(site, capsys)["SuperNode"]
 
 
 def test_the_bytes_of_another_day_are_not_todays(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.recordings.opened import open_recordings
 from client.recordings.sources import (
     Source,
     make_sources,
@@ -141,6 +142,22 @@ def test_what_is_kept_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: 
     ):
         with pytest.raises(ConfigError, match=message):
             settle(Source(name))
+
+
+def test_the_sessions_that_lerobot_recorded_under_a_name_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    stamps = [f"pick_2026110{day}_101500" for day in range(1, 5)]
+    for name in (*stamps, "pick_again", "pick_20261101_101500_old"):
+        _dataset(tmp_path / "ann" / name)
+    named = f"it has {', '.join(f'ann/{name}' for name in stamps[:3])} and 1 more: name these"
+    with pytest.raises(ConfigError, match=named):
+        settle(Source("ann/pick"))
+    _, (fault,) = open_recordings([Source("ann/pick")], tmp_path / "scratch")
+    assert named in str(fault)
+    with pytest.raises(ConfigError, match=r"none of that name in LeRobot's cache, [^;]*$"):
+        settle(Source("bob/pick"))
 
 
 @pytest.mark.parametrize("settings", [{"dataset": "hf:ann/secret"}, {"dataset": "a", "weights": "x"}])

@@ -19,6 +19,7 @@ from flwr.cli.install import install_from_fab
 from client.rules.owner import RULES_VARIABLE
 from client.supernode import consent
 from client.supernode.consent import INSTALLED, ConsentError, give_consent, read_bundle
+from client.supernode.refusal import REFUSAL_VARIABLE
 from server.superlink.control import app_files
 
 pytestmark = pytest.mark.slow
@@ -256,6 +257,18 @@ def test_a_refused_app_is_neither_unpacked_nor_loaded_and_the_log_says_why(
         flower.get_load_client_app_fn(**LOAD)
     assert flower.done == []
     assert "is installed, differs in client/app.py (changed);" in capsys.readouterr().err
+
+
+def test_rules_that_cannot_be_read_refuse_the_app_and_the_server_is_told_no_path(
+    app: Path, flower: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules.toml").write_text("min-nois = 1\n")
+    monkeypatch.setenv(RULES_VARIABLE, str(tmp_path / "rules.toml"))
+    monkeypatch.setenv(REFUSAL_VARIABLE, str(tmp_path / "refusal"))
+    consent._guard(flower)
+    with pytest.raises(ConsentError, match=r"^this site's rules cannot be read: its owner's log says why$"):
+        flower.install_from_fab(build_fab_from_disk(app), skip_prompt=True)
+    assert str(tmp_path / "rules.toml") in (tmp_path / "refusal").read_text()
 
 
 def test_an_allowed_app_is_unpacked_into_a_new_folder_and_replaces_the_installed_modules(

@@ -40,7 +40,6 @@ def test_it_tells_what_lerobot_recorded(data: Path) -> None:
     description = describe_dataset(data / "site-a")
     assert (description.episodes, description.frames, description.fps) == (3, 120, 30)
     assert description.cameras == ("top", "wrist")
-    assert (description.state_dim, description.action_dim) == (6, 6)
     assert description.statistics["action"]["mean"].shape == (6,)
     assert description.statistics["action"]["count"].tolist() == [120.0]
 

@@ -76,7 +76,7 @@ def test_the_command_in_the_message_removes_a_byte_order_mark(data: Path, tmp_pa
     file = root / "meta/info.json"
     whole = file.read_bytes()
     file.write_bytes(b"\xef\xbb\xbf" + whole)
-    with pytest.raises(DatasetError, match="starts with a byte order mark; remove it: sed") as caught:
+    with pytest.raises(DatasetError, match="starts with a byte order mark; remove it: tail") as caught:
         describe_dataset(root)
     subprocess.run(str(caught.value).partition("remove it: ")[2], shell=True, check=True)
     assert file.read_bytes() == whole

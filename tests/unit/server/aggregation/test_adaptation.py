@@ -8,8 +8,9 @@ from server.aggregation.adaptation import average_weights, is_spike, proximal_mu
 from server.run.round_record import RoundRecord
 
 
-def _entry(mu: float, mean: float, std: float) -> RoundRecord:
-    return RoundRecord(1, proximal_mu=mu, policy_loss={"mean": mean, "std": std})
+def _entry(mu: float, *losses: float) -> RoundRecord:
+    clients = {f"site-{number}": {"policy_loss": loss} for number, loss in enumerate(losses)}
+    return RoundRecord(1, proximal_mu=mu, clients=clients)
 
 
 def _adaptive(**changes: object) -> RunConfig:
@@ -20,22 +21,27 @@ def _adaptive(**changes: object) -> RunConfig:
 
 def test_mu_is_the_configured_one_unless_it_adapts() -> None:
     assert proximal_mu(RunConfig(), None) == 0.001
-    assert proximal_mu(RunConfig(), _entry(0.5, 1.0, 10.0)) == 0.001
+    assert proximal_mu(RunConfig(), _entry(0.5, 1.0, 10.0, 30.0)) == 0.001
 
 
 def test_fedavg_has_no_proximal_term() -> None:
-    assert proximal_mu(_adaptive(**{"aggregation.strategy": "fedavg"}), _entry(0.01, 1.0, 1.0)) == 0.0
+    config = parse_run_config({"aggregation.strategy": "fedavg"}, "test")
+    assert proximal_mu(config, _entry(0.01, 1.0, 1.0)) == 0.0
 
 
 def test_mu_doubles_while_losses_spread_and_comes_back_when_they_agree() -> None:
     config = _adaptive()
     mus = [proximal_mu(config, None)]
-    for std in [0.6] * 10 + [0.3] + [0.1] * 10:
-        mus.append(proximal_mu(config, _entry(mus[-1], 1.0, std)))
+    for distance in [0.6] * 10 + [0.3] + [0.1] * 10:
+        mus.append(proximal_mu(config, _entry(mus[-1], 1.0 - distance, 1.0 + distance)))
     assert mus[:3] == [0.01, 0.02, 0.04]
     assert max(mus) == 0.64  # never more than 64 times
     assert mus[10] == mus[11]  # in between it stays
     assert mus[-1] == 0.01
+
+
+def test_one_site_that_reports_a_huge_loss_moves_no_mu() -> None:
+    assert proximal_mu(_adaptive(), _entry(0.01, *[1.0] * 9, 1e18)) == 0.01
 
 
 def test_mu_stays_after_a_round_without_updates() -> None:

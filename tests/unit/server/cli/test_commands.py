@@ -1,5 +1,6 @@
 """so100-server: every command calls its room with what was typed."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,24 @@ def test_a_command_calls_its_room(
     assert [arguments for arguments, _ in calls] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("compare a b --json", {"as_json": True}),
+        ("compare a b", {"as_json": False}),
+        ("push run-1", {"best": False, "public": False}),
+        ("push run-1 --public", {"best": False, "public": True}),
+        ("push run-1 --best", {"best": True, "public": False}),
+    ],
+)
+def test_a_flag_reaches_the_room_of_its_command(
+    line: str, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _record(monkeypatch, ROOMS[line.split()[0]])
+    assert main(line.split()) == 0
+    assert [given for _, given in calls] == [options]
+
+
 def test_a_simulation_is_checked_without_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _record(monkeypatch, "server.evaluation.closed_loop.check_simulator")
     assert main(["simulate", "--check", "--scenes", "left"]) == 0
@@ -180,11 +199,7 @@ def test_help_imports_neither_torch_nor_flower(module: str) -> None:
         "heavy = {'torch', 'flwr', 'lerobot', 'numpy', 'cryptography', 'pydantic'} & sys.modules.keys()\n"
         "sys.exit(', '.join(heavy) or None)"
     )
-    names = (
-        NAMES
-        if module == "server.cli"
-        else ["key", "join", "pause", "resume", "leave", "doctor", "repair", "exporter"]
-    )
+    names = get_command(importlib.import_module(module).app).commands
     command = [sys.executable, "-c", code, *names]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

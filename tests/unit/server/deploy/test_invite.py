@@ -17,6 +17,7 @@ from certs.issue import issue_all
 from federation.errors import CertificateError
 from federation.invitation import read_invitation, spell_authority
 from federation.site_key import new_key, public_key
+from federation.versions import versions
 from server.cli import main
 from server.deploy import register
 from server.deploy.invite import revoke_key, write_invitation
@@ -77,7 +78,7 @@ def test_the_bytes_of_a_round_are_those_of_the_demos_policy(certs: Path) -> None
         "joint_units": "degrees",
         "fps": 30,
         "policy": "tiny",
-        "trained_values": 103_648,
+        "app": versions()["app"],
         "download_bytes": 207_296,
         "upload_bytes": 107_712,
         "gpu_bytes": None,
@@ -101,9 +102,11 @@ def test_where_superlink_does_not_run_the_key_is_recorded_for_the_run_service(
     assert (folder / "node.key.pub").read_text() == KEY.spell("lab-b") + "\n"
     assert sorted(path.name for path in folder.iterdir()) == ["lab-b.invitation.json", "node.key.pub"]
     compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["run"]
-    (volume,) = (volume for volume in compose["volumes"] if isinstance(volume, dict))
-    assert (volume["source"], volume["read_only"]) == ("./certs/generated/invited", True)
-    assert f"--invited={volume['target']}" in compose["entrypoint"]
+    invited, revoked = (volume for volume in compose["volumes"] if isinstance(volume, dict))
+    assert (invited["source"], invited["read_only"]) == ("./certs/generated/invited", True)
+    assert f"--invited={invited['target']}" in compose["entrypoint"]
+    assert (revoked["source"], revoked["read_only"]) == ("./certs/generated/revoked", True)
+    assert Path(revoked["target"]) == Path(invited["target"]).with_name("revoked")
 
 
 def test_the_same_key_gives_the_same_invitation_and_nothing_is_open_to_others(certs: Path) -> None:
@@ -153,6 +156,7 @@ def test_a_key_is_that_of_one_site_and_a_site_has_one_key(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 def test_a_revocation_by_root_leaves_the_key_to_the_owner_of_the_folder(certs: Path) -> None:
+    (certs / "revoked").rmdir()
     os.chown(certs, 1234, 1234)
     target = retire_site(certs, "site-a")
     assert target.parent.stat().st_uid == 1234
@@ -162,7 +166,6 @@ def test_a_folder_of_revoked_keys_that_may_not_be_read_is_not_passed_over(
     certs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = registered_key(certs, "site-a")
-    (certs / "revoked").mkdir()
 
     def denied(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.config import RunConfig, load_run_config
+from federation.site_key import new_key, public_key
 from server.cli import main
 from server.deploy import submit, supervise
 from server.run.records import RunRecord
@@ -16,6 +17,7 @@ from server.superlink.control import ControlError, RefusedError
 def arguments(tmp_path: Path) -> list[str]:
     """A command line of two sites whose files all exist."""
     (tmp_path / "ca.crt").write_text("certificate")
+    (tmp_path / "control.secret").write_text("secret")
     (tmp_path / "tiny.toml").write_text("[policy]\nsize = 'tiny'\n[run]\nnum_rounds = 4\n")
     (tmp_path / "outputs").mkdir()
     sites = []
@@ -56,6 +58,9 @@ class SuperLink:
     def active_run(self, home: Path) -> str | None:
         return self.active
 
+    def stop_run(self, home: Path, run_id: str) -> None:
+        self.active, self.status = None, "finished:stopped"
+
     def submit_run(self, home: Path, config: RunConfig) -> str:
         if self.submitted and self.refuses:
             self.refuses -= 1
@@ -94,6 +99,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     for module in (submit, supervise):
         monkeypatch.setattr(module, "active_run", link.active_run)
         monkeypatch.setattr(module, "submit_run", link.submit_run)
+        monkeypatch.setattr(module, "stop_run", link.stop_run)
         monkeypatch.setattr(module, "_POLL_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(supervise, "run_status", link.run_status)
     monkeypatch.setattr(supervise, "_SECONDS_BEFORE_CONTINUATION", 0.0)
@@ -275,7 +281,7 @@ def test_an_active_run_is_paired_with_its_own_record(
     (tmp_path / "outputs" / "damaged").mkdir()
     (tmp_path / "outputs" / "damaged" / "federated_metrics.json").write_text("{")
     superlink.active = "1"
-    found = supervise._active_run(tmp_path, superlink.outputs)
+    found = supervise.find_active_run(tmp_path, superlink.outputs)
     assert found is not None
     assert (found[0], found[1].run.name) == ("1", "mine")
 
@@ -298,6 +304,56 @@ def test_the_operator_may_say_which_run_it_is(
     superlink.submit_run(tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"}))
     assert _submit([*arguments, option]) == 0
     assert (superlink.submitted[1].run.name == "tiny-1") == (option != "--new")
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"), [("--new", "another"), ("--resume=tiny-1", "other training.learning_rate")]
+)
+def test_what_an_active_run_cannot_be_given_is_refused_until_it_is_stopped(
+    option: str,
+    wanted: str,
+    arguments: list[str],
+    superlink: SuperLink,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    superlink.outcomes = [(1, "killed"), (4, "finished")]
+    began = load_run_config(tmp_path / "tiny.toml", {"run.name": "tiny-1"})
+    superlink.active = superlink.submit_run(tmp_path, began)
+    with (tmp_path / "tiny.toml").open("a") as file:
+        file.write("[training]\nlearning_rate = 5e-5\n")
+    assert _submit([*arguments, option]) == 2
+    assert f"run tiny-1 is active, so {wanted} cannot begin" in capsys.readouterr().err
+    assert _submit([*arguments, "--stop"]) == 0
+    assert "run 1 is stopped" in capsys.readouterr().out
+    assert _submit([*arguments, "--stop"]) == 2
+    assert "no run is active" in capsys.readouterr().err
+    assert _submit([*arguments, option]) == 0
+    assert [config.training.learning_rate for config in superlink.submitted] == [1e-4, 5e-5]
+
+
+def test_a_revoked_key_that_an_older_database_lets_in_is_shut_out_again(
+    arguments: list[str],
+    superlink: SuperLink,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {name: public_key(new_key()) for name in ("lab-b", "lab-c-20261123-090500")}
+    for place, name in zip(("invited", "revoked"), keys, strict=True):
+        (tmp_path / place / name).mkdir(parents=True)
+        (tmp_path / place / name / "node.key.pub").write_text(keys[name].spell(name))
+    shut_out: list[str] = []
+
+    def unregister(_: object, key: str) -> bool:
+        shut_out.append(key)
+        return True
+
+    monkeypatch.setattr(submit, "unregister_supernode", unregister)
+    assert _submit([*arguments, f"--invited={tmp_path / 'invited'}"]) == 0
+    assert shut_out == [keys["lab-c-20261123-090500"].line]
+    assert superlink.registered == ["site-a", "site-b", "lab-b"]
+    assert "lab-c-20261123-090500 was registered again, and is revoked" in capsys.readouterr().out
 
 
 def test_an_active_run_is_followed(

@@ -32,7 +32,7 @@ def test_a_run_ends_after_two_evaluations_in_a_row_without_gain(losses: list[flo
 
 def test_the_reason_names_the_best_loss_and_what_would_have_been_a_gain() -> None:
     assert _describe([2.0, 1.0, 1.0, 1.0], 2) == (
-        "a plateau: 2 evaluations in a row gained less than 10.0% on the best policy loss, 1.0000"
+        "a plateau: 2 evaluations in a row gained less than 10.0% on a policy loss of 1.0000"
     )
     assert _describe([1.0, 1.0], 1).startswith("a plateau: the last evaluation gained less than 10.0%")
 

@@ -8,7 +8,9 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.superlink.grid.http_grid import HttpGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +70,34 @@ def test_a_reply_comes_out_as_it_was_sent() -> None:
     message = _take(CONTENT)
     assert message
     assert message.content == CONTENT
+
+
+class WithStray(FakeGrid):
+    """Another node has sent SuperLink a message of its own, which comes with every answer."""
+
+    def PullMessages(self, request):  # type: ignore[no-untyped-def]  # noqa: N802
+        """Answer with what was asked for behind what was not."""
+        stray, answer = raw_reply(RecordDict()), PullAppMessagesResponse()
+        self.stored[stray.tree.object_id] = stray
+        answer.messages_list.append(ProtoMessage())
+        answer.messages_list[0].metadata.message_id = stray.tree.object_id
+        answer.message_object_trees.append(stray.tree)
+        answer.MergeFrom(super().PullMessages(request))
+        return answer
+
+
+@pytest.mark.parametrize("reply", [CONTENT, None])
+def test_what_is_no_reply_to_the_message_is_nobodys_reply(reply: RecordDict | None) -> None:
+    grid = WithStray({5: reply})
+    (message_id,) = grid.push_messages([Message(RecordDict(), 5, "train")])
+    download = claim_reply(grid, message_id, QUERY_LIMITS)  # type: ignore[arg-type]
+    if reply is None:
+        assert download is None
+    else:
+        assert download is not None
+        message = download.advance()
+        assert message is not None
+        assert message.content == CONTENT
 
 
 def test_an_error_comes_out_as_it_was_sent() -> None:

@@ -1,3 +1,5 @@
+from importlib.metadata import version
+
 import pytest
 
 from federation.config import RunConfig, flatten
@@ -93,6 +95,6 @@ def test_the_card_of_the_adapter_alone_says_what_it_is_loaded_over() -> None:
         "rank 16 and alpha 32, of whose two factors one stayed as it was drawn.\nThis folder holds it" in card
     )
     assert "base_model: lerobot/smolvla_base\nbase_model_relation: adapter\n" in card
-    assert 'pip install "lerobot[smolvla,peft,feetech]"' in card
+    assert f'pip install "lerobot[smolvla,dataset,peft,feetech]=={version("lerobot")}"' in card
     assert "lerobot-rollout --policy.path=." in card
     assert "policy_server" not in card

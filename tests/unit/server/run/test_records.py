@@ -1,5 +1,6 @@
 import fcntl
 import json
+import math
 from pathlib import Path
 from threading import Timer
 
@@ -15,7 +16,7 @@ from server.run.recorded import (
     recorded_config,
 )
 from server.run.records import RunRecord, new_run_name
-from server.run.round_record import RoundRecord
+from server.run.round_record import Rejection, RoundRecord
 
 
 def _evaluation(loss: float) -> dict:
@@ -222,6 +223,25 @@ def test_closed_loop_results_of_rounds_that_are_gone_leave_the_record(record: Ru
     assert _simulated(record) == [0]
     events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
     assert [event["round"] for event in events if event["event"] == "simulated"] == [0, 1, 2, 3, 3, 4]
+
+
+def test_a_node_is_told_of_the_rounds_gone_back_over_until_it_has_done_them_again(record: RunRecord) -> None:
+    for round_ in (1, 2, 3):
+        record.round_finished(_round(round_))
+    record.roll_back(1)
+    assert record.undone_rounds("a") == [2, 3, 4]  # it may have trained the one that was under way
+    record.round_finished(RoundRecord(2, clients={"a": {}}, rejected={"b": Rejection("norm", "large")}))
+    assert [record.undone_rounds(node) for node in "abc"] == [[3, 4], [3, 4], [2, 3, 4]]
+
+
+def test_only_what_was_measured_of_new_weights_counts_for_a_plateau(record: RunRecord) -> None:
+    record.evaluated(0, _evaluation(5.0))
+    record.round_finished(RoundRecord(1, evaluation=_evaluation(4.0)))
+    record.round_finished(RoundRecord(2, evaluation=_evaluation(4.0), aggregated=False))
+    record.round_finished(RoundRecord(3))
+    record.round_finished(RoundRecord(4, reverted_to=1))  # it diverged
+    record.round_finished(RoundRecord(5, evaluation=_evaluation(9.0), reverted_to=1))
+    assert record.held_out_losses == [5.0, 4.0, math.inf, 9.0]
 
 
 def test_reverts_are_counted_between_evaluations_that_stand(record: RunRecord) -> None:
