@@ -69,7 +69,8 @@ def simulate(
             "seed": episode["seed"],
             "variant": variants[episode["seed"] % len(variants)],
             "success": bool(episode["success"]),
-            "return": float(episode["sum_reward"]),
+            # LeRobot adds a step of the next episode where another of its batch still runs.
+            "return": 1.0 if episode["success"] else min(float(episode["sum_reward"]), 1.0),
         }
         for episode in driven["per_episode"][:episodes]
     ]

@@ -16,6 +16,9 @@ from server.evaluation.intervals import sign_test
 __all__ = ["compare_episodes", "compare_policies"]
 
 
+_TIE = 0.02  # of a return: rounding, and what LeRobot counts of the next episode
+
+
 def compare_episodes(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pair the episodes of two evaluations (`per_episode` of `server.evaluation.closed_loop.simulate`).
 
@@ -29,7 +32,8 @@ def compare_episodes(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -
     if [episode["seed"] for episode in a] != [episode["seed"] for episode in b]:
         raise ValueError("the evaluations are of different seeds: nothing to pair")
     success = [y["success"] - x["success"] for x, y in zip(a, b, strict=True)]
-    further = [y["return"] - x["return"] for x, y in zip(a, b, strict=True)]
+    differences = (y["return"] - x["return"] for x, y in zip(a, b, strict=True))
+    further = [0.0 if abs(d) < _TIE else d for d in differences]
     return {
         "only_a": sum(d < 0 for d in success),
         "only_b": sum(d > 0 for d in success),

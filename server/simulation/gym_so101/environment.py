@@ -8,7 +8,8 @@ Observations and actions are those of the recorded datasets. An episode ends whe
 up for 0.3 s, which is a success, or after 5 s.
 
 The reward of a step is how much further the episode came than ever before: half for closing in on the cube,
-half for lifting it. So the return is between 0 and 1, and 1 only for a success.
+half for lifting it. So the return is between 0 and 1 less what it began with; a success counts as 1
+(`server.evaluation.closed_loop`).
 """
 
 from dataclasses import dataclass, field
