@@ -106,9 +106,7 @@ def _check_certificate(secured: ssl.SSLSocket) -> Check:
     certificate: dict[str, Any] = secured.getpeercert() or {}
     left = int((ssl.cert_time_to_seconds(certificate["notAfter"]) - datetime.now(UTC).timestamp()) // 86400)
     text = f"{secured.version()}, the server's certificate has {left} days left"
-    return days_check(
-        "TLS", text, left, "the operator renews it (make certs ROTATE=1, then restarts gateway and SuperLink)"
-    )
+    return days_check("TLS", text, left, f"the operator {_RENEW}")
 
 
 def _check_health(secured: ssl.SSLSocket, host: str, port: int) -> list[Check]:

@@ -79,7 +79,7 @@ def check_ca(file: Path, now: datetime | None = None) -> list[Check]:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except FileNotFoundError:
-        return [Check("error", "CA", f"{file}: missing; so100-site key makes it")]
+        return [Check("error", "CA", f"{file}: missing; {again}")]
     except OSError as error:
         return [Check("error", "CA", f"{file}: cannot be read ({error.strerror}); {again}")]
     except (ValueError, x509.ExtensionNotFound):

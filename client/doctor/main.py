@@ -20,7 +20,7 @@ from client.doctor.rules import check_owner_rules
 from client.doctor.samples import check_samples
 from client.recordings.held import mixing_faults, same_frames
 from client.recordings.opened import Recording, copies_kept, open_recordings
-from client.recordings.sources import Source
+from client.recordings.sources import Source, sessions_of
 from federation.addresses import parse_address
 from federation.data.description import DatasetDescription
 from federation.errors import ConfigError, FederationError
@@ -86,7 +86,11 @@ def _look_at_data(
     # One that cannot be written has a line of `check_scratch`.
     cache = scratch if scratch and os.access(scratch, os.W_OK) else None
     with tempfile.TemporaryDirectory() as temporary, copies_kept(cache or Path(temporary)):
-        recordings, faults = open_recordings(sources, cache or Path(temporary))
+        unnamed = {source.data: text for source in sources if (text := sessions_of(source.data))}
+        for name, text in unnamed.items():
+            yield Check("error", "dataset", f"{name}: no folder of that name{text}")
+        named = [source for source in sources if source.data not in unnamed]
+        recordings, faults = open_recordings(named, cache or Path(temporary))
         yield from (Check("error", "dataset", str(fault).removeprefix("dataset ")) for fault in faults)
         for recording in recordings:
             names = recording.source.cameras

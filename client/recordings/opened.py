@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from client.recordings.hub import download, remove_downloads
-from client.recordings.sources import HUB, Source, cached_folder, local_path, sessions_of
+from client.recordings.sources import HUB, Source, cached_folder, local_path
 from federation.data.advice import repair
 from federation.data.description import find_datasets
 from federation.errors import ConfigError, DatasetError
@@ -160,12 +160,9 @@ def _local_folders(source: Source) -> list[Path]:
     folder = local_path(source.data)
     if not folder.is_dir():
         try:
-            cached = cached_folder(source.data)
+            return [cached_folder(source.data) or folder]
         except ConfigError as error:
             raise DatasetError(str(error)) from None
-        if cached is None and (sessions := sessions_of(source.data)):
-            raise DatasetError(f"dataset {source.data}: no folder of that name{sessions}")
-        return [cached or folder]
     try:
         return list(find_datasets(folder).values())
     except DatasetError:

@@ -230,9 +230,13 @@ def cached_folder(name: str) -> Path | None:
 def sessions_of(name: str) -> str:
     """Return, as the end of an error, which recordings LeRobot's cache has under `owner/name` and a date.
 
-    `lerobot-record` adds the date and time of each session to the name that it is given (LeRobot 0.6).
+    `lerobot-record` adds them to the name that it is given (LeRobot 0.6). Empty where there is none.
     """
-    if not _NAME.fullmatch(name):
+    try:
+        is_known = local_path(name).is_dir() or cached_folder(name) is not None
+    except ConfigError:  # its revisions are to be told apart
+        is_known = True
+    if is_known or not _NAME.fullmatch(name):
         return ""
     home, (owner, _, start) = _lerobot_home(), name.partition("/")
     stamped = re.compile(re.escape(start) + r"_\d{8}_\d{6}")

@@ -267,6 +267,17 @@ def test_another_release_than_the_operator_had_is_a_warning_with_the_command() -
     assert check.level == "ok"
 
 
+def test_the_sessions_of_a_name_that_lerobot_stamped_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    (tmp_path / "ann" / "pick_20261101_101500" / "meta").mkdir(parents=True)
+    assert _run("--data", "ann/pick") == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " dataset " in line)
+    assert "ann/pick: no folder of that name; LeRobot adds date and time to each session" in line
+    assert "it has ann/pick_20261101_101500: name these" in line
+
+
 def _run(*arguments: str) -> int:
     return main(["doctor", *arguments])
 
