@@ -114,7 +114,7 @@ lint: $(VENV)/.installed ## ruff, mypy, and a scan for secrets in what git holds
 		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
 # Two halves that take the same time: the unit tests with these behind them, the other integration tests.
-AFTER_UNIT := $(patsubst %,tests/integration/test_%.py,lerobot_tools membership owner_rules proxies superlink_upgrade)
+AFTER_UNIT := $(patsubst %,tests/integration/test_%.py,lerobot_tools membership owner_rules proxies stop superlink_guard superlink_upgrade)
 TESTS_unit := tests/unit
 TESTS_integration := tests/integration
 TESTS_after-unit := $(AFTER_UNIT)
