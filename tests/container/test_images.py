@@ -38,7 +38,8 @@ def test_only_source_files_are_in_the_app(images, name: str) -> None:
     others = {
         file
         for file in files
-        if not file.endswith(".py") and not file.startswith("/app/client/supernode/bin/")
+        if not file.endswith(".py")
+        and not file.startswith(("/app/client/supernode/bin/", "/app/server/superlink/bin/"))
     }
     # What a site's owner takes out of the image; an `.env` in it would be somebody's.
     site = {f"/app/docker/site/{file.name}" for file in (REPOSITORY / "docker/site").iterdir()}
