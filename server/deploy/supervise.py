@@ -134,7 +134,8 @@ def _wait_for_end(superlink: SuperLink, folder: Path, run_id: str, say: Callable
     check_at = time.monotonic()
     was_written = False
     while not is_finished(folder, run_id):
-        is_written = is_being_written(folder)
+        # By the run's own ServerApp: that of a run that was stopped may take its time to end.
+        is_written = is_being_written(folder) and _is_record_of(folder, run_id)
         has_gone, was_written = was_written and not is_written, is_written
         if has_gone or time.monotonic() >= check_at:
             status = _when_reachable(say, lambda: run_status(superlink, run_id))

@@ -38,7 +38,7 @@ def test_a_run_that_waits_for_a_site_is_stopped_and_goes_on_without_it(
         submit(link, {}, outputs, config, detach=True)
         wait_for(lambda: bool(recorded_runs(outputs)), log)
         (folder,) = recorded_runs(outputs)
-        wait_for(lambda: bool(read_events(folder, ("waiting_for_nodes",))), log)
+        wait_for(lambda: any(read_events(folder, ("waiting_for_nodes",))), log)
         _write(config, min_nodes=1)
         with pytest.raises(FederationError, match=r"is active, so other federation.min_nodes cannot begin"):
             submit(link, {}, outputs, config, resume=folder.name)
