@@ -20,6 +20,7 @@ from client.personal.tune import steps_of
 from client.recordings.held import Holdings
 from client.recordings.sources import Source
 from client.state.delivered_policy import note_delivered_policy
+from federation import files
 from federation.errors import ConfigError
 from federation.invitation import Invitation
 from federation.policy.build import build_processors
@@ -196,7 +197,7 @@ def test_where_files_cannot_have_two_names_they_are_copied(
     def refuse(*_: Any) -> None:
         raise OSError("not on this file system")
 
-    monkeypatch.setattr(personal.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
     personalise_site(member, steps=1)
     assert policy_digest(member.personal / FEDERATION) == policy_digest(member.policy)
 

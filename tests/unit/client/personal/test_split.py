@@ -20,7 +20,7 @@ def _held(*recordings: tuple[int, set[int]]) -> Holdings:
     parts = []
     for number, (episodes, left_out) in enumerate(recordings):
         reasons = dict.fromkeys(left_out, "NaN")
-        description = DatasetDescription(30, episodes, 40, ("top",), 6, 6, statistics, reasons)
+        description = DatasetDescription(30, episodes, 40, ("top",), statistics, reasons)
         place = Path(f"/data/{number}")
         parts.append(Holding(Recording(Source(str(place)), place, place), description))
     return Holdings(tuple(parts))
