@@ -50,7 +50,8 @@ class NodeTable:
         self.late = LateReplies(grid)  # of earlier rounds
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
-        self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not joined since
+        self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not answered yet
+        self._waited_for: dict[int, float] = {}  # the same of those that were denied: no second grace
         self._pending: set[int] = set()  # of these, those whose answer is not given up yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._rejected_in_row: dict[int, int] = {}
@@ -196,7 +197,8 @@ class NodeTable:
             exchange = Exchange(self._grid, RecordDict, QUERY_JOIN, "join", WaitPolicy(JOIN_SECONDS))
             self._inquiries.append(exchange.send(strangers).poll_replies())
             self._pending.update(strangers)
-            self._asked = dict.fromkeys(strangers, time.monotonic()) | self._asked
+            now = time.monotonic()
+            self._asked = {id_: self._waited_for.get(id_, now) for id_ in strangers} | self._asked
             self._asked_since |= {node_id: online[node_id] for node_id in strangers}
         for inquiry in list(self._inquiries):
             for reply in inquiry:
@@ -211,6 +213,7 @@ class NodeTable:
         if reply.missing:
             self._asked_since.pop(reply.node_id, None)
             return  # asked again at the next poll
+        asked = self._asked.pop(reply.node_id)
         try:
             if reply.content is None:
                 raise FederationError(reply.error)
@@ -221,11 +224,12 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
+            self._waited_for[reply.node_id] = asked
             self._deny(reply.node_id, reason := one_line(str(error)))
             if reply.content is not None:  # else the node itself gave the reason
                 self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")
             return
-        del self._asked[node.node_id]
+        self._waited_for.pop(node.node_id, None)
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
         self._record.node_joined(node.name, node_facts(node))
