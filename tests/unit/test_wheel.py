@@ -84,6 +84,7 @@ def test_the_wheel_holds_the_four_packages_and_what_a_supernode_needs(wheel: Pat
     assert project == (REPOSITORY / "pyproject.toml").read_bytes()
     programs = {name for name in entries if name.startswith("client/supernode/bin/")}
     assert {name.rpartition("/")[2] for name in programs} == PROGRAMS
+    programs.add("server/superlink/bin/flower-superlink")
     assert all(entries[name].external_attr >> 16 & stat.S_IXUSR for name in programs)
     others = {name for name in entries.keys() - modules - programs if ".dist-info/" not in name}
     assert others == {"client/project.toml"}

@@ -119,7 +119,8 @@ def test_the_order_names_mu_and_what_is_evaluated_is_the_average(record, statist
         training=dataclasses.replace(FAST, proximal_mu=0.01, adapt_proximal_mu=True),
         evaluation=EvaluationConfig(ema_decay=0.5),
     )
-    previous = RoundRecord(0, proximal_mu=0.01, policy_loss={"mean": 1.0, "std": 0.6})
+    clients = {"a": {"policy_loss": 0.4}, "b": {"policy_loss": 1.6}}
+    previous = RoundRecord(0, proximal_mu=0.01, clients=clients)
     grid = FakeGrid({10: make_reply(0.0), 11: make_reply(4.0)})
     model = GlobalModel({"w": torch.zeros(2)}, statistics, "f", average={"w": torch.zeros(2)})
     nodes_ = make_nodes("a", "b")
