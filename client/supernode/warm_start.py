@@ -28,7 +28,7 @@ from typing import Any
 
 from client.rules.owner import read_rules, rules_file
 from client.supernode.consent import INSTALLED, PACKAGES, PROGRAM
-from client.supernode.wrapper import SECRET_VARIABLE
+from client.supernode.wrapper import SUPEREXEC_VARIABLE
 from federation import logs
 from federation.errors import ConfigError
 
@@ -43,7 +43,7 @@ _log = logs.get_logger("client.supernode.warm_start")
 def main() -> None:
     """Run Flower's `flower-superexec`, with warm ClientApps where that is possible."""
     logs.configure()
-    secret = os.environ.pop(SECRET_VARIABLE, "")  # no ClientApp needs it
+    secret = os.environ.pop(SUPEREXEC_VARIABLE, "")  # no ClientApp needs it
     reason = why_cold(os.environ)
     if reason:
         _log.info("each ClientApp imports torch and LeRobot anew: %s", reason)

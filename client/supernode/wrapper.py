@@ -44,11 +44,11 @@ from federation import logs
 from federation.errors import FederationError
 from federation.proxies import bypass_loopback, check_proxies
 
-__all__ = ["RUNNER_VARIABLE", "SECRET_VARIABLE", "collect", "end_with", "gives_up_on", "main"]
+__all__ = ["RUNNER_VARIABLE", "SUPEREXEC_VARIABLE", "collect", "end_with", "gives_up_on", "main"]
 
 RUNNER_VARIABLE = "FEDERATION_RUNNER"  # the process without which this one must not be (so100-site join)
 _SECONDS_BETWEEN_LOOKS = 1.0
-SECRET_VARIABLE = "FEDERATION_SUPEREXEC_SECRET"  # of this SuperNode's own SuperExec (warm_start.py)
+SUPEREXEC_VARIABLE = "FEDERATION_SUPEREXEC_SECRET"  # of this SuperNode's own SuperExec (warm_start.py)
 _SECRET_BYTES = 32
 _SECONDS_BETWEEN_COLLECTIONS = 2.0
 _AHEAD_SECONDS, _BEHIND_SECONDS = 5.0, 300.0  # by which a site's clock may differ from SuperLink's
@@ -108,7 +108,7 @@ def _require_secret(flower: Any) -> None:
 
     def start_with_secret(config: Any, state_factory: Any) -> Any:
         if config.isolation == "subprocess":
-            os.environ[SECRET_VARIABLE] = secret  # the SuperExec is started next, and inherits it
+            os.environ[SUPEREXEC_VARIABLE] = secret  # the SuperExec is started next, and inherits it
             config = dataclasses.replace(config, superexec_auth_secret=secret.encode())
         return start(config, state_factory)
 

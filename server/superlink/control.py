@@ -37,7 +37,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from federation.config import RunConfig, flatten
 from federation.errors import FederationError, one_line
 from federation.proxies import bypass_loopback
-from server.superlink.wrapper import CONTROL_SECRET
+from server.superlink.wrapper import CONTROL_FILE
 
 __all__ = [
     "MAX_RUNS",
@@ -93,7 +93,7 @@ class SuperLink:
     @property
     def secret(self) -> Path:
         """Return the file of the Control API's secret: it lies beside the certificate."""
-        return self.ca_certificate.with_name(CONTROL_SECRET)
+        return self.ca_certificate.with_name(CONTROL_FILE)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from typing import Any
 
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-__all__ = ["CONTROL_SECRET", "ControlGuard", "check_sender", "main"]
+__all__ = ["CONTROL_FILE", "ControlGuard", "check_sender", "main"]
 
-CONTROL_SECRET = "control.secret"  # the file, beside the authority's certificate
+CONTROL_FILE = "control.secret"  # the file, beside the authority's certificate
 _CONTROL_PATH = "/v1/control/"
 
 
