@@ -49,9 +49,7 @@ class Expectations(BaseModel):
     joint_units: Literal["degrees", "range"]
     fps: Annotated[int, Field(ge=1, le=1000)]
     policy: _Text  # its size, or the Hub id of a pretrained one
-    app: _Text | None = (
-        None  # the digest of the operator's release, as `versions` has it; None of an older one
-    )
+    app: _Text | None = None  # digest of the operator's release (versions.py); None of an older one
     download_bytes: _Bytes | None = None  # of one round; None: the policy could not be had there
     upload_bytes: _Bytes | None = None
     gpu_bytes: _Bytes | None = None  # an estimate; None of the small policies

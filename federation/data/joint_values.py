@@ -17,7 +17,7 @@ from federation.data.joint_names import JOINTS
 from federation.data.statistics import FEATURES, LARGEST_JOINT_VALUE
 from federation.errors import DatasetError
 
-__all__ = ["check_joint_values", "dead_joints", "value_fault", "value_warnings"]
+__all__ = ["STILL", "check_joint_values", "dead_joints", "value_fault", "value_warnings"]
 
 Frames = Mapping[str, NDArray[Any]]
 Episodes = Mapping[int, Frames]
@@ -27,7 +27,7 @@ _GRIPPER = JOINTS.index("gripper")
 _MAX_TICK = 4095.0
 _MAX_MEANT = 1e6
 _MAX_RADIANS = 2 * np.pi
-_STILL = 0.5  # a joint that moves by less does not move; a servo's tick is 0.09 degrees
+STILL = 0.5  # a joint that moves by less does not move; a servo's tick is 0.09 degrees
 _MOVED = 20.0
 _USUAL = (0.1, 99.9)  # percentiles: single wild frames say nothing of the units
 _MAX_SMALL_GRIPPER = 2.0  # of 100; in radians a gripper opens to 1.8
@@ -146,7 +146,7 @@ def _sane(own: Frames) -> Frames:
 def _stays(own: Frames, feature: str, other: str) -> bool:
     """Whether no joint of `feature` moves while one of `other` does."""
     still, moves = (np.ptp(own[name], axis=0).max() for name in (feature, other))
-    return bool(still < _STILL and moves > _MOVED)
+    return bool(still < STILL and moves > _MOVED)
 
 
 def _check_recorded(episodes: list[Frames], root: Path) -> None:

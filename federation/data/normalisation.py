@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from federation.claims import max_weight
 from federation.data.description import ARM_DIM
+from federation.data.joint_values import STILL
 from federation.data.statistics import FEATURES, SKETCH, Statistics, mixture_quantiles
 from federation.errors import PolicyError
 from federation.files import expand_home
@@ -26,7 +27,6 @@ __all__ = ["choose_normalisation", "merge_statistics"]
 
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}  # LeRobot's names
 _FROZEN_STD = 1e-2  # degrees or percent; an STS3215 servo resolves 0.09 degrees
-_FROZEN_RANGE = 0.5  # the same; a joint at rest flickers by some of these
 
 
 def choose_normalisation(config: PolicyConfig, reported: Sequence[Statistics]) -> Statistics:
@@ -64,7 +64,7 @@ def merge_statistics(reported: Sequence[Statistics]) -> Statistics:
         [{f: {n: v for n, v in site[f].items() if n != SKETCH} for f in FEATURES} for site in reported]
     )
     for feature, named in merged.items():
-        is_still = named["max"] - named["min"] < _FROZEN_RANGE
+        is_still = named["max"] - named["min"] < STILL
         named["std"] = _guard_std(np.where(is_still, 0.0, named["std"]))
         sketches = [site[feature][SKETCH] for site in reported]
         counts = [float(site[feature]["count"][0]) for site in reported]

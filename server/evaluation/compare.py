@@ -15,7 +15,6 @@ from server.evaluation.intervals import sign_test
 
 __all__ = ["compare_episodes", "compare_policies"]
 
-
 _TIE = 0.02  # of a return: rounding, and what LeRobot counts of the next episode
 
 
