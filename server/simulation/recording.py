@@ -33,6 +33,7 @@ __all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_dat
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Dataset -> the scene variants that its episodes take in turn."""
 _DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
+_stopped_by: list[int] = []
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
 
 
@@ -129,6 +130,7 @@ def _record_all(
         tqdm(total=len(jobs), unit="ep") as progress,
     ):
         for job, episode in zip(jobs, episodes, strict=True):
+            _leave_if_stopped()
             name = job.dataset
             progress.set_description(name)
             if name not in writers:
@@ -188,7 +190,14 @@ def _datasets(scenes: str) -> dict[str, tuple[str, ...]]:
 
 def _stop(signum: int, _frame: object) -> NoReturn:
     """Leave by an exception, so that the unfinished recording is removed."""
+    _stopped_by.append(signum)
     raise SystemExit(128 + signum)
+
+
+def _leave_if_stopped() -> None:
+    """Raise again what `_stop` raised: Python drops it in a callback, and imports have such callbacks."""
+    if _stopped_by:
+        raise SystemExit(128 + _stopped_by[-1])
 
 
 def record_sample_data(out: Path, parameters: SampleParameters, scenes: str, workers: int = 2) -> None:

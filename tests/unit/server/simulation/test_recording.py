@@ -403,3 +403,33 @@ def test_a_terminated_recording_cleans_up(tmp_path):
         recording.terminate()
         assert recording.wait(timeout=30) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+LOST_STOP = """
+import os, signal, sys, weakref
+from server.cli import main
+from server.simulation import recording
+
+class Gone: pass
+
+def stop(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(3): pass
+
+def episodes(*_):
+    gone = Gone()
+    reference = weakref.ref(gone, stop)
+    del gone
+    print("went on")
+    yield None
+
+recording.record_episodes = episodes
+sys.exit(main(["sample-data", "--episodes", "1", "--eval-episodes", "1", "--out", sys.argv[1]]))
+"""
+
+
+def test_a_stop_that_python_drops_in_a_callback_still_ends_the_recording(tmp_path):
+    command = [sys.executable, "-c", LOST_STOP, str(tmp_path / "sample")]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (143, "went on\n"), ended.stderr
+    assert list(tmp_path.iterdir()) == []
