@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any, NoReturn
+from typing import Any
 
 from federation.data.simulated import SIMULATED_ROBOT
 from federation.files import write_folder
@@ -33,8 +33,8 @@ __all__ = ["DATASETS", "SampleDataError", "SampleParameters", "ensure_sample_dat
 DATASETS = {"site-a": ("site-a",), "site-b": ("site-b",), "holdout": ("site-a", "site-b")}
 """Dataset -> the scene variants that its episodes take in turn."""
 _DEFAULT_SCENES = {name: list(variants) for name, variants in DATASETS.items()}
-_stopped_by: list[int] = []
 SCHEMA_VERSION = 1  # raise it when the scene, the expert or the recorded features change
+_stopped_by: list[int] = []  # the signals that `_stop` was called for
 
 
 def ensure_sample_data(
@@ -188,14 +188,14 @@ def _datasets(scenes: str) -> dict[str, tuple[str, ...]]:
     return {**sites, "holdout": names}
 
 
-def _stop(signum: int, _frame: object) -> NoReturn:
+def _stop(signum: int, _frame: object) -> None:
     """Leave by an exception, so that the unfinished recording is removed."""
     _stopped_by.append(signum)
-    raise SystemExit(128 + signum)
+    _leave_if_stopped()
 
 
 def _leave_if_stopped() -> None:
-    """Raise again what `_stop` raised: Python drops it in a callback, and imports have such callbacks."""
+    """Leave, or leave again: Python drops an exception in a callback, and imports have such callbacks."""
     if _stopped_by:
         raise SystemExit(128 + _stopped_by[-1])
 

@@ -5,8 +5,8 @@
 The tiny policy on small synthetic datasets; training, wire, verification and aggregation are the project's
 own, `run_round` included. Only Flower's transport is left out. A poisoned site trains as the others do and
 then spoils its update, with a valid hash: it is a member that cheats. "flip" turns it round, "flip x9" does
-so at nine times its norm, which `aggregation.max_norm_ratio` lets pass; "count" turns it round and claims 1e9
-frames under `local_epochs`. `default` is the configuration as it comes.
+so at nine times its norm, below `aggregation.max_norm_ratio` and often beyond what training can make; "count"
+turns it round and claims 1e9 frames under `local_epochs`. `default` is the configuration as it comes.
 
 `progress` is what the held-out policy loss fell by, over what it fell by in the honest run of as many sites:
 1 costs nothing, at 0 the policy learnt nothing, below 0 it is worse than the untrained one.
@@ -47,7 +47,7 @@ SETTINGS = {
     "evaluation.frame_stride": 5,
 }
 _FRAMES_IN_ROUND = 128  # sixteen steps of eight
-_LARGEST_FLIP = 9.0  # ten times the median of the norms is let pass
+_FACTORS = {"flip": -1.0, "flip x9": -9.0, "x1000": 1000.0, "count": -1.0}  # of the update, by attack
 _NOISE_RATIO = 5.0  # norm of the noise over that of the honest update: too small to be refused for it
 
 
@@ -122,14 +122,11 @@ def run_federation(job: tuple[tuple[int, int], str, str, Path]) -> dict[str, Any
             return RecordDict({UPDATE: arrays, HEADER: header_record, METRICS: MetricRecord(metrics)})
 
         def spoil(update: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-            if attack in ("flip", "flip x9", "count"):
-                times = _LARGEST_FLIP if attack == "flip x9" else 1.0
-                return {name: -times * tensor for name, tensor in update.items()}
+            if attack in _FACTORS:
+                return {name: _FACTORS[attack] * tensor for name, tensor in update.items()}
             if attack == "tiny":
                 norm = torch.stack([tensor.norm() for tensor in update.values()]).norm()
                 return {name: 1e-6 / norm * tensor for name, tensor in update.items()}
-            if attack == "x1000":
-                return {name: 1000 * tensor for name, tensor in update.items()}
             if attack == "noise":
                 generator = torch.Generator().manual_seed(seed)
                 return {
