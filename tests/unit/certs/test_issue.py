@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -526,16 +525,13 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, tmp_path: Path) -> N
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_issuing_takes_less_than_a_second_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_issuing_imports_nothing_heavy(tmp_path: Path) -> None:
     root = Path(certs.issue.__file__).parent.parent
     code = (
         "import sys, server.cli; code = server.cli.main(['keys', *sys.argv[1:]]); "
         "sys.exit(code or bool({'torch', 'flwr', 'lerobot', 'numpy'} & sys.modules.keys()))"
     )
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, "--out", tmp_path / "g"], cwd=root, check=True)
-    # The program needs 0.3 s; a loaded machine gets more.
-    assert time.perf_counter() - start < 5
 
 
 def test_where_modes_do_not_hold_no_key_is_written(

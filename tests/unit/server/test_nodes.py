@@ -106,7 +106,7 @@ def test_a_node_that_does_not_answer_holds_the_others_up_for_a_moment_only(
     started = time.monotonic()
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
     assert [node.name for node in table.wait_for_nodes().values()] == ["b"]
-    assert 0.3 <= time.monotonic() - started < 10
+    assert 0.3 <= time.monotonic() - started < 30
     assert len(grid.sent) == 2
     grid.answers[10] = make_answer("a", reported)
     assert [node.name for node in table.wait_for_nodes().values()] == ["b", "a"]

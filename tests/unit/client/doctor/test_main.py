@@ -138,8 +138,8 @@ def _health(date: datetime | None, status: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {status}\r\n{header}Content-Length: 2\r\n\r\n{{}}".encode()
 
 
-def test_a_healthy_superlink_passes_every_step(certs: Path) -> None:
-    with _server(certs, _health(datetime.now(UTC))) as port:
+def test_a_healthy_superlink_passes_every_step(certs: Path, now: datetime) -> None:
+    with _server(certs, _health(now)) as port:
         checks = check_superlink("localhost", port, certs / "superlink" / "ca.crt")
     assert [(check.level, check.what) for check in checks] == [
         ("ok", "connection"),
@@ -153,8 +153,10 @@ def test_a_healthy_superlink_passes_every_step(certs: Path) -> None:
 @pytest.mark.parametrize(
     ("ahead", "level"), [(0, "ok"), (4, "warning"), (20, "error"), (-60, "warning"), (-290, "error")]
 )
-def test_a_clock_that_is_off_is_told_before_signatures_fail(certs: Path, ahead: int, level: str) -> None:
-    answer = _health(datetime.now(UTC) - timedelta(seconds=ahead))
+def test_a_clock_that_is_off_is_told_before_signatures_fail(
+    certs: Path, now: datetime, ahead: int, level: str
+) -> None:
+    answer = _health(now - timedelta(seconds=ahead))
     with _server(certs, answer, answer) as port:
         check = _one(check_superlink("127.0.0.1", port, certs / "superlink" / "ca.crt"), "clock")
     assert check.level == level
@@ -162,10 +164,10 @@ def test_a_clock_that_is_off_is_told_before_signatures_fail(certs: Path, ahead: 
         assert ("ahead of" if ahead > 0 else "behind") in check.text
 
 
-def test_one_old_date_of_a_busy_server_is_no_wrong_clock(certs: Path) -> None:
-    old, now = (_health(datetime.now(UTC) - timedelta(seconds=age)) for age in (20, 0))
+def test_one_old_date_of_a_busy_server_is_no_wrong_clock(certs: Path, now: datetime) -> None:
+    old, new = _health(now - timedelta(seconds=20)), _health(now)
     ca = certs / "superlink" / "ca.crt"
-    with _server(certs, old, now) as port:
+    with _server(certs, old, new) as port:
         assert _one(check_superlink("127.0.0.1", port, ca), "clock").level == "ok"
     with _server(certs, old) as port:  # it answers once
         assert _one(check_superlink("127.0.0.1", port, ca), "clock").level == "error"
@@ -284,6 +286,7 @@ def _run(*arguments: str) -> int:
 
 def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
     certs: Path,
+    now: datetime,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -294,7 +297,7 @@ def test_a_ready_site_exits_0_and_a_broken_one_1_with_everything_in_the_table(
     monkeypatch.setattr("client.doctor.main.check_samples", lambda *_: [Check("ok", "samples", "fine")])
     keys = certs / "sites" / "site-a"
     site = ["--scratch", str(tmp_path), "--key", str(keys / "node.key"), "--ca", str(keys / "ca.crt")]
-    with _server(certs, _health(datetime.now(UTC))) as port:
+    with _server(certs, _health(now)) as port:
         site += ["--superlink", f"localhost:{port}"]
         assert _run("--dataset", str(data / "site-a"), *site) == 0
     printed = capsys.readouterr().out

@@ -3,7 +3,7 @@
 import socket
 from base64 import b64encode
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -69,8 +69,10 @@ def _check(certs: Path) -> list[Check]:
     return check_superlink(HOST, PORT, certs / "superlink" / "ca.crt")
 
 
-def test_a_superlink_behind_a_proxy_passes_every_step(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _server(certs, _health(datetime.now(UTC))) as port, ConnectProxy() as proxy:
+def test_a_superlink_behind_a_proxy_passes_every_step(
+    certs: Path, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _server(certs, _health(now)) as port, ConnectProxy() as proxy:
         proxy.routes[f"{HOST}:{PORT}"] = ("127.0.0.1", port)
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         checks = _check(certs)
@@ -80,10 +82,10 @@ def test_a_superlink_behind_a_proxy_passes_every_step(certs: Path, monkeypatch: 
 
 
 def test_a_proxy_that_wants_a_login_gets_that_of_the_setting(
-    certs: Path, monkeypatch: pytest.MonkeyPatch
+    certs: Path, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login = b64encode(b"ann:p@ss").decode()
-    with _server(certs, _health(datetime.now(UTC))) as port, ConnectProxy(login=login) as proxy:
+    with _server(certs, _health(now)) as port, ConnectProxy(login=login) as proxy:
         proxy.routes[f"{HOST}:{PORT}"] = ("127.0.0.1", port)
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         (check,) = _check(certs)

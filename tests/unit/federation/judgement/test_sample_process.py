@@ -71,11 +71,11 @@ def test_a_process_that_takes_too_long_is_killed_with_its_children(
 ) -> None:
     child = tmp_path / "child"
     _as(monkeypatch, f"open({str(child)!r}, 'w').write(str(os.fork() or os.getpid())); time.sleep(60)")
-    monkeypatch.setattr(sample_process, "_MAX_SECONDS", 1.0)
+    monkeypatch.setattr(sample_process, "_MAX_SECONDS", 3.0)
     started = time.monotonic()
     (verdict,) = _look(data, tmp_path / "scratch", "site-a")
-    assert time.monotonic() - started < 20
-    assert "took longer than 1 s; end other programs here, the next join tries it again" in verdict.error
+    assert time.monotonic() - started < 40
+    assert "took longer than 3 s; end other programs here, the next join tries it again" in verdict.error
     assert not verdict.lasts
     _wait_until_gone(int(child.read_text()))
 
@@ -129,7 +129,7 @@ def test_a_scratch_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path
 
 
 def _wait_until_gone(pid: int) -> None:
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + 60
     while time.monotonic() < give_up_at:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

@@ -58,13 +58,13 @@ def test_messages_that_superlink_lost_half_of_in_a_restart_are_sent_again_once()
 def test_a_lost_message_does_not_hold_the_round_past_its_deadline() -> None:
     started = time.monotonic()
     _exchange(FakeGrid({5: None}), 0.6)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_round_with_all_replies_in_ends_before_its_deadline() -> None:
     started = time.monotonic()
     _exchange(FakeGrid({5: RecordDict(), 6: RecordDict()}), 60)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_replies_are_fetched_one_by_one() -> None:
@@ -142,7 +142,7 @@ def test_a_node_that_stays_away_is_not_waited_for_until_the_deadline() -> None:
     grid.online_since = {6: "t0"}
     started = time.monotonic()
     replies = _exchange(grid, 60.0)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert replies[5].missing
     assert "went offline" in replies[5].error
 
@@ -161,7 +161,7 @@ def test_stragglers_are_left_behind_once_the_quorum_is_in() -> None:
     answers = {5: RecordDict(), 6: RecordDict(), 7: RecordDict(), 8: None}
     started = time.monotonic()
     replies = _exchange(FakeGrid(answers), WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert replies[8].missing
     assert "while 3 nodes have replied" in replies[8].error
 
@@ -188,7 +188,7 @@ def test_a_node_that_was_silent_before_makes_up_no_quorum() -> None:
     started = time.monotonic()
     policy = WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0, doubted=frozenset({8}))
     replies = _exchange(FakeGrid({7: RecordDict(), 8: None}), policy)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert replies[7].content is not None
     assert replies[8].missing
     alone = WaitPolicy(1.0, quorum=0.75, straggler_factor=4.0, doubted=frozenset({8}))
@@ -215,7 +215,7 @@ def test_an_upload_that_does_not_end_holds_up_nobody_else(kind: bytes) -> None:
     grid = FakeGrid({5: _withheld(kind), 6: RecordDict(), 7: RecordDict(), 8: RecordDict()})
     started = time.monotonic()
     replies = _exchange(grid, WaitPolicy(60.0, quorum=0.75, straggler_factor=4.0))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert replies[5].missing
     assert replies[5].error.endswith(", its upload was under way")
     assert [replies[node_id].content is not None for node_id in (6, 7, 8)] == [True] * 3
