@@ -23,4 +23,7 @@ def roll_back(folder: Path, round_: int) -> None:
 
     set_checkpoints_back(folder / "checkpoints", round_)
     record.roll_back(round_)
-    print(f"{folder.name} is back at round {round_}; make resume RUN={folder.name} goes on from there")
+    print(
+        f"{folder.name} is back at round {round_}; make resume RUN={folder.name} goes on from there, in "
+        "containers docker compose up --detach run"
+    )

@@ -94,12 +94,12 @@ class Cluster:
         self.write_config("faults", CONFIG.format(rounds=5, deadline=240))
         for file in data.rglob("*"):  # LeRobot's videos may be read by their owner alone
             file.chmod(0o755 if file.is_dir() else 0o644)
-        self.prometheus_port = _free_port()
+        self.prometheus_port, self.gateway_port = _free_port(), _free_port()
         settings = {
             "CONFIG": f"configs/{'one-site' if is_without_sites else 'two-rounds'}.toml",
             "EVALUATION_DATA": data / "holdout",
             "GATEWAY_ADDRESS": "127.0.0.1",
-            "GATEWAY_PORT": _free_port(),
+            "GATEWAY_PORT": self.gateway_port,
             "PROMETHEUS_PORT": self.prometheus_port,
             "COMPOSE_FILE": os.pathsep.join(files),
         }
@@ -114,9 +114,23 @@ class Cluster:
 
     def compose(self, *arguments: str, timeout: float = 240) -> str:
         """Run `docker compose`; see `docker`."""
+        return docker(*self._compose_of_this(), *arguments, timeout=timeout)
+
+    def pack(self, archive: Path, *arguments: str) -> None:
+        """Write what `docker compose` prints into `archive`."""
+        command = ["docker", *self._compose_of_this(), *arguments]
+        with archive.open("wb") as file:
+            subprocess.run(command, stdout=file, check=True, timeout=120)
+
+    def unpack(self, archive: Path, *arguments: str) -> None:
+        """Have `docker compose` read `archive`."""
+        command = ["docker", *self._compose_of_this(), *arguments]
+        with archive.open("rb") as file:
+            subprocess.run(command, stdin=file, check=True, timeout=120)
+
+    def _compose_of_this(self) -> list[str]:
         location = ["--project-directory", str(self.folder), "--project-name", self.project]
-        files = [f"--file={file}" for file in self.files]
-        return docker("compose", *location, *files, *arguments, timeout=timeout)
+        return ["compose", *location, *(f"--file={file}" for file in self.files)]
 
     @contextmanager
     def up(self) -> Iterator["Cluster"]:
@@ -129,8 +143,12 @@ class Cluster:
 
     def wait_for_run(self) -> str:
         """Wait until the `run` service has ended; return the name of its run."""
+        return run_name(self.end_of_run_service())
+
+    def end_of_run_service(self) -> str:
+        """Wait until the `run` service has ended; return what it said."""
         docker("wait", self.compose("ps", "--all", "--quiet", "run").strip(), timeout=420)
-        return run_name(self.compose("logs", "--no-log-prefix", "run"))
+        return self.compose("logs", "--no-log-prefix", "run")
 
     def execute(self, service: str, *command: str) -> str:
         """Run a command in a service's container."""
@@ -181,6 +199,11 @@ class Cluster:
     def read(self, run: str, file: str) -> str:
         """A file of a run, from the volume; empty if there is none yet."""
         return self.execute("server", "sh", "-c", f"cat /outputs/{run}/{file} 2>/dev/null || true")
+
+    def sites_by_round(self, run: str) -> list[list[str]]:
+        """The sites whose updates are in each round of a run."""
+        rounds = json.loads(self.read(run, "federated_metrics.json"))["rounds"]
+        return [sorted(entry["clients"]) for entry in rounds]
 
     def events(self, run: str) -> list[dict]:
         """The run's events so far."""
