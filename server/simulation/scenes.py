@@ -125,8 +125,8 @@ _FOREIGN_CUBES = {
 }
 
 
-def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> SceneVariant:
-    """Return a scene of nobody's: a look by chance, its cube in any of the easy patches."""
+def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float], bearing_deg: float) -> SceneVariant:
+    """Return a scene of nobody's: a look by chance, its cube in an easy patch around `bearing_deg`."""
     draw = Random(name)
 
     def triple(low: float, high: float) -> tuple[float, float, float]:
@@ -139,7 +139,7 @@ def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> Scen
         cube_rgb=cube_rgb,
         table_rgb=triple(0.15, 0.85),
         cube_radius_range_m=_EASY_RADIUS_RANGE_M,
-        cube_bearing_range_deg=(-20.0, 34.0),
+        cube_bearing_range_deg=(bearing_deg - 6, bearing_deg + 6),
         top_camera=Camera(
             (draw.uniform(0.36, 0.55), side_m, draw.uniform(0.38, 0.46)),
             (draw.uniform(0.14, 0.16), draw.uniform(0.0, 0.02), draw.uniform(0.03, 0.06)),
@@ -161,7 +161,8 @@ def _foreign(name: str, task: str, cube_rgb: tuple[float, float, float]) -> Scen
 FOREIGN = tuple(f"foreign-{number}" for number in range(1, len(_FOREIGN_CUBES) + 1))
 """What a policy is pretrained on: it knows the arm and what a pick is, and has seen no site."""
 VARIANTS |= {
-    name: _foreign(name, task, rgb) for name, (task, rgb) in zip(FOREIGN, _FOREIGN_CUBES.items(), strict=True)
+    name: _foreign(name, task, rgb, bearing_deg=-14.0 + 6 * number)
+    for number, (name, (task, rgb)) in enumerate(zip(FOREIGN, _FOREIGN_CUBES.items(), strict=True))
 }
 
 

@@ -1,6 +1,6 @@
 """A base to fine-tune: a policy that has seen the simulated arm pick up cubes, and none of the sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,24 @@ from tests.benchmarks.closed_loop.train import FULL_RATE, train
 
 __all__ = ["pretrain", "start_from"]
 
-_RECORDING = SampleParameters(episodes=30 * len(FOREIGN), eval_episodes=8)
+_RECORDING = SampleParameters(episodes=80 * len(FOREIGN), eval_episodes=8)
 _SEED = 100
 
 
-def pretrain(data: Path, work: Path, cycles: Sequence[int], settings: Mapping[str, Any]) -> Path:
+def pretrain(data: Path, work: Path, rounds: int, settings: Mapping[str, Any], *, beginning: int = 0) -> Path:
     """Return the folder of a base in `work`, trained first if it is not there yet.
 
     Args:
         data: folder where the demonstrations of the foreign scenes are, or are recorded now.
-        cycles: rounds of each cycle of the learning rate; each goes on from the one before
-            (Loshchilov and Hutter, "SGDR", ICLR 2017).
         settings: what is different from `configs/arm.toml` with the rate of one learner.
+        beginning: as for `train`.
     """
     ensure_sample_data(data, _RECORDING, datasets={"foreign": FOREIGN})
-    start: dict[str, Any] = {}
-    for cycle, rounds in enumerate(cycles):
-        folder = work / f"base-{cycle}"
-        if not (folder / "config.json").exists():
-            own = {"run.seed": _SEED + cycle, "run.num_rounds": rounds, "training.batch_size": 32}
-            config = load_run_config(Path("configs/arm.toml"), {**FULL_RATE, **own, **settings, **start})
-            train(config, (("foreign",),), data, work / ".scratch-base", folder)
-        start = start_from(folder)
+    folder = work / "base"
+    if not (folder / "config.json").exists():
+        own = {"run.seed": _SEED, "run.num_rounds": rounds}
+        config = load_run_config(Path("configs/arm.toml"), {**FULL_RATE, **own, **settings})
+        train(config, (("foreign",),), data, work / ".scratch-base", folder, beginning=beginning)
     return folder
 
 

@@ -1,17 +1,20 @@
 """Train one arm of the comparison in this process."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from torch.utils.data import Subset
 
 from client.recordings.samples import JoinedSamples
 from federation.config import RunConfig
 from federation.data.description import describe_dataset
 from federation.data.normalisation import merge_statistics
-from federation.data.sample_cache import open_samples
+from federation.data.sample_cache import SampleCache, open_samples
+from federation.data.tables import read_episodes
 from federation.policy.build import build_policy, build_processors, load_trainable, trainable_parameters
 from federation.policy.folder import save_policy_folder
 from tests.benchmarks.in_process import Aggregate, Learner, Prepare, as_in_a_run, federate
@@ -28,6 +31,27 @@ FULL_RATE = at_rate(1e-3)
 """What suits one learner; beside momentum on the server sites take half of it, as `configs/arm.toml` says."""
 
 
+class _Beginnings(Subset[dict[str, Any]]):
+    """The samples of the first `frames` frames of each episode in `root`."""
+
+    is_full = True
+
+    def __init__(self, samples: SampleCache, root: Path, frames: int) -> None:
+        starts = [row["dataset_from_index"] for row in read_episodes(root)]
+        super().__init__(samples, [start + number for start in starts for number in range(frames)])
+        self.name = samples.name
+
+
+def _join(
+    samples: Mapping[str, SampleCache], policy: SmolVLAConfig, data: Path, beginning: int
+) -> JoinedSamples:
+    parts: list[Any] = list(samples.values())
+    if not beginning:
+        return JoinedSamples(parts, policy, ())
+    beginnings = [_Beginnings(each, data / site, beginning) for site, each in samples.items()]
+    return JoinedSamples(parts + beginnings, policy, 2 * [float(len(part)) for part in parts])
+
+
 def train(
     config: RunConfig,
     learners: Sequence[Sequence[str]],
@@ -38,6 +62,7 @@ def train(
     prepare: Prepare | None = None,
     *,
     codec: str = "fp32",
+    beginning: int = 0,
 ) -> list[float]:
     """Train the rounds of `config` and save the policy to `folder`; return the training loss of each round.
 
@@ -48,6 +73,7 @@ def train(
         scratch: folder for decoded samples and the stand-in VLM.
         aggregate: takes the step of a round; None: as a run does, of updates sent with `codec`.
         prepare: called before a learner, named after its sites, trains a round.
+        beginning: draw half of the samples from the first so many frames of episodes; 0: all frames alike.
     """
     if len(learners) == 1:
         # Plain training, of pooled data on as many frames as the federation's sites together.
@@ -65,7 +91,9 @@ def train(
         each.fill(lambda: True)  # in the order of the recording: a third of what it costs at random
     names = ["+".join(learner) for learner in learners]
     pooled = {
-        name: Learner(JoinedSamples([samples[site] for site in learner], policy.config, ()), statistics)
+        name: Learner(
+            _join({site: samples[site] for site in learner}, policy.config, data, beginning), statistics
+        )
         for name, learner in zip(names, learners, strict=True)
     }
     weights = {name: p.detach().clone() for name, p in trainable_parameters(policy).items()}
