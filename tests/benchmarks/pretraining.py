@@ -15,7 +15,7 @@ _RECORDING = SampleParameters(episodes=80 * len(FOREIGN), eval_episodes=8)
 _SEED = 100
 
 
-def pretrain(data: Path, work: Path, rounds: int, settings: Mapping[str, Any], *, beginning: int = 0) -> Path:
+def pretrain(data: Path, work: Path, settings: Mapping[str, Any], *, beginning: int = 0) -> Path:
     """Return the folder of a base in `work`, trained first if it is not there yet.
 
     Args:
@@ -26,8 +26,7 @@ def pretrain(data: Path, work: Path, rounds: int, settings: Mapping[str, Any], *
     ensure_sample_data(data, _RECORDING, datasets={"foreign": FOREIGN})
     folder = work / "base"
     if not (folder / "config.json").exists():
-        own = {"run.seed": _SEED, "run.num_rounds": rounds}
-        config = load_run_config(Path("configs/arm.toml"), {**FULL_RATE, **own, **settings})
+        config = load_run_config(Path("configs/arm.toml"), {**FULL_RATE, "run.seed": _SEED, **settings})
         train(config, (("foreign",),), data, work / ".scratch-base", folder, beginning=beginning)
     return folder
 

@@ -145,9 +145,9 @@ class Cluster:
         """Wait until the `run` service has ended; return the name of its run."""
         return run_name(self.end_of_run_service())
 
-    def end_of_run_service(self) -> str:
+    def end_of_run_service(self, timeout: float = 420) -> str:
         """Wait until the `run` service has ended; return what it said."""
-        docker("wait", self.compose("ps", "--all", "--quiet", "run").strip(), timeout=420)
+        docker("wait", self.compose("ps", "--all", "--quiet", "run").strip(), timeout=timeout)
         return self.compose("logs", "--no-log-prefix", "run")
 
     def execute(self, service: str, *command: str) -> str:

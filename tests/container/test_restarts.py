@@ -39,8 +39,7 @@ def test_a_run_survives_restarts(cluster: Cluster, finished_run: str) -> None:
 
 def test_a_run_goes_on_after_its_server_was_restarted(cluster: Cluster, finished_run: str) -> None:
     cluster.compose("up", "--detach", "--no-build", "--force-recreate", "--no-deps", "run")
-    docker("wait", cluster.compose("ps", "--all", "--quiet", "run").strip(), timeout=60)
-    assert "of this configuration has finished" in cluster.compose("logs", "--no-log-prefix", "run")
+    assert "of this configuration has finished" in cluster.end_of_run_service(timeout=60)
     container = cluster.compose("run", "--detach", "--no-deps", "run", "--new").split()[-1]
     give_up_at = time.monotonic() + 400
     run, restarted, metrics = "", False, {}

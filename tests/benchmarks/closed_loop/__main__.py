@@ -38,7 +38,7 @@ from tests.benchmarks.pretraining import pretrain, start_from
 
 HERE = Path(__file__).parent
 BASE = "base, as it is"
-PRETRAINING = {"training.batch_size": 64, "training.warmup_steps": 100}
+PRETRAINING = {"run.num_rounds": 70, "training.batch_size": 64, "training.warmup_steps": 100}
 WITH_FLOWER = "federated, with Flower"
 
 
@@ -89,7 +89,7 @@ def _train_and_drive(
     settings = {**compared.settings, "run.num_rounds": rounds}
     folders = {(name, seeds[0]): work / name.replace(" ", "-") for name in EXPERTS}
     if compared.fine_tuned:
-        base = pretrain(compared.data.with_name("foreign"), options.work, 70, PRETRAINING, beginning=10)
+        base = pretrain(compared.data.with_name("foreign"), options.work, PRETRAINING, beginning=10)
         settings |= start_from(base)
         folders[BASE, seeds[0]] = base
     place = work / f"{rounds}-rounds"

@@ -47,13 +47,16 @@ def run_job(job: tuple[Arm, int, Path], method: Hooks | None = None) -> dict[str
 
 def base_of(data: Path) -> Path:
     """Return the folder of the base for sites in `data`, trained first if it is not there yet."""
-    tiny = {"policy.size": "tiny", "training.local_steps": 40, "training.batch_size": 32}
-    tiny |= {
+    tiny = {
+        "policy.size": "tiny",
+        "run.num_rounds": LONG // 40,
+        "training.local_steps": 40,
+        "training.batch_size": 32,
         "training.warmup_steps": 10,
         "training.learning_rate": 1.6e-2,
         "training.min_learning_rate": 1.6e-3,
     }
-    return pretrain(data.with_name("foreign"), data.parent / ".study-base", LONG // 40, tiny)
+    return pretrain(data.with_name("foreign"), data.parent / ".study-base", tiny)
 
 
 def run_arm(arm: Arm, seed: int, data: Path, cache: Path, method: Hooks | None = None) -> dict[str, Any]:
