@@ -191,7 +191,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=90,
+            timeout=240,
             check=False,
         )
         return result.stdout

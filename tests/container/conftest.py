@@ -29,5 +29,5 @@ def cluster(
 def finished_run(cluster: Cluster) -> str:
     """The name of the run that `up` submitted, once it has finished."""
     name = cluster.wait_for_run()
-    cluster.wait_for(name, lambda event: event["event"] == "run_finished", seconds=420)
+    cluster.wait_for(name, lambda event: event["event"] == "run_finished", seconds=900)
     return name

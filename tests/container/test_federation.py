@@ -54,7 +54,7 @@ def test_the_policy_drives_the_simulated_arm_in_the_server_container(
 def test_prometheus_has_the_run(cluster: Cluster, finished_run: str) -> None:
     query = urllib.parse.urlencode({"query": "federation_round"})
     url = f"http://127.0.0.1:{cluster.prometheus_port}/api/v1/query?{query}"
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 240
     result: list[dict] = []
     while not result or result[0]["value"][1] != "2":
         assert time.monotonic() < give_up_at, result

@@ -29,7 +29,7 @@ def bad_network(cluster: Cluster) -> Iterator[None]:
     mount = ["--volume", f"{code}:/proxy/network.py:ro", "--env", "PYTHONPATH=/proxy"]
     docker("run", "--detach", "--name", name, *place, *mount, image_named("client"), "python", "-c", _PROXY)
     try:
-        give_up_at = time.monotonic() + 30
+        give_up_at = time.monotonic() + 240
         while "listens" not in docker("logs", name):
             assert time.monotonic() < give_up_at, docker("logs", name)
             time.sleep(0.2)

@@ -39,7 +39,7 @@ class Owner:
         """End what was started, also in a test that failed."""
         for process in self.started:
             process.terminate()
-            process.wait(60)
+            process.wait(240)
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         program = REPOSITORY / "client" / "supernode" / "bin" / "so100-site"

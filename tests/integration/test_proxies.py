@@ -26,7 +26,7 @@ class RemoteSite(LocalCluster):
 
 
 def _wait_for_nodes(cluster: LocalCluster, count: int) -> None:
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + 240
     while len(online_sites(cluster.superlink)) < count:
         cluster.check_processes()
         assert time.monotonic() < give_up_at, (cluster.logs / "site-b.log").read_text()

@@ -98,7 +98,7 @@ class FaultyCluster(LocalCluster):
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a process, and to nothing it started; wait until it has gone."""
         self._processes[name].send_signal(number)
-        self._processes[name].wait(30)
+        self._processes[name].wait(240)
 
     def wait_for_end(self, name: str, seconds: float) -> None:
         """Return once a process that something else ends has gone."""
@@ -124,7 +124,7 @@ class FaultyCluster(LocalCluster):
 
     def app(self, kind: str, parent: str) -> psutil.Process:
         """The ServerApp of `superexec`, or the ClientApp of a site, that is running now."""
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + 240
         while time.monotonic() < give_up_at:
             for process in psutil.Process(self.process_id(parent)).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
@@ -137,7 +137,7 @@ class FaultyCluster(LocalCluster):
     def fork_server(self, site: str) -> psutil.Process:
         """What the ClientApps of a site are forks of; one that was killed is a zombie until the next fork."""
         (starter,) = _children(psutil.Process(self.process_id(site)), "flower-superexec")
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + 240
         while not (servers := _children(starter, "multiprocessing.forkserver")):
             assert time.monotonic() < give_up_at, f"{site} has no fork server"
             time.sleep(0.1)

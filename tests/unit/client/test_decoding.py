@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from client import decoding
 from client.decoding import decode_beside
 from federation.data.sample_cache import SampleCache, open_samples
 
@@ -19,17 +20,20 @@ def samples(data: Path, tmp_path: Path, policy) -> SampleCache:
     return open_samples(data / "site-a", policy.config, tmp_path, 10**9)
 
 
-def test_it_waits_for_the_first_step_then_fills_the_cache_and_ends(samples: SampleCache) -> None:
+def test_it_waits_for_the_first_step_then_fills_the_cache_and_ends(
+    samples: SampleCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_LEAST_PRIORITY", 1)  # beside busy tests the least decodes for minutes
     with decode_beside(samples, GPU) as begin:
         (process,) = psutil.Process().children()
         time.sleep(1.5)
         assert not samples._has_record(0)
         begin()
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + 300
         while not samples._has_record(len(samples) - 1):
             assert time.monotonic() < give_up_at
             time.sleep(0.05)
-        assert process.nice() == 19
+        assert process.nice() == 1
     assert not process.is_running()
     assert samples.is_full
 

@@ -31,8 +31,8 @@ from client.membership.folder import SiteFolder
 
 node = (
     "import os, subprocess, sys, time; from pathlib import Path;"
-    "child = subprocess.Popen(['sleep', '60']);"
-    "print(os.getpid(), child.pid, file=open(sys.argv[1], 'a'), flush=True); time.sleep(60)"
+    "child = subprocess.Popen(['sleep', '600']);"
+    "print(os.getpid(), child.pid, file=open(sys.argv[1], 'a'), flush=True); time.sleep(600)"
 )
 started = sys.argv[2]
 runner.supernode_command = lambda *_: [sys.executable, "-c", node, started]
@@ -57,7 +57,7 @@ def runner(site: SiteFolder, file: Path, started: Path) -> Iterator["subprocess.
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(240)
         for line in _lines(started):
             for pid in map(int, line.split()):
                 assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -68,7 +68,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < give_up_at
         time.sleep(0.1)
@@ -127,7 +127,7 @@ def test_leaving_ends_it_and_keeps_nothing_but_the_count_of_privacy(
     (site.scratch / "samples").symlink_to(larger_disk)
     (site.scratch / LEDGER_FILE).touch()
     assert main(["leave", "--folder", str(site.path)]) == 0
-    assert runner.wait(60) == 0
+    assert runner.wait(240) == 0
     assert "so100-server revoke lab-b" in capsys.readouterr().out
     left = {str(path.relative_to(site.path)) for path in site.path.rglob("*") if path.is_file()}
     assert left == {"lock", f"scratch/{LEDGER_FILE}"}

@@ -67,7 +67,7 @@ def main() -> None:
         probe, *arguments = argument.split(":")
         process = multiprocessing.get_context("forkserver").Process(target=_print, args=(probe, arguments))
         process.start()
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0, f"{probe}: {process.exitcode}"
 
 

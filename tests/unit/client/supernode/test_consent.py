@@ -311,7 +311,7 @@ def test_every_program_a_server_can_ask_for_is_ours_on_a_supernodes_path() -> No
             env=os.environ | {"PATH": path},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert result.returncode == 1
         assert f"{program} is refused: a site runs ClientApps only" in result.stderr
@@ -320,7 +320,7 @@ def test_every_program_a_server_can_ask_for_is_ours_on_a_supernodes_path() -> No
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert result.returncode == 0
     assert "Run a Flower ClientApp" in result.stdout

@@ -70,11 +70,11 @@ def test_a_process_that_takes_too_long_is_killed_with_its_children(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = tmp_path / "child"
-    _as(monkeypatch, f"open({str(child)!r}, 'w').write(str(os.fork() or os.getpid())); time.sleep(60)")
+    _as(monkeypatch, f"open({str(child)!r}, 'w').write(str(os.fork() or os.getpid())); time.sleep(600)")
     monkeypatch.setattr(sample_process, "_MAX_SECONDS", 3.0)
     started = time.monotonic()
     (verdict,) = _look(data, tmp_path / "scratch", "site-a")
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 240
     assert "took longer than 3 s; end other programs here, the next join tries it again" in verdict.error
     assert not verdict.lasts
     _wait_until_gone(int(child.read_text()))
@@ -87,12 +87,12 @@ def test_a_process_nobody_waits_for_ends_and_leaves_nothing(tmp_path: Path) -> N
         "import sys, threading, time; from pathlib import Path\n"
         "from federation.judgement import sample_process as s\n"
         "threading.Thread(target=s._end_with_input, args=(Path(sys.argv[1]),), daemon=True).start()\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.close()  # as the death of whoever started it does
-    assert process.wait(30) == 1
+    assert process.wait(240) == 1
     assert not folder.exists()
 
 
@@ -129,7 +129,7 @@ def test_a_scratch_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path
 
 
 def _wait_until_gone(pid: int) -> None:
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + 240
     while time.monotonic() < give_up_at:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
