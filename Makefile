@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# Where pipx puts uv, which a fresh shell's PATH may lack.
+export PATH := $(PATH):$(HOME)/.local/bin
 # CPython 3.12 or 3.13, from the PATH, from pyenv, or from uv, which fetches one where it may.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && exit; \
@@ -181,8 +183,8 @@ base-image: ## where no image registry can be reached: make the images' base fro
 	@docker/base-image.sh
 
 .PHONY: images
-images: ## build the images
-	$(COMPOSE) build
+images: ## build the images, that of the sites too where none is here
+	$(COMPOSE) --profile sites-here build
 
 .PHONY: up
 up: certs ## start the cluster as containers and submit the run (CONFIG=, GPU=1)

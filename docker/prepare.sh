@@ -82,6 +82,8 @@ mounts=("${datasets[@]}" SITE_A_RULES=./docker/no-rules.toml SITE_B_RULES=./dock
 if [[ $(value_of COMPOSE_FILE) == *compose.invited.yml* ]]; then
 	datasets=("${datasets[2]}")
 	mounts=("${datasets[@]}")
+	[[ -n $(value_of CONFIG) ]] || fail "CONFIG is not set: name in .env the configuration that sites are invited \
+to, such as CONFIG=configs/smolvla.toml; docker compose up begins its run"
 fi
 
 # The simulator's data is never mixed with a recording: all of them or none.

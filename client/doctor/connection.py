@@ -63,7 +63,7 @@ def check_superlink(host: str, port: int, ca: Path) -> list[Check]:
 def _connection_failed(host: str, port: int, error: OSError) -> Check:
     where = f"{host}:{port}"
     if isinstance(error, socket.gaierror):
-        text = f"{where}: the name {host} is not known here; check SUPERLINK and this network's DNS"
+        text = f"{where}: the name {host} is not known here; check the address and this network's DNS"
     elif isinstance(error, ConnectionRefusedError):
         text = f"{where}: refused; check the port, and ask the operator whether SuperLink runs"
     elif isinstance(error, TimeoutError):

@@ -130,11 +130,17 @@ def test_where_all_sites_are_elsewhere_the_held_out_data_is_all_that_is_here(
 ) -> None:
     for name in ("site-a", "site-b", "holdout"):
         (checkout / "data" / "sample" / name).rmdir()
-    lines = ["COMPOSE_FILE=docker-compose.yml:docker/compose.invited.yml", "EVALUATION_DATA=./own"]
+    lines = [
+        "COMPOSE_FILE=docker-compose.yml:docker/compose.invited.yml",
+        "CONFIG=configs/smolvla.toml",
+        "EVALUATION_DATA=./own",
+    ]
     (checkout / ".env").write_text("\n".join(lines))
     done = prepare()
     assert done.returncode == 0, done.stderr
     (checkout / ".env").write_text(lines[0])
+    assert "CONFIG is not set: name in .env" in prepare().stderr
+    (checkout / ".env").write_text("\n".join(lines[:2]))
     assert "EVALUATION_DATA: no folder ./data/sample/holdout" in prepare().stderr
 
 
