@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from client.base import locate_base
 from client.received_weights import open_weights
 from client.site import Site
-from client.state.delivered_policy import note_delivered_policy
+from client.state.delivered_policy import note_delivered_policy, read_delivered_policy
 from federation import logs
 from federation.config import RunConfig, parse_run_config
 from federation.errors import FederationError, PolicyError, one_line
 from federation.messages import CONFIG, SETTINGS, STATISTICS
+from federation.policy.earlier_run import earlier_run, start_from
 from federation.settings import TrainingConfig
 from federation.wire.payload import Header, record_to_statistics
 
@@ -43,8 +44,10 @@ def receive_policy(message: Message, site: Site) -> str:
     order = message.content.config_records[CONFIG]
     run, round_, expected = str(order["run"]), int(order["round"]), str(order["sha256"])  # type: ignore[arg-type]
     logs.bind_context(run=run, round_=round_)
+    if _is_here(site.policy_folder, run, expected):
+        return expected  # the answer that said so was lost, or the operator asks for certainty
     told = parse_run_config(dict(message.content.config_records[SETTINGS]), f"the configuration of {run}")
-    config = locate_base(told, site)
+    config = _locate_frozen(told, site)
     # On the CPU, whatever trains here: nothing is computed but an adapter's product.
     policy = build_policy(config.policy, seed=config.run.seed, device=torch.device("cpu"), cache=site.scratch)
     sealed = Header("fp32", run, round_, base="")
@@ -71,6 +74,26 @@ def receive_policy(message: Message, site: Site) -> str:
     seconds = time.monotonic() - started
     _log.info("the policy of round %d was delivered to %s (%.1f s)", round_, folder, seconds)
     return expected
+
+
+def _is_here(folder: Path, run: str, expected: str) -> bool:
+    from federation.policy.folder import policy_digest
+
+    try:
+        return read_delivered_policy(folder).get("run") == run and policy_digest(folder) == expected
+    except OSError:
+        return False
+
+
+def _locate_frozen(config: RunConfig, site: Site) -> RunConfig:
+    """As `locate_base`; but whatever policy is here will do where its frozen weights are the run's.
+
+    They are compared before the trained ones are taken.
+    """
+    is_any = earlier_run(config) and config.policy.adapter == "none"
+    if is_any and read_delivered_policy(site.policy_folder):
+        return start_from(config, site.policy_folder)
+    return locate_base(config, site)
 
 
 def _dense_training(config: RunConfig) -> TrainingConfig:

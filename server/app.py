@@ -20,6 +20,7 @@ from federation import logs
 from federation.config import RunConfig, flatten, parse_run_config
 from federation.data.description import DatasetDescription
 from federation.errors import FederationError, one_line
+from federation.policy.earlier_run import earlier_run
 from federation.privacy_budget import NOT_COVERED
 from server.delivery import FormerPolicy, deliver_only, deliver_quietly
 from server.evaluation.datasets import check_samples, find_evaluation_datasets
@@ -131,7 +132,9 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         round_evaluation.evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
-    former = FormerPolicy(grid, record.folder if config.run.deliver == "end" else None, nodes.late)
+    # Where a run starts from the policy of an earlier one, sites keep that.
+    brings_former = config.run.deliver == "end" and not earlier_run(config)
+    former = FormerPolicy(grid, record.folder if brings_former else None, nodes.late)
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     done = checkpoint.round if checkpoint else 0

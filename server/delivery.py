@@ -63,7 +63,9 @@ def deliver_quietly(
 
 
 def deliver_only(grid: Grid, folder: Path) -> None:
-    """Do what is asked of a run that only delivers (`run.deliver = "only"`).
+    """Do what is asked of a run that only delivers (`run.deliver = "only"`): also where a site had it before.
+
+    It may have got another policy since, or have lost it.
 
     Raises:
         FederationError: the run in `folder` has not finished, or has left no policy.
@@ -72,7 +74,7 @@ def deliver_only(grid: Grid, folder: Path) -> None:
     if is_being_written(folder) or not is_finished(folder):
         raise FederationError(f"{folder} holds no finished run: resume it, its end delivers the policy")
     logs.configure(folder / "server.log")
-    _deliver(grid, folder, None, None)
+    _deliver(grid, folder, None, None, again=True)
 
 
 class FormerPolicy:
@@ -107,21 +109,28 @@ def _former_run(folder: Path) -> Path | None:
     return None
 
 
-def _deliver(grid: Grid, folder: Path, sites: Collection[str] | None, late: LateReplies | None) -> set[str]:
+def _deliver(
+    grid: Grid,
+    folder: Path,
+    sites: Collection[str] | None,
+    late: LateReplies | None,
+    *,
+    again: bool = False,
+) -> set[str]:
     """Return those of `sites` that are online, whether they took part in that run or not."""
     present = {n.node_id: n.name for n in online_nodes(grid) if sites is None or n.name in sites}
     if not present:
         return set()
     joined = joined_sites(folder)
     if names := {node_id: name for node_id, name in present.items() if name in joined}:
-        _send(grid, folder, names, late)
+        _send(grid, folder, names, late, again=again)
     return set(present.values())
 
 
-def _send(grid: Grid, folder: Path, names: dict[int, str], late: LateReplies | None) -> None:
+def _send(grid: Grid, folder: Path, names: dict[int, str], late: LateReplies | None, *, again: bool) -> None:
     from federation.policy.folder import policy_digest
 
-    digest, delivered = policy_digest(folder / _EXPORT), read_deliveries(folder)
+    digest, delivered = policy_digest(folder / _EXPORT), {} if again else read_deliveries(folder)
     lacking = {id_: n for id_, n in names.items() if delivered.get(n, {}).get("sha256") != digest}
     if not lacking:
         return

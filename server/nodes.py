@@ -81,7 +81,8 @@ class NodeTable:
             check()
             present = online_nodes(self._grid)
             online = {node.node_id: node.last_activated_at for node in present}
-            self._registered = {node.node_id: node.name for node in present}
+            # Also of one that is gone when its answer is read: no node passes for another.
+            self._registered |= {node.node_id: node.name for node in present}
             self._ask_to_join(online)
             joined = {id_: node for id_, node in self._known.items() if id_ in online}
             busy = self.late.busy_nodes(online)

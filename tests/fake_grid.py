@@ -62,7 +62,7 @@ class FakeGrid:
         ids = []
         for message in messages:
             if message.metadata.dst_node_id in self.not_sent:
-                ids.append(None)
+                ids.append("")
                 continue
             ids.append(f"message-{next(self._ids)}")
             self.sent[ids[-1]] = message

@@ -18,7 +18,7 @@ _COMMAND = ("docker", "compose", "run", "--rm", "--no-deps", "run", "--deliver")
 
 
 def deliver_run(superlink: SuperLink, outputs: Path, run: str, say: Callable[[str], None]) -> None:
-    """Have the sites of `run` that lack its policy and are online get it; print what came of each.
+    """Have the sites of `run` that are online get its policy, also again; print what came of each.
 
     Args:
         outputs: where the ServerApp records runs; only read here.
@@ -74,4 +74,8 @@ def _outcome(before: dict[str, object] | None, after: dict[str, object] | None) 
         return "is not online; it gets the policy when it joins the next run"
     if after["error"]:
         return f"not delivered: {after['error']}"
-    return "had it already" if after == before else f"has the policy of round {after['round']} now"
+    return (
+        "is not online; it got the policy before"
+        if after == before
+        else f"has the policy of round {after['round']} now"
+    )

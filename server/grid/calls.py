@@ -26,7 +26,8 @@ def push_messages(grid: Grid, messages: list[Message]) -> list[str | None]:
         # takes what it lacks of the same messages; with new ones the nodes would wait minutes for the old.
         _log.warning("SuperLink went away in the middle of the messages to the nodes: they are sent again")
         pushed = _retry(lambda: grid.push_messages(messages))
-    return list(pushed) or [None] * len(messages)
+    # SuperLink has an empty id for a message that it did not take, such as one to a node revoked just now.
+    return [id_ or None for id_ in pushed] or [None] * len(messages)
 
 
 def online_nodes(grid: Grid) -> list[Any]:

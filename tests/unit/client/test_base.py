@@ -32,6 +32,14 @@ def test_a_delivered_policy_is_started_from(site: Site) -> None:
     assert locate_base(other, site) is other
 
 
+def test_a_run_that_goes_on_after_it_was_delivered_starts_from_itself(site: Site) -> None:
+    note_delivered_policy(site.policy_folder, "demo-2", 6, "0" * 64)
+    settings = {"run.name": "demo-2", "policy.pretrained": "run:demo-1"}
+    assert locate_base(parse_run_config(settings, "tests"), site).policy.pretrained == str(site.policy_folder)
+    with pytest.raises(FederationError, match="this site has the policy of demo-2"):
+        locate_base(parse_run_config(settings | {"policy.adapter": "lora"}, "tests"), site)
+
+
 @pytest.mark.parametrize("held", ["none", "demo-2"])
 def test_a_site_without_it_says_which_it_has_and_what_helps(held: str, site: Site) -> None:
     if held != "none":

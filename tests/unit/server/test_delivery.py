@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from client import app
 from client.rules.traffic import TRAFFIC_FILE
 from client.state.contact import read_contact
-from client.state.delivered_policy import read_delivered_policy, read_training
+from client.state.delivered_policy import note_delivered_policy, read_delivered_policy, read_training
 from federation import logs
 from federation.config import flatten, parse_run_config
 from federation.errors import FederationError
@@ -260,6 +260,47 @@ def test_a_run_that_delivers_nothing_is_no_former_one(change: str, run: Path, tm
     grid = _grid(tmp_path, "site-a")
     FormerPolicy(grid, run.parent / "run-2", LateReplies(grid)).deliver({"site-a"})  # type: ignore[arg-type]
     assert not grid.sent
+
+
+def test_a_site_that_has_another_policy_since_gets_it_again(run: Path, tmp_path: Path) -> None:
+    grid, home = _grid(tmp_path, "site-a"), tmp_path / "site-a" / "scratch" / "policy"
+    digest = policy_digest(run / "pretrained_model")
+    deliver_quietly(grid, run)  # type: ignore[arg-type]
+    note_delivered_policy(home, "run-2", 3, digest)
+    deliver_only(grid, run)  # type: ignore[arg-type]
+    assert read_delivered_policy(home)["run"] == "run-1"
+    (home / "model.safetensors").write_bytes(b"torn")
+    deliver_only(grid, run)  # type: ignore[arg-type]
+    assert policy_digest(home) == digest
+    (home / "mine").touch()
+    deliver_only(grid, run)  # type: ignore[arg-type]
+    assert (home / "mine").exists()  # what is there already is not written again
+    assert read_deliveries(run)["site-a"]["error"] == ""
+    assert len(grid.sent) == 4
+
+
+@pytest.mark.parametrize("is_the_same", [True, False])
+def test_of_a_run_that_started_from_another_any_policy_with_its_frozen_weights_will_do(
+    is_the_same: bool, policy, statistics, cache: Path, tmp_path: Path
+) -> None:
+    base, home = tmp_path / "base", tmp_path / "site-a" / "scratch" / "policy"
+    save_policy_folder(base, policy, build_processors(policy, statistics), "card")
+    settings = {"policy.size": "pretrained", "policy.pretrained": str(base)}
+    run = _finished_run(tmp_path / "outputs", cache, statistics, **settings)
+    file = run / "federated_metrics.json"
+    file.write_text(file.read_text().replace(json.dumps(str(base)), '"run:run-0"'))
+    home.parent.mkdir(parents=True)
+    held = policy
+    if not is_the_same:
+        held = build_policy(parse_run_config(TINY, "tests").policy, 99, torch.device("cpu"), cache)
+    save_policy_folder(home, held, build_processors(held, statistics), "card")
+    note_delivered_policy(home, "run-7", 1, policy_digest(home))
+    deliver_only(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]
+    if is_the_same:
+        assert policy_digest(home) == policy_digest(run / "pretrained_model")
+    else:
+        assert "frozen weights differ" in read_deliveries(run)["site-a"]["error"]
+        assert read_delivered_policy(home)["run"] == "run-7"
 
 
 def test_a_run_that_only_delivers_needs_one_that_has_finished(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from server.grid import exchange
 from server.grid.exchange import Exchange, WaitPolicy
 from server.nodes import NodeTable
 from server.run.records import RunRecord
-from tests.fake_grid import FakeGrid
+from tests.fake_grid import FakeGrid, RawReply, raw_reply
 from tests.unit.server.replies import (
     NAN,
     OUT_OF_MEMORY,
@@ -381,6 +381,27 @@ def test_a_node_cannot_take_the_name_of_another_that_is_away(
     grid.online_since = {10: "later", 11: "later"}
     assert list(table.wait_for_nodes()) == [10]
     assert "its key was registered as b" in (record.folder / "events.jsonl").read_text()
+
+
+def test_nor_with_an_answer_that_is_read_once_it_is_off_itself(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds back a part of its answer until then, when SuperLink does not list its key's name any more."""
+    whole = raw_reply(make_answer("b", reported))
+    held_back = RawReply(whole.tree, dict.fromkeys(whole.contents, b""))
+    answers = iter([held_back])
+    grid = FakeGrid({10: make_answer("a", reported), 12: make_answer("b", reported)})
+    grid.answers[11] = lambda _: next(answers, None)
+    grid.registered = {10: "a", 11: "c", 12: "b"}
+    grid.online_since = {10: "t0", 11: "t0"}
+    table = _table(grid, record, min_nodes=2, timeout=60.0)
+    _wait_in_vain(table, monkeypatch)
+    grid.online_since = {10: "t0"}
+    held_back.contents.update(whole.contents)
+    _wait_in_vain(table, monkeypatch)
+    grid.online_since = {10: "t0", 11: "later", 12: "t1"}
+    assert {id_: node.name for id_, node in table.wait_for_nodes().items()} == {10: "a", 12: "b"}
+    assert "its key was registered as c" in (record.folder / "events.jsonl").read_text()
 
 
 def test_too_few_nodes_are_waited_for_and_reported_ever_more_seldom(

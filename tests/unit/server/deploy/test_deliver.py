@@ -54,7 +54,7 @@ def test_a_run_is_submitted_that_only_delivers_and_each_site_has_a_line(
     ((run),) = submitted
     assert (run.run.name, run.run.deliver, run.run.seed, run.run.resume) == ("run-1", "only", 5, False)
     assert lines == [
-        "site-a: had it already",
+        "site-a: is not online; it got the policy before",
         "site-b: has the policy of round 6 now",
         "site-c: not delivered: no room",
         "site-d: is not online; it gets the policy when it joins the next run",
