@@ -25,12 +25,12 @@ _GPU_FIGURES = {
 
 
 def describe_device() -> str:
-    """Return the name of the first NVIDIA GPU, or else the processor's kind and its number of cores."""
+    """Return the name of the NVIDIA GPU, or else the processor's kind and its number of cores."""
     return next(iter(ask_nvidia("name")), f"{platform.machine()}, {os.cpu_count()} cores")
 
 
 def read_gpu() -> dict[str, float]:
-    """Return what the first NVIDIA GPU does now: utilisation (0 to 1), bytes in use by all, degrees Celsius.
+    """Return what the NVIDIA GPU does now: utilisation (0 to 1), bytes in use by all, degrees Celsius.
 
     Nothing without one, nor of a value that it does not know.
     """
@@ -43,8 +43,15 @@ def read_gpu() -> dict[str, float]:
 
 
 def ask_nvidia(*fields: str) -> list[str]:
-    """Return what nvidia-smi answers about the first GPU, a text for each field; nothing without a GPU."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    """Return what nvidia-smi answers about the GPU that torch takes, a text for each field.
+
+    Nothing without a GPU, or where CUDA_VISIBLE_DEVICES, which nvidia-smi does not regard, hides them all.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first in ("", "-1"):
+        return []
+    query = f"--query-gpu={','.join(fields)}"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={first}"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -13,7 +13,7 @@ _SECONDS = 5.0
 
 
 class GpuWatch:
-    """A context in which a thread looks at the first GPU from time to time.
+    """A context in which a thread looks at the GPU that torch takes from time to time.
 
     Args:
         active: False looks at nothing: this site trains on something else.

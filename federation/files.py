@@ -20,6 +20,7 @@ __all__ = [
     "expand_home",
     "fingerprint",
     "flush",
+    "folder_of_this_process",
     "link_or_copy",
     "read_json_object",
     "remove_unfinished",
@@ -109,18 +110,27 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
                 os.close(descriptor)
 
 
+def folder_of_this_process(path: Path) -> Path:
+    """Return a new folder beside `path`; where this process is killed, the next that calls this removes it."""
+    return _make_locked_folder(path)[0]  # the lock goes with the process
+
+
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
     """Yield the path of `path.name` in a new folder beside `path`, which is removed at the end."""
-    remove_unfinished(path.parent, glob.escape(path.name))
-    while (made := _new_locked_folder(path)) is None:
-        pass  # another process took it for unfinished before it was locked
-    folder, descriptor = made
+    folder, descriptor = _make_locked_folder(path)
     try:
         yield folder / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def _make_locked_folder(path: Path) -> tuple[Path, int]:
+    remove_unfinished(path.parent, glob.escape(path.name))
+    while (made := _new_locked_folder(path)) is None:
+        pass  # another process took it for unfinished before it was locked
+    return made
 
 
 def _new_locked_folder(path: Path) -> tuple[Path, int] | None:

@@ -100,6 +100,8 @@ def _reason_to_be_off(site: SiteFolder) -> str:
 
 def is_running(site: SiteFolder) -> bool:
     """Return whether `keep_running` is at work on this folder."""
+    if not site.path.is_dir():
+        return False
     try:
         with _only_one(site):
             return False

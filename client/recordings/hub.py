@@ -11,7 +11,7 @@ from federation.errors import DatasetError
 from federation.files import read_json_object, write_json
 from federation.logs import get_logger
 
-__all__ = ["download", "remove_downloads"]
+__all__ = ["download", "downloaded_name", "remove_downloads"]
 
 _FOLDER = "hub"  # on scratch
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -50,6 +50,13 @@ def download(name: str, scratch: Path) -> Path:
             "and the way to huggingface.co, and for a private one log in with: hf auth login"
         ) from error
     return folder
+
+
+def downloaded_name(folder: Path) -> str:
+    """Return the recording that was downloaded into `folder`, "hf:owner/name@revision"; "" if none was."""
+    if folder.parent.name != _FOLDER:
+        return ""
+    return str(read_json_object(folder.with_suffix(".json")).get("recording", ""))
 
 
 def remove_downloads(scratch: Path, used: Collection[Path]) -> None:

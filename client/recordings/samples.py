@@ -10,8 +10,9 @@ from lerobot.policies.common.vla_utils import resize_with_pad
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from torch.utils.data import Dataset
 
-from client.recordings.held import Holding, Holdings
+from client.recordings.held import Holdings
 from client.recordings.opened import folder_key, remove_others
+from client.recordings.sources import Source
 from federation.data.loading import DECODE_ERRORS
 from federation.data.sample_cache import SampleCache, open_samples
 from federation.errors import DatasetError, first_cause, one_line
@@ -106,21 +107,22 @@ def open_recorded_samples(
         )
         for part, own in zip(holdings.parts, folders, strict=True)
     ]
-    return parts[0] if len(parts) == 1 else JoinedSamples(parts, policy, _shares(holdings.parts))
+    if len(parts) == 1:
+        return parts[0]
+    sources = [part.recording.source for part in holdings.parts]
+    return JoinedSamples(parts, policy, _shares(sources, [len(part) for part in parts]))
 
 
-def _shares(parts: Sequence[Holding]) -> list[float]:
+def _shares(sources: Sequence[Source], frames: Sequence[int]) -> list[float]:
     """Return how often each recording is drawn; [] if its owner gave no weights.
 
     The recordings of one folder share its weight by their number of frames.
     """
-    if not any(part.recording.source.weight for part in parts):
+    if not any(source.weight for source in sources):
         return []
-    frames: dict[str, int] = {}
-    for part in parts:
-        data = part.recording.source.data
-        frames[data] = frames.get(data, 0) + part.description.usable_frames
+    together: dict[str, int] = {}
+    for source, count in zip(sources, frames, strict=True):
+        together[source.data] = together.get(source.data, 0) + count
     return [
-        part.recording.source.weight * part.description.usable_frames / frames[part.recording.source.data]
-        for part in parts
+        source.weight * count / together[source.data] for source, count in zip(sources, frames, strict=True)
     ]

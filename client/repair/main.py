@@ -8,11 +8,13 @@ name this command (`federation/data/advice.py`), so it must work on whatever the
 
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from client.recordings.hub import downloaded_name
 from client.repair.source import Source, read_source
 from federation.data.advice import REPAIRED
 from federation.data.description import describe_dataset
@@ -25,6 +27,7 @@ from federation.files import write_folder
 __all__ = ["repair_and_print", "repair_dataset"]
 
 _MAX_NAMED = 5
+_MOUNTED = "/data"  # where a container has the folder that DATASET names
 
 
 def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[int, str]:
@@ -67,7 +70,7 @@ def repair_and_print(dataset: Path, new: Path | None = None, without: str = "") 
         OSError: `new` cannot be written.
     """
     dropped = _parse_indices(without) if without else ()
-    dataset = Path(os.path.normpath(dataset))  # a slash at its end would hide its name
+    dataset = Path(os.path.normpath(dataset.absolute()))  # `.` has no name
     new = new or _default_folder(dataset)
     logging.disable(logging.WARNING)  # what LeRobot reports of codecs that are not needed here
     try:
@@ -113,8 +116,12 @@ def _why_none(source: Source, lost: Mapping[int, str]) -> str:
 def _next_step(root: Path, new: Path) -> str:
     if os.environ.get("FEDERATION_REPAIR") and _is_only(root):
         return f"in .env: DATASET=./site/scratch/{new.name}"
+    recording = downloaded_name(root)
     if os.environ.get("FEDERATION_REPAIR"):
-        return f"in .env: RECORDINGS with {new} in the place of {root}"
+        return f"in .env: RECORDINGS with {new} in the place of {recording or root}"
+    if recording:
+        names = f"--add {shlex.quote(str(new))} --remove {shlex.quote(recording)}"
+        return f"so100-site data {names} puts it in the place of that"
     if new.name == root.name + REPAIRED and new.parent == root.parent:
         return f"in a folder of datasets it takes the place of {root.name}"
     return f"use it in the place of {root}"
@@ -125,12 +132,14 @@ def _default_folder(dataset: Path) -> Path:
         return Path(scratch) / "repaired"
     if scratch and os.environ.get("FEDERATION_REPAIR"):
         return Path(scratch) / (dataset.name + REPAIRED)
+    if recording := downloaded_name(dataset):  # what lies beside a download is removed with the next round
+        return Path(recording.rpartition("/")[2].partition("@")[0] + REPAIRED).absolute()
     return dataset.with_name(dataset.resolve().name + REPAIRED)
 
 
 def _is_only(dataset: Path) -> bool:
-    """Whether this is the one dataset of a container."""
-    return str(dataset) == os.environ.get("FEDERATION_DATASET")
+    """Whether this is the one dataset of a container: what DATASET names, not one that RECORDINGS does."""
+    return str(dataset) == os.environ.get("FEDERATION_DATASET") == _MOUNTED
 
 
 def _parse_indices(text: str) -> tuple[int, ...]:

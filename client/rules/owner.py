@@ -103,7 +103,7 @@ def read_rules(file: Path | None) -> OwnerRules:
         ConfigError: it cannot be read, names an unknown rule, or a value is at fault.
     """
     try:
-        content = loads(file.read_text(encoding="utf-8")) if file else {}
+        content = loads(file.read_text(encoding="utf-8-sig")) if file else {}
     except FileNotFoundError:
         return NO_RULES
     except (OSError, ValueError, RecursionError) as error:

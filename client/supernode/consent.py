@@ -41,6 +41,7 @@ from client.supernode.polling import ask_often
 from client.supernode.refusal import forget_refusal, note_refusal
 from federation import logs
 from federation.errors import FederationError, one_line
+from federation.files import folder_of_this_process
 
 __all__ = ["ConsentError", "describe_differences", "give_consent", "main", "read_bundle"]
 
@@ -259,9 +260,9 @@ def _unpack_allowed(content: bytes, unpack: Any) -> Path:
     Flower's own folder is named after eight digits of the hash and, once there, is trusted as it is.
     """
     _log.warning("runs an app that differs from the installed one: the rule allow-app allows it")
-    folder = tempfile.mkdtemp(prefix="allowed-app-")
+    folder = folder_of_this_process(Path(tempfile.gettempdir()) / "allowed-app")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    app: Path = unpack(content, install_dir=Path(folder), skip_prompt=True)
+    app: Path = unpack(content, install_dir=folder, skip_prompt=True)
     for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         del sys.modules[name]  # else the app would import the installed package of the same name
     return app

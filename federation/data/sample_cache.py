@@ -214,12 +214,16 @@ def open_samples(
     Raises:
         DatasetError: LeRobot cannot open the dataset.
     """
+    source = f"{fingerprint(root)}/{cameras}/{episodes}"
+    arrow = folder / "arrow" / hashlib.sha256(source.encode()).hexdigest()[:16]
+    for other in set(arrow.parent.glob("*")) - {arrow}:  # of files, episodes or cameras that were others
+        shutil.rmtree(other, ignore_errors=True)
     return SampleCache(
-        open_dataset(root, policy, episodes, cameras, folder / "arrow"),
+        open_dataset(root, policy, episodes, cameras, arrow),
         policy,
         name=str(root),
         folder=folder,
-        source=f"{fingerprint(root)}/{cameras}/{episodes}",
+        source=source,
         max_bytes=max_bytes,
         cameras=cameras,
     )

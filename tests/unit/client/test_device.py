@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from client import gpu_watch
-from client.device import describe_device, read_gpu
+from client.device import ask_nvidia, describe_device, read_gpu
 from client.gpu_watch import GpuWatch
 
 
@@ -37,6 +37,19 @@ def test_the_first_gpu_is_read(answers) -> None:
         "gpu_memory_bytes": 6121 * 2**20,
         "gpu_celsius": 54,
     }
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [(None, "0"), ("1", "1"), ("GPU-3f,GPU-7a", "GPU-3f"), ("", None), ("-1,0", None)]
+)
+def test_it_is_the_gpu_that_torch_takes(
+    answers, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    answers('for each; do case "$each" in --id=*) echo "${each#--id=}";; esac; done')
+    assert ask_nvidia("name") == ([asked] if asked else [])
 
 
 @pytest.mark.parametrize("text", ["exit 9", "echo", "echo nonsense", "echo '[N/A], [N/A], [N/A]'", ":"])

@@ -11,7 +11,12 @@ from client.private_paths import hide_paths
 
 DATA, SCRATCH = Path("/home/ada/arms/kitchen"), Path("/home/ada/arms/kitchen/scratch")
 KEPT = {"dataset": DATA, "scratch": SCRATCH, "dataset 2": Path("/home/ada/Ann's arms/pick")}
-CACHES = {"HF_HOME": "/mnt/models/hub", "HF_DATASETS_CACHE": "/mnt/models/arrow"}
+CACHES = {
+    "HF_HOME": "/mnt/models/hub",
+    "HF_DATASETS_CACHE": "/mnt/models/arrow",
+    "XDG_CACHE_HOME": "/mnt/my disk/cache",
+    "FEDERATION_MOUNTED": "/data=./my data/anns-kitchen",
+}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,8 @@ CACHES = {"HF_HOME": "/mnt/models/hub", "HF_DATASETS_CACHE": "/mnt/models/arrow"
         ("LeRobot: local/kitchen has no episodes", "LeRobot: <dataset> has no episodes"),
         ("/mnt/models/hub/models--lab--x/refs: denied", "<path> denied"),
         ("[Errno 2] No such file: '/mnt/My Models/hub/a b'", "[Errno 2] No such file: '<path>'"),
+        ("no room in /mnt/my disk/cache/hub/models--x, or so", "no room in <path>, or so"),
+        ("run make repair DATA='./my data/anns-kitchen' once", "run make repair DATA='<path>' once"),
         ("look into ~/.cache/huggingface", "look into <path>"),
         ("cache=/srv/x, lock:/srv/y", "cache=<path>, lock:<path>"),
         ("file:///srv/x and //srv//y", "<path> and <path>"),
@@ -48,7 +55,8 @@ def test_a_link_is_hidden_under_either_name(tmp_path: Path) -> None:
         assert said == "<dataset>/meta: denied"
 
 
-PRIVATE = [str(DATA), str(SCRATCH), *CACHES.values(), str(Path.home()), "/tmp"]
+_CACHED = [path for name, path in CACHES.items() if name != "FEDERATION_MOUNTED"]
+PRIVATE = [str(DATA), str(SCRATCH), *_CACHED, str(Path.home()), "/tmp"]
 TEXTS = st.lists(st.sampled_from([*PRIVATE, "/", "'", '"', " ", ":", "<", "..", "a"]) | st.text(max_size=4))
 
 

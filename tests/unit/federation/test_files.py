@@ -8,12 +8,14 @@ import pytest
 
 from federation import files
 from federation.files import (
+    folder_of_this_process,
     read_json_object,
     remove_unfinished,
     write_atomically,
     write_folder,
     write_json,
 )
+from tests import REPOSITORY
 
 _KILLED_AFTER = """
 import os, signal, sys
@@ -160,3 +162,19 @@ def test_what_is_no_json_object_is_read_as_an_empty_one(tmp_path: Path, content:
     assert read_json_object(file) == {}
     write_json(file, {"a": 1})
     assert read_json_object(file) == {"a": 1}
+
+
+def test_the_folder_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from federation.files import folder_of_this_process\n"
+        "print(folder_of_this_process(Path(sys.argv[1]) / 'app'), flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        theirs = Path(process.stdout.readline().strip())
+        mine = folder_of_this_process(tmp_path / "app")
+        assert theirs.is_dir()
+        process.kill()
+    next_one = folder_of_this_process(tmp_path / "app")
+    assert set(tmp_path.iterdir()) == {mine, next_one}

@@ -292,7 +292,9 @@ def test_of_a_run_that_started_from_another_any_policy_with_its_frozen_weights_w
     home.parent.mkdir(parents=True)
     held = policy
     if not is_the_same:
-        held = build_policy(parse_run_config(TINY, "tests").policy, 99, torch.device("cpu"), cache)
+        held = build_policy(
+            parse_run_config(TINY, "t").policy, seed=9, device=torch.device("cpu"), cache=cache
+        )
     save_policy_folder(home, held, build_processors(held, statistics), "card")
     note_delivered_policy(home, "run-7", 1, policy_digest(home))
     deliver_only(_grid(tmp_path, "site-a"), run)  # type: ignore[arg-type]

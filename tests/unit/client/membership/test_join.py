@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,14 @@ def test_at_a_terminal_the_owner_is_asked_about_a_new_authority_once(
     assert accept(site, file) == invitation  # a second question would find the end of the input
 
 
-@pytest.mark.parametrize("missing", ["key", "invitation", "dataset"])
+@pytest.mark.parametrize("missing", ["folder", "key", "invitation", "dataset"])
 def test_what_is_missing_is_one_line_with_the_command(
     missing: str, site: SiteFolder, file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments: list[object] = [file, "--data", dataset]
-    if missing == "key":
+    if missing == "folder":
+        shutil.rmtree(site.path)
+    elif missing == "key":
         site.key.unlink()
     elif missing == "invitation":
         arguments = ["--data", dataset]
@@ -106,8 +109,8 @@ def test_what_is_missing_is_one_line_with_the_command(
         arguments = [file]
     assert _join(site, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    fix = {"key": "so100-site key makes it", "invitation": "name the file", "dataset": "--data"}
-    assert fix[missing] in line
+    fix = {"invitation": "name the file", "dataset": "--data"}
+    assert fix.get(missing, "so100-site key makes it") in line
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from client.cli import main
 from client.doctor.dataset import check_dataset
+from client.recordings.hub import remove_downloads
 from client.repair.main import repair_dataset
 from federation.data.advice import repair
 from federation.data.description import describe_dataset, find_datasets
 from federation.errors import DatasetError
+from federation.files import write_json
 from tests import REPOSITORY
 from tests.synthetic import as_format_2, record_dataset
 
@@ -375,6 +377,43 @@ def test_in_a_sites_container_it_writes_to_scratch(
     monkeypatch.setenv("FEDERATION_DATASET", str(copy))
     monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("client.repair.main._MOUNTED", str(copy))
     assert main(["repair"]) == 0
     assert "in .env: DATASET=./site/scratch/repaired" in capsys.readouterr().out
     assert describe_dataset(tmp_path / "scratch/repaired").episodes == 3
+
+
+def test_in_a_container_one_of_the_recordings_is_named_in_its_place(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDERATION_REPAIR", "docker compose run --rm supernode repair")
+    monkeypatch.setenv("FEDERATION_DATASET", str(copy))  # of RECORDINGS, which names one in /data
+    monkeypatch.setenv("FEDERATION_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert main(["repair"]) == 0
+    new = tmp_path / "scratch" / f"{copy.name}-repaired"
+    assert f"in .env: RECORDINGS with {new} in the place of {copy}" in capsys.readouterr().out
+
+
+def test_the_folder_that_one_stands_in_has_a_name(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy)
+    assert main(["repair", "."]) == 0
+    assert f"it takes the place of {copy.name}" in capsys.readouterr().out
+    assert describe_dataset(copy.with_name(f"{copy.name}-repaired")).episodes == 3
+
+
+def test_of_a_download_the_repaired_one_lies_where_nothing_removes_it(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch = tmp_path / "scratch"
+    (scratch / "hub").mkdir(parents=True)
+    folder = copy.rename(scratch / "hub" / "0123abcd")
+    write_json(folder.with_suffix(".json"), {"recording": "hf:ann/pick@v1", "commit": "0"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["repair", str(folder)]) == 0
+    new = tmp_path / "pick-repaired"
+    assert f"so100-site data --add {new} --remove hf:ann/pick@v1 puts it" in capsys.readouterr().out
+    remove_downloads(scratch, [])
+    assert describe_dataset(new).episodes == 3

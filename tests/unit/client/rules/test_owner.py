@@ -52,6 +52,11 @@ def test_each_rule_of_the_template_is_read_once_its_mark_is_taken_away(file: Pat
     assert rules.hours == (Span(1200, 420), Span(750, 810))
 
 
+def test_a_file_of_a_windows_editor_is_read(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf# rules\r\nmin-noise = 1.0\r\n")
+    assert read_rules(file).min_noise == 1.0
+
+
 @pytest.mark.parametrize("content", [None, "", "# nothing\n"])
 def test_no_file_and_an_empty_one_are_no_rules(content: str | None, file: Path) -> None:
     if content is not None:

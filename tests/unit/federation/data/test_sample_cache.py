@@ -93,11 +93,14 @@ def test_a_damaged_record_is_decoded_again(policy, root) -> None:
 def test_data_that_changed_gets_a_new_file_and_the_old_one_goes(policy, root) -> None:
     _open(root, policy)[0]
     (before,) = (root.parent / "samples").glob("*.samples")
+    (copied,) = (root.parent / "samples" / "arrow").iterdir()
     later = time.time() + 10
     os.utime(next((root / "videos").rglob("*.mp4")), (later, later))
     _open(root, policy)[0]
     (after,) = (root.parent / "samples").glob("*.samples")
     assert after != before
+    (copied_anew,) = (root.parent / "samples" / "arrow").iterdir()
+    assert copied_anew != copied
 
 
 def test_the_file_stays_below_its_limit(policy, root, caplog) -> None:
