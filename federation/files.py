@@ -111,7 +111,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 
 def folder_of_this_process(path: Path) -> Path:
-    """Return a new folder beside `path`; where this process is killed, the next that calls this removes it."""
+    """Return a new folder beside `path`; once this process was killed, the next one that asks removes it."""
     return _make_locked_folder(path)[0]  # the lock goes with the process
 
 

@@ -132,9 +132,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
         round_evaluation.evaluate_before_training(evaluator, model, checkpoints, record, tracking)
         after_round.start(0, model)
 
-    # Where a run starts from the policy of an earlier one, sites keep that.
-    brings_former = config.run.deliver == "end" and not earlier_run(config)
-    former = FormerPolicy(grid, record.folder if brings_former else None, nodes.late)
+    former = FormerPolicy(grid, record.folder if _brings_former(config) else None, nodes.late)
     gc.collect()
     gc.freeze()  # torch's million objects stay anyway; without them the collection after each reply is quick
     done = checkpoint.round if checkpoint else 0
@@ -155,6 +153,11 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
     note_predictions(record.folder, evaluator, model, done)
     after_round.finish(model, checkpoints, done)
     return ended_early
+
+
+def _brings_former(config: RunConfig) -> bool:
+    """Whether sites get the policy of the run before: not where they need the one that this run starts from."""
+    return config.run.deliver == "end" and not earlier_run(config)
 
 
 def _build_while_nodes_join(

@@ -244,9 +244,10 @@ def repair(
 
     Example: so100-site repair recordings/pick-cube --without 3,7
     """
+    from client.recordings.hub import downloaded_name
     from client.repair.main import repair_and_print
 
-    repair_and_print(dataset, new, without)
+    repair_and_print(dataset, new, without, downloaded_name(dataset))
 
 
 @app.command()

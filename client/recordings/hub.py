@@ -54,6 +54,7 @@ def download(name: str, scratch: Path) -> Path:
 
 def downloaded_name(folder: Path) -> str:
     """Return the recording that was downloaded into `folder`, "hf:owner/name@revision"; "" if none was."""
+    folder = folder.absolute()
     if folder.parent.name != _FOLDER:
         return ""
     return str(read_json_object(folder.with_suffix(".json")).get("recording", ""))

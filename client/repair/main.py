@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from client.recordings.hub import downloaded_name
 from client.repair.source import Source, read_source
 from federation.data.advice import REPAIRED
 from federation.data.description import describe_dataset
@@ -56,13 +55,14 @@ def repair_dataset(root: Path, new: Path, without: Sequence[int] = ()) -> dict[i
     return lost
 
 
-def repair_and_print(dataset: Path, new: Path | None = None, without: str = "") -> None:
+def repair_and_print(dataset: Path, new: Path | None = None, without: str = "", recording: str = "") -> None:
     """Write what can be saved of `dataset` to `new`, and print what that is and what it is not.
 
     Args:
         new: None: `dataset`-repaired, or in a site's container, which may write nowhere else, in its scratch
             folder.
         without: episodes to drop, whole or not, as "3,7".
+        recording: what its owner calls it, where it was downloaded: "hf:owner/name@revision".
 
     Raises:
         ConfigError: `without` is malformed.
@@ -71,7 +71,7 @@ def repair_and_print(dataset: Path, new: Path | None = None, without: str = "") 
     """
     dropped = _parse_indices(without) if without else ()
     dataset = Path(os.path.normpath(dataset.absolute()))  # `.` has no name
-    new = new or _default_folder(dataset)
+    new = new or _default_folder(dataset, recording)
     logging.disable(logging.WARNING)  # what LeRobot reports of codecs that are not needed here
     try:
         lost = repair_dataset(dataset, new, dropped)
@@ -81,7 +81,7 @@ def repair_and_print(dataset: Path, new: Path | None = None, without: str = "") 
     for number, why in sorted(lost.items()):
         print(f"episode {number} is not in it: {why}")
     saved = f"{description.episodes} episodes, {description.frames} frames, {description.fps} frames/s"
-    print(f"{new}: {saved}; {_next_step(dataset, new)}")
+    print(f"{new}: {saved}; {_next_step(dataset, new, recording)}")
 
 
 def _fill(folder: Path, source: Source, lost: dict[int, str]) -> None:
@@ -113,10 +113,9 @@ def _why_none(source: Source, lost: Mapping[int, str]) -> str:
     return f"no episode is whole ({named}); record again"
 
 
-def _next_step(root: Path, new: Path) -> str:
+def _next_step(root: Path, new: Path, recording: str) -> str:
     if os.environ.get("FEDERATION_REPAIR") and _is_only(root):
         return f"in .env: DATASET=./site/scratch/{new.name}"
-    recording = downloaded_name(root)
     if os.environ.get("FEDERATION_REPAIR"):
         return f"in .env: RECORDINGS with {new} in the place of {recording or root}"
     if recording:
@@ -127,12 +126,12 @@ def _next_step(root: Path, new: Path) -> str:
     return f"use it in the place of {root}"
 
 
-def _default_folder(dataset: Path) -> Path:
+def _default_folder(dataset: Path, recording: str) -> Path:
     if (scratch := os.environ.get("FEDERATION_SCRATCH")) and _is_only(dataset):
         return Path(scratch) / "repaired"
     if scratch and os.environ.get("FEDERATION_REPAIR"):
         return Path(scratch) / (dataset.name + REPAIRED)
-    if recording := downloaded_name(dataset):  # what lies beside a download is removed with the next round
+    if recording:  # what lies beside a download is removed with the next round
         return Path(recording.rpartition("/")[2].partition("@")[0] + REPAIRED).absolute()
     return dataset.with_name(dataset.resolve().name + REPAIRED)
 

@@ -59,3 +59,9 @@ def test_held_out_data_that_cannot_be_evaluated_ends_the_run_before_its_first_ro
     config = parse_run_config(TINY, "tests")
     with pytest.raises(DatasetError, match="holdout: the pictures of the camera top differ in size"):
         check_samples(config, *find_evaluation_datasets(config))
+
+
+def test_the_policy_of_the_run_before_is_not_put_in_the_place_of_the_one_to_start_from() -> None:
+    assert app._brings_former(parse_run_config({}, "tests"))
+    assert not app._brings_former(parse_run_config({"run.deliver": "never"}, "tests"))
+    assert not app._brings_former(parse_run_config({"policy.pretrained": "run:demo-1"}, "tests"))

@@ -66,9 +66,9 @@ def test_repair_calls_its_room(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("FEDERATION_DATASET", "mine")
     assert main(["repair", "--without", "3"]) == 0
     assert calls == [
-        (Path("d"), None, ""),
-        (Path("d"), Path("n"), "3,7"),
-        (Path("mine"), None, "3"),
+        (Path("d"), None, "", ""),
+        (Path("d"), Path("n"), "3,7", ""),
+        (Path("mine"), None, "3", ""),
     ]
 
 
