@@ -239,8 +239,8 @@ class EvaluationConfig:
     )
     rollback_ratio: Real = setting(
         2.0,
-        "a policy loss beyond this many times the best takes the weights back to the best round; 0: never, "
-        "else above 1",
+        "a policy loss beyond this many times the best takes the weights back to the best round; 0: only NaN "
+        "or infinity does; else above 1",
         ge=0,
     )
     patience: Whole = setting(0, "end after so many evaluations in a row without gain; 0: never", ge=0)
@@ -254,9 +254,9 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """What is kept of the global weights."""
+    """What is kept of the global weights: the last and the best always."""
 
-    frequency: Whole = setting(1, "every how many rounds; the last and the best always", ge=1)
+    frequency: Whole = setting(1, "every how many rounds; a resume does later ones again", ge=1)
     keep: Whole = setting(3, "newest N are kept, and the best one besides", ge=1)
     keep_every: Whole = setting(10, "and those of every Nth round, to go back to; 0: none", ge=0)
 

@@ -156,7 +156,7 @@ def _run(grid: Grid, config: RunConfig, record: RunRecord, tracking: Tracking, e
 
 
 def _brings_former(config: RunConfig) -> bool:
-    """Whether sites get the policy of the run before: not where this run starts from another that they have."""
+    """Whether sites get the policy of the run before: not where this run starts from what they have."""
     return config.run.deliver == "end" and not earlier_run(config)
 
 

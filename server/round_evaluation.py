@@ -106,8 +106,8 @@ def stop_after_reverts(record: RunRecord) -> None:
     if record.reverts_in_row >= _MAX_REVERTS_IN_ROW:
         raise RevertedError(
             f"{record.reverts_in_row} evaluations in a row took the weights back to the best round: training "
-            "diverges; resume the run with a lower training.learning_rate, or a higher "
-            "evaluation.rollback_ratio (0 never takes them back)"
+            "diverges; resume the run with a lower training.learning_rate, or, where the losses were finite, "
+            "a higher evaluation.rollback_ratio (0: only NaN or infinity takes the weights back)"
         )
 
 

@@ -1,20 +1,19 @@
 """`so100-server deliver`: a short run that only sends the policy of a finished one to its sites."""
 
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from federation.errors import FederationError
+from server.deploy.run_container import run_container
 from server.run.deliveries import read_deliveries
 from server.run.recorded import is_finished, joined_sites, recorded_config
-from server.superlink.control import PROJECT, SuperLink, active_run, no_docker, run_status, submit_run
+from server.superlink.control import SuperLink, active_run, run_status, submit_run
 
 __all__ = ["deliver_policy", "deliver_run"]
 
 _POLL_INTERVAL_SECONDS = 1.0
-_COMMAND = ("docker", "compose", "run", "--rm", "--no-deps", "run", "--deliver")
 
 
 def deliver_run(superlink: SuperLink, outputs: Path, run: str, say: Callable[[str], None]) -> None:
@@ -63,10 +62,7 @@ def deliver_policy(run: str, outputs: Path, certs: Path, control: str | None) ->
     if control is not None:
         deliver_run(SuperLink(control, certs / "superlink" / "ca.crt"), outputs, run, print)
         return 0
-    try:
-        return subprocess.run([*_COMMAND, run], cwd=PROJECT, check=False).returncode
-    except OSError as error:
-        raise no_docker(error) from None
+    return run_container(["run", "--deliver", run]).returncode
 
 
 def _outcome(before: dict[str, object] | None, after: dict[str, object] | None) -> str:

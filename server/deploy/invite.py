@@ -19,7 +19,8 @@ from federation.invitation import Invitation, spell_authority
 from federation.site_key import check_site_name, read_key_line
 from server.deploy.expectations import describe_run
 from server.deploy.register import change_registration
-from server.superlink.control import PROJECT, ControlError, SuperLink, no_docker
+from server.deploy.run_container import run_container
+from server.superlink.control import ControlError, SuperLink
 
 __all__ = ["invite_site", "register_key", "revoke_key", "revoke_site", "write_invitation"]
 
@@ -114,16 +115,11 @@ def _change_key(certs: Path, name: str, control: str | None, *, revoke: bool) ->
     if control:
         superlink = SuperLink(control, certs / "superlink" / "ca.crt")
         return change_registration(superlink, name, key, revoke=revoke)
-    command = ["docker", "compose", "run", "--rm", "--no-deps", "-T"]
-    command += ["--entrypoint", "python", "run", "-m", "server.cli", "register"]
+    command = ["-T", "--entrypoint", "python", "run", "-m", "server.cli", "register"]
     command += ["--superlink", _SUPERLINK_IN_COMPOSE, "--ca", _CA_IN_COMPOSE]
     command += ["--name", name, "--key", key, *(["--revoke"] if revoke else [])]
     try:
-        result = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, timeout=_REGISTER_SECONDS, check=False
-        )
-    except OSError as error:
-        raise no_docker(error) from None
+        result = run_container(command, capture_output=True, text=True, timeout=_REGISTER_SECONDS)
     except subprocess.TimeoutExpired:
         raise ControlError(
             f"SuperLink did not answer within {_REGISTER_SECONDS} s; see docker compose ps"

@@ -150,12 +150,15 @@ def _resumed(superlink: SuperLink, folder: Path, file: Path | None) -> RunConfig
     config = config_to_resume(folder, file)
     if changed := _differences(recorded_config(folder), config):
         _refuse_while_active(superlink, folder.parent, f"other {', '.join(changed)}")
+    else:
+        _refuse_while_active(superlink, folder.parent, f"run {folder.name}", but=folder.name)
     return config
 
 
-def _refuse_while_active(superlink: SuperLink, outputs: Path, wanted: str) -> None:
-    """Raise a FederationError if a run is active, which cannot be given what is `wanted`."""
-    if active := find_active_run(superlink, outputs):
+def _refuse_while_active(superlink: SuperLink, outputs: Path, wanted: str, but: str = "") -> None:
+    """Raise a FederationError if a run, not called `but`, is active: it cannot be given what is `wanted`."""
+    active = find_active_run(superlink, outputs, _say)
+    if active and active[1].run.name != but:
         raise FederationError(
             f"run {active[1].run.name} is active, so {wanted} cannot begin: {_COMMAND} --stop ends it, and "
             "it can be resumed"
@@ -199,7 +202,7 @@ def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLin
     differences = ", ".join(_differences(found, config))
     if not differences:
         _say(f"run {folder.name} has not finished and goes on; {_COMMAND} --new begins another")
-    elif active_run(superlink):
+    elif find_active_run(superlink, folder.parent, _say):
         _say(f"run {folder.name} is active and goes on as it began, with other {differences} than {file}")
     else:
         raise FederationError(

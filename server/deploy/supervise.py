@@ -30,6 +30,7 @@ from server.superlink.control import (
     RefusedError,
     SuperLink,
     active_run,
+    only_delivers,
     run_status,
     stop_run,
     submit_run,
@@ -60,7 +61,7 @@ def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: C
         RunGivenUpError: the run was stopped, or `_MAX_ATTEMPTS_WITHOUT_PROGRESS` brought no further round.
         ControlError: SuperLink refuses a submission or cannot be reached for the first one.
     """
-    active = find_active_run(superlink, outputs)
+    active = find_active_run(superlink, outputs, say)
     if active is None:
         run_id = submit_run(superlink, config)
         say(f"run {config.run.name} submitted as {run_id}; it is recorded in {outputs / config.run.name}")
@@ -99,21 +100,30 @@ def supervise_run(superlink: SuperLink, outputs: Path, config: RunConfig, say: C
         say(f"run {config.run.name} goes on after round {rounds} as {run_id}")
 
 
-def find_active_run(superlink: SuperLink, outputs: Path) -> tuple[str, RunConfig] | None:
+def find_active_run(
+    superlink: SuperLink, outputs: Path, say: Callable[[str], None]
+) -> tuple[str, RunConfig] | None:
     """Return Flower's id of the active run and its configuration; None if there is none, or soon.
 
     For a moment a run is active without a record, while its ServerApp starts, and after its record was
-    finished, while its ServerApp ends.
+    finished, while its ServerApp ends. One that only delivers has no record, and its end is waited for.
+
+    Args:
+        say: takes lines for the operator.
 
     Raises:
         RunGivenUpError: there is one, and no record of it.
     """
+    delivery = ""
     give_up_at = time.monotonic() + _RECORD_SECONDS
     while (run_id := active_run(superlink)) is not None:
         for folder in recorded_runs(outputs):
             if _is_record_of(folder, run_id) and not is_finished(folder):
                 return run_id, recorded_config(folder)
-        if time.monotonic() > give_up_at:
+        if run_id != delivery and only_delivers(superlink, run_id):
+            delivery = run_id
+            say(f"run {run_id} delivers a policy, and its end is waited for")
+        if run_id != delivery and time.monotonic() > give_up_at:
             raise RunGivenUpError(
                 f"run {run_id} is active, and {outputs} has no record of it: docker compose run --rm run "
                 "--stop ends it"

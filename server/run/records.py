@@ -201,7 +201,7 @@ class RunRecord:
         self.event("simulated", **figures)
 
     def round_finished(self, round_: RoundRecord) -> None:
-        """Add a complete round; from here on it is on disk."""
+        """Add a complete round; from here on its record is on disk; its checkpoint is, where one was due."""
         self._rounds.append(round_)
         self._drop_simulations(self._is_gone)
         self._save()

@@ -94,8 +94,10 @@ class RoundRecord:
 def last_update_of(rounds: Sequence[RoundRecord], node: str) -> str:
     """Return what became of the newest update that `node` was asked for, in `rounds`; "" if it never was."""
     for entry in reversed(rounds):
-        if node in entry.clients:
+        if node in entry.clients and entry.aggregated:
             return f"accepted in round {entry.round}"
+        if node in entry.clients:
+            return f"good in round {entry.round}, which had too few others to change the weights"
         if node in entry.rejected:
             return f"rejected in round {entry.round}: {entry.rejected[node].reason}"
         if node in entry.missing:
@@ -130,7 +132,7 @@ def reverts_of(rounds: Sequence[RoundRecord]) -> list[tuple[int, int]]:
 
 
 def undone_rounds(rounds: Sequence[RoundRecord], rolled_back: Collection[int], node: str) -> list[int]:
-    """Return the rounds that `node` may have trained and of which nothing is in today's weights.
+    """Return the rounds taken back that `node` may have trained, of which nothing is in today's weights.
 
     Args:
         rolled_back: the rounds that the operator went back over; those in `rounds` were done again, and count

@@ -17,7 +17,7 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.serde import user_config_to_proto
+from flwr.common.serde import user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -28,6 +28,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.run_pb2 import Run
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error.base import ApiErrorCode, FlowerError
@@ -48,8 +49,8 @@ __all__ = [
     "active_run",
     "app_files",
     "connect",
-    "no_docker",
     "online_sites",
+    "only_delivers",
     "register_supernode",
     "run_status",
     "start_run",
@@ -73,14 +74,6 @@ class RefusedError(ControlError):
     def __init__(self, message: str, flower_code: int) -> None:
         super().__init__(message)
         self.flower_code = flower_code  # of `ApiErrorCode`
-
-
-def no_docker(error: OSError) -> ControlError:
-    """Return what to raise where SuperLink cannot be asked through a container."""
-    return ControlError(
-        f"docker cannot be started here ({error.strerror}); install it, or name SuperLink with "
-        "--control host:port"
-    )
 
 
 @dataclass(frozen=True)
@@ -236,6 +229,16 @@ def active_run(superlink: SuperLink) -> str | None:
     return next((run_id for run_id, status in statuses if not status.startswith("finished")), None)
 
 
+def only_delivers(superlink: SuperLink, run_id: str) -> bool:
+    """Return whether a run is one that only delivers a policy (`run.deliver = "only"`).
+
+    Raises:
+        ControlError: SuperLink cannot be reached.
+    """
+    run = _runs(superlink).get(run_id)
+    return run is not None and user_config_from_proto(run.override_config).get("run.deliver") == "only"
+
+
 def stop_run(superlink: SuperLink, run_id: str) -> None:
     """End a run that is active.
 
@@ -246,13 +249,17 @@ def stop_run(superlink: SuperLink, run_id: str) -> None:
 
 
 def _statuses(superlink: SuperLink) -> dict[str, str]:
-    request = ListRunsRequest(limit=MAX_RUNS)
-    runs = _ask(superlink, "list runs", lambda client: client.ListRuns(request)).run_dict
-    newest_first = sorted(runs.values(), key=lambda run: run.pending_at, reverse=True)
     return {
-        str(run.run_id): ":".join(filter(None, (run.status.status, run.status.sub_status)))
-        for run in newest_first
+        run_id: ":".join(filter(None, (run.status.status, run.status.sub_status)))
+        for run_id, run in _runs(superlink).items()
     }
+
+
+def _runs(superlink: SuperLink) -> dict[str, Run]:
+    """Return SuperLink's runs by their id, the newest first."""
+    request = ListRunsRequest(limit=MAX_RUNS)
+    runs = _ask(superlink, "list runs", lambda client: client.ListRuns(request)).run_dict.values()
+    return {str(run.run_id): run for run in sorted(runs, key=lambda run: run.pending_at, reverse=True)}
 
 
 def _pem(public_key: str) -> bytes:

@@ -11,10 +11,13 @@ from client.rules.owner import RULES_VARIABLE
 from client.rules.traffic import TRAFFIC_FILE
 from federation.config import parse_run_config
 from federation.policy.folder import policy_digest
+from server.deploy.deliver import deliver_run
 from server.deploy.local_cluster import LocalCluster
 from server.deploy.supervise import supervise_run
 from server.run.recorded import EVENTS_FILE, read_metrics
 from server.run.round_record import recorded_rounds
+from server.superlink import control
+from server.superlink.control import only_delivers
 from tests.conftest import TINY
 from tests.integration.conftest import free_port
 
@@ -53,7 +56,7 @@ def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluste
     outputs, scratch, rules = cluster._outputs, cluster._scratch, cluster._outputs / "rules-site-b.toml"
     first, _ = _run(cluster, "one", **{"federation.min_nodes": 2, "run.num_rounds": 1})
     exported = policy_digest(outputs / "one" / "pretrained_model")
-    assert policy_digest(scratch / "site-b" / "policy") == exported
+    assert _policy_of(scratch / "site-b") == exported
 
     # site-b wants noise of its own, which this run has none of: it is denied by name.
     rules.write_text("min-noise = 1.0")
@@ -71,6 +74,16 @@ def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluste
     _, events = _run(cluster, "three", **after | {"policy.pretrained": "run:two"})
     assert _denied(events) == ("site-b", "policy.pretrained = 'run:two': this site has the policy of one")
 
+    # The fix that it names works, also where a site had that policy before.
+    assert _policy_of(scratch / "site-a") == policy_digest(outputs / "three" / "pretrained_model")
+    said: list[str] = []
+    deliver_run(cluster.superlink, outputs, "two", said.append)
+    assert said == ["site-a: has the policy of round 1 now"]
+    assert _policy_of(scratch / "site-a") == policy_digest(outputs / "two" / "pretrained_model")
+    delivery, third, *_ = control._runs(cluster.superlink)
+    assert only_delivers(cluster.superlink, delivery)
+    assert not only_delivers(cluster.superlink, third)
+
     # The gigabytes of its day are used up by the second round, and the run goes on without it.
     a_round = sum(entry["bytes"]["down"] + entry["bytes"]["up"] for entry in first["rounds"]) / 2
     used = json.loads((scratch / "site-b" / TRAFFIC_FILE).read_text())
@@ -84,6 +97,10 @@ def test_runs_begin_where_the_last_one_ended_and_keep_to_the_owners_rules(cluste
     (suspended,) = (event for event in events if event["event"] == "node_suspended")
     assert (suspended["node"], suspended["until_round"]) == ("site-b", 6)
     assert "rule gigabytes-a-day" in (cluster.logs / "site-b.log").read_text()
+
+
+def _policy_of(scratch: Path) -> str:
+    return policy_digest(scratch / "policy")
 
 
 def _denied(events: list[dict[str, Any]]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """so100-server deliver: what is submitted, what is refused before, and what is said of each site."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,13 +91,13 @@ def test_without_an_address_the_run_container_does_it(monkeypatch: pytest.Monkey
         commands.append(command)
         return SimpleNamespace(returncode=3)
 
-    monkeypatch.setattr(deliver.subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "run", start)
     assert deliver_policy("run-1", Path("outputs"), Path("certs"), None) == 3
     assert commands == [["docker", "compose", "run", "--rm", "--no-deps", "run", "--deliver", "run-1"]]
 
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(deliver.subprocess, "run", missing)
+    monkeypatch.setattr(subprocess, "run", missing)
     with pytest.raises(ControlError, match="--control host:port"):
         deliver_policy("run-1", Path("outputs"), Path("certs"), None)

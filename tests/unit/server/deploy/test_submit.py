@@ -101,6 +101,7 @@ def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
         monkeypatch.setattr(module, "submit_run", link.submit_run)
         monkeypatch.setattr(module, "stop_run", link.stop_run)
         monkeypatch.setattr(module, "_POLL_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(supervise, "only_delivers", lambda *_: False)
     monkeypatch.setattr(supervise, "run_status", link.run_status)
     monkeypatch.setattr(supervise, "_SECONDS_BEFORE_CONTINUATION", 0.0)
     monkeypatch.setattr(supervise, "_RECORD_SECONDS", 0.0)
@@ -281,7 +282,7 @@ def test_an_active_run_is_paired_with_its_own_record(
     (tmp_path / "outputs" / "damaged").mkdir()
     (tmp_path / "outputs" / "damaged" / "federated_metrics.json").write_text("{")
     superlink.active = "1"
-    found = supervise.find_active_run(tmp_path, superlink.outputs)
+    found = supervise.find_active_run(tmp_path, superlink.outputs, print)
     assert found is not None
     assert (found[0], found[1].run.name) == ("1", "mine")
 
@@ -386,6 +387,33 @@ def test_an_active_run_without_a_record_is_not_meddled_with(
     assert _submit(arguments) == 2
     assert "run 6 is active" in capsys.readouterr().err
     assert superlink.submitted == []
+
+
+def test_a_delivery_is_waited_for(
+    arguments: list[str],
+    superlink: SuperLink,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    active = iter(["6", "6", "6"])
+    for module in (submit, supervise):
+        monkeypatch.setattr(module, "active_run", lambda home: next(active, None))
+    monkeypatch.setattr(supervise, "only_delivers", lambda _, run_id: run_id == "6")
+    assert _submit(arguments) == 0
+    assert capsys.readouterr().out.count("run 6 delivers a policy, and its end is waited for") == 1
+    assert len(superlink.submitted) == 1
+
+
+def test_one_run_is_not_resumed_by_following_another(
+    arguments: list[str], superlink: SuperLink, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    superlink.outcomes = [(1, "killed"), (1, "killed")]
+    for name in ("tiny-1", "tiny-2"):
+        superlink.active = superlink.submit_run(
+            tmp_path, load_run_config(tmp_path / "tiny.toml", {"run.name": name})
+        )
+    assert _submit([*arguments, "--resume=tiny-1"]) == 2
+    assert "run tiny-2 is active, so run tiny-1 cannot begin" in capsys.readouterr().err
 
 
 def test_a_run_that_is_just_ending_is_not_in_the_way_of_the_next(

@@ -1,6 +1,6 @@
 import json
 
-from server.run.round_record import Rejection, RoundRecord, recorded_rounds
+from server.run.round_record import Rejection, RoundRecord, last_update_of, recorded_rounds
 
 # As the first release wrote a round: other keys have come since.
 FIRST = {
@@ -30,6 +30,14 @@ def test_a_round_is_read_as_it_was_written() -> None:
     assert written["refusal_codes"] == {"site-b": "norm"}
     assert written["rolled_back_to"] == 1
     assert RoundRecord.from_json(written) == entry
+
+
+def test_a_good_update_of_a_round_that_changed_nothing_is_not_called_accepted() -> None:
+    rounds = [RoundRecord(1, clients={"site-a": {}, "site-b": {}}), RoundRecord(2, aggregated=False)]
+    rounds[1].clients["site-a"] = {}
+    assert last_update_of(rounds, "site-a").startswith("good in round 2, which had too few others")
+    assert last_update_of(rounds, "site-b") == "accepted in round 1"
+    assert last_update_of(rounds, "site-c") == ""
 
 
 def test_what_did_not_happen_in_a_round_is_not_written() -> None:
