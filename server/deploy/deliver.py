@@ -7,9 +7,10 @@ from pathlib import Path
 
 from federation.errors import FederationError
 from server.deploy.run_container import run_container
+from server.deploy.supervise import find_active_run
 from server.run.deliveries import read_deliveries
 from server.run.recorded import is_finished, joined_sites, recorded_config
-from server.superlink.control import SuperLink, active_run, run_status, submit_run
+from server.superlink.control import SuperLink, run_status, submit_run
 
 __all__ = ["deliver_policy", "deliver_run"]
 
@@ -30,9 +31,10 @@ def deliver_run(superlink: SuperLink, outputs: Path, run: str, say: Callable[[st
     config = recorded_config(folder)
     if not is_finished(folder):
         raise FederationError(f"run {run} has not finished: resume it, its end delivers the policy")
-    if active := active_run(superlink):
+    if active := find_active_run(superlink, outputs, say):
         raise FederationError(
-            f"run {active} is active: wait for its end, or end it with docker compose run --rm run --stop"
+            f"run {active[1].run.name} is active: wait for its end, or end it with docker compose run --rm "
+            "run --stop"
         )
     before = read_deliveries(folder)
     asked = replace(config, run=replace(config.run, name=run, resume=False, deliver="only"))

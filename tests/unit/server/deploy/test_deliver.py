@@ -40,7 +40,7 @@ def submitted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
     statuses = ["running", "finished:completed"]
     monkeypatch.setattr(deliver, "_POLL_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(deliver, "active_run", lambda _: None)
+    monkeypatch.setattr(deliver, "find_active_run", lambda *_: None)
     monkeypatch.setattr(deliver, "submit_run", submit)
     monkeypatch.setattr(deliver, "run_status", lambda *_: statuses.pop(0) if statuses[1:] else statuses[0])
     return runs
@@ -70,8 +70,10 @@ def test_what_cannot_be_delivered_is_refused_before_anything_is_submitted(
         deliver_run(LINK, folder.parent, "run-2", print)
     with pytest.raises(FederationError, match=r"run-3.*name a run's folder"):
         deliver_run(LINK, folder.parent, "run-3", print)
-    monkeypatch.setattr(deliver, "active_run", lambda _: "16")
-    with pytest.raises(FederationError, match="run 16 is active"):
+    monkeypatch.setattr(
+        deliver, "find_active_run", lambda *_: ("16", parse_run_config({"run.name": "run-9"}, "t"))
+    )
+    with pytest.raises(FederationError, match="run run-9 is active"):
         deliver_run(LINK, folder.parent, "run-1", print)
     assert submitted == []
 
