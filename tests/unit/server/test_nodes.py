@@ -387,6 +387,7 @@ def test_nor_with_an_answer_that_is_read_once_it_is_off_itself(
     record, reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds back a part of its answer until then, when SuperLink does not list its key's name any more."""
+    monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.0)
     whole = raw_reply(make_answer("b", reported))
     held_back = RawReply(whole.tree, dict.fromkeys(whole.contents, b""))
     answers = iter([held_back])
