@@ -160,7 +160,8 @@ def test_the_tests_coverage_lies_in_the_clone(clone: Path) -> None:
 )
 def test_gpu_adds_to_the_compose_files_that_env_names(clone: Path, lines: str, expected: str) -> None:
     (clone / ".env").write_text(lines, newline="")
-    calls = [call for call in _calls(clone, "images", "GPU=1") if call[-1] == "build"]
+    build = ["compose", "--profile", "sites-here", "build"]
+    calls = [call for call in _calls(clone, "images", "GPU=1") if call[2:] == build]
     assert [call[1] for call in calls] == [f"{expected}:docker/compose.gpu.yml"]
 
 
