@@ -1,7 +1,7 @@
 """The `run` service of docker-compose.yml: lets sites in, waits for them, and sees a run through to its end.
 
 It may be started again at any time: keys stay registered, an active run is followed, an unfinished run of the
-same configuration goes on where it was, and a finished one stays finished until `--new` asks for another.
+same configuration goes on where it was, and after a finished one no other begins until `--new` asks for it.
 """
 
 import time
@@ -168,7 +168,8 @@ def _refuse_while_active(superlink: SuperLink, outputs: Path, wanted: str, but: 
 def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunConfig | None:
     """Return what is to be run: the unfinished run of the configuration `file`, or a new one.
 
-    None: the newest run of this configuration has finished, and nobody asked for another.
+    None: the newest run has finished, and nobody asked for another. That holds of any configuration: an
+    upgrade that changes a default, or a `CONFIG` that was not written down, begins no training by itself.
 
     Raises:
         FederationError: the newest run has not finished and has another configuration, or another is asked
@@ -179,21 +180,14 @@ def _choose(superlink: SuperLink, outputs: Path, file: Path, new: bool) -> RunCo
         _refuse_while_active(superlink, outputs, "another")
         return config
     runs = recorded_runs(outputs)
-    if runs and not is_finished(runs[-1]):
+    if not runs:
+        return config
+    if not is_finished(runs[-1]):
         return _unfinished(runs[-1], config, file, superlink)
-    for folder in reversed(runs):
-        if is_finished(folder) and _is_of(folder, config):
-            _say(f"run {folder.name} of this configuration has finished; {_COMMAND} --new begins another")
-            return None
-    return config
-
-
-def _is_of(folder: Path, config: RunConfig) -> bool:
-    """Whether the run in `folder` has the configuration `config`; one of a release with others has not."""
-    try:
-        return not _differences(recorded_config(folder), config)
-    except ConfigError:
-        return False
+    if active := find_active_run(superlink, outputs, _say):  # its record began just now
+        return active[1]
+    _say(f"run {runs[-1].name} has finished; {_COMMAND} --new begins another, as {file} says")
+    return None
 
 
 def _unfinished(folder: Path, config: RunConfig, file: Path, superlink: SuperLink) -> RunConfig:

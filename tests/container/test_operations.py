@@ -50,7 +50,7 @@ def test_a_backup_is_restored_into_empty_volumes(cluster: Cluster, finished_run:
         cluster.unpack(tmp_path / f"{volume}.tar", *_ONCE, *unpack)
     cluster.compose("up", "--detach", "--no-build")
     assert cluster.read(finished_run, "federated_metrics.json") == metrics
-    assert "of this configuration has finished" in cluster.end_of_run_service()
+    assert "has finished; docker compose run --rm run --new" in cluster.end_of_run_service()
     assert _sites_of_one_round(cluster) == [*SITES]
 
 

@@ -1,5 +1,6 @@
 """The `run` service's program and its supervisor; whole runs: tests/integration, container."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,17 +130,15 @@ def test_where_no_site_is_on_this_machine_nobody_is_waited_for(
     assert "waiting for" not in capsys.readouterr().out
 
 
-def test_a_finished_run_of_another_release_is_no_run_of_this_configuration(
-    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+def test_an_upgrade_begins_no_run_after_one_that_has_finished(
+    arguments: list[str], superlink: SuperLink, capsys: pytest.CaptureFixture
 ) -> None:
-    names = iter(["tiny-1", "tiny-2"])
-    monkeypatch.setattr(submit, "new_run_name", lambda _: next(names))
     assert _submit(arguments) == 0
     (recorded,) = superlink.outputs.glob("*/federated_metrics.json")
     recorded.write_text(recorded.read_text().replace('"training.proximal_mu"', '"training.gone"'))
-    superlink.outcomes = [(4, "finished")]
     assert _submit(arguments) == 0
-    assert len(superlink.submitted) == 2
+    assert len(superlink.submitted) == 1
+    assert "has finished; docker compose run --rm run --new begins another" in capsys.readouterr().out
 
 
 def test_a_continuation_is_submitted_again_if_superlink_goes_away_at_that_moment(
@@ -213,26 +212,46 @@ def test_started_again_it_goes_on_with_the_unfinished_run_of_the_same_configurat
 
 
 def test_a_finished_run_stays_finished_until_somebody_asks_for_another(
-    arguments: list[str], superlink: SuperLink, tmp_path: Path, capsys: pytest.CaptureFixture
+    arguments: list[str],
+    superlink: SuperLink,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    superlink.outcomes = [(4, "finished")] * 3
+    names = iter(f"tiny-{number}" for number in range(9))
+    monkeypatch.setattr(submit, "new_run_name", lambda _: next(names))
+    superlink.outcomes = [(4, "finished")] * 2
     assert _submit(arguments) == 0
     (first,) = superlink.submitted
     capsys.readouterr()
     for _ in range(2):
         assert _submit([*arguments, "--unattended"]) == 0
-        line = f"run {first.run.name} of this configuration has finished; docker compose run --rm run --new"
-        assert capsys.readouterr().out.startswith(line)
+        line = f"run {first.run.name} has finished; docker compose run --rm run --new begins another, as "
+        assert capsys.readouterr().out == f"{line}{tmp_path / 'tiny.toml'} says\n"
     assert superlink.submitted == [first]
     assert superlink.registered == ["site-a", "site-b"] * 3
 
-    other = "[policy]\nsize = 'tiny'\n[run]\nnum_rounds = 5\nname = ''\n"
-    (tmp_path / "other.toml").write_text(other)
-    superlink.submit_run(tmp_path, load_run_config(tmp_path / "other.toml", {"run.name": "other"}))
-    assert _submit(arguments) == 0  # the newest run is of another configuration, and has finished too
+    with (tmp_path / "tiny.toml").open("a") as file:
+        file.write("[training]\nlearning_rate = 5e-5\n")
+    assert _submit(arguments) == 0
+    assert superlink.submitted == [first]
+    assert _submit([*arguments, "--new"]) == 0
     assert len(superlink.submitted) == 2
-    _submit([*arguments, "--new"])
-    assert len(superlink.submitted) == 3
+
+
+def test_a_run_whose_record_begins_while_it_is_looked_for_is_followed(
+    arguments: list[str], superlink: SuperLink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert _submit(arguments) == 0
+    (first,) = superlink.submitted
+    second = replace(first, run=replace(first.run, name="tiny-2"))
+    for module in (submit, supervise):
+        monkeypatch.setattr(module, "find_active_run", lambda *_: ("2", second))
+    monkeypatch.setattr(submit, "recorded_runs", lambda outputs: [outputs / first.run.name])
+    RunRecord(superlink.outputs, "tiny-2", second, "2").close("finished", "")
+    assert _submit(arguments) == 0
+    assert "run tiny-2 is active as 2 and is followed" in capsys.readouterr().out
+    assert superlink.submitted == [first]
 
 
 @pytest.mark.parametrize("unattended", [False, True])
