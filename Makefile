@@ -174,26 +174,23 @@ bench: $(VENV)/.installed sample-data keys ## the benchmarks, about an hour and 
 study: $(VENV)/.installed ## federated against centralised training on four simulated sites, about an hour on two cores
 	$(PY) -m tests.benchmarks.study
 
-# Docker. GPU=1: NVIDIA devices for training.
-COMPOSE = $(if $(GPU),COMPOSE_FILE="$(or $(shell docker/env.sh COMPOSE_FILE),docker-compose.yml):docker/compose.gpu.yml") \
-	docker compose
-
+# Docker
 .PHONY: base-image
 base-image: ## where no image registry can be reached: make the images' base from Debian packages, set .env accordingly
 	@docker/base-image.sh
 
 .PHONY: images
 images: ## build the images, that of the sites too where none is here
-	$(COMPOSE) --profile sites-here build
+	docker compose --profile sites-here build
 
 .PHONY: up
-up: certs ## start the cluster as containers and submit the run (CONFIG=, GPU=1)
-	$(COMPOSE) up --detach
-	$(COMPOSE) logs --follow --no-log-prefix run
+up: certs ## start the cluster as containers and submit the run (CONFIG= and GPU=1, for NVIDIA, are kept in .env)
+	docker compose up --detach
+	docker compose logs --follow --no-log-prefix run
 
 .PHONY: down
 down: ## stop the containers; state, outputs and caches stay in their volumes
-	$(COMPOSE) down
+	docker compose down
 
 .PHONY: test-container
 test-container: $(VENV)/.installed ## the container tests; they need a Docker engine and the images

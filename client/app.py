@@ -8,7 +8,7 @@ one line, in which no path of this site stands; the whole story is in this site'
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.base import locate_base
@@ -34,6 +34,7 @@ from federation.messages import (
     QUERY_JOIN,
     QUERY_SHUT_OUT,
     REASON,
+    SETTINGS,
     STATISTICS,
     UPDATE,
 )
@@ -106,7 +107,8 @@ def _train(message: Message, config: RunConfig, site: Site) -> RecordDict:
     check_day(site.rules, site.scratch)
     reply = answer_train_request(message, locate_base(config, site), site)
     check_day(site.rules, site.scratch)  # training may have lasted beyond the owner's hours
-    count_traffic(site.rules, site.scratch, sent=_array_bytes(reply.array_records[UPDATE]))
+    sent = sum(len(array.data) for array in reply.array_records[UPDATE].values())
+    count_traffic(site.rules, site.scratch, sent=sent)
     return reply
 
 
@@ -126,18 +128,6 @@ def _run_of(message: Message) -> str:
     return run
 
 
-def _bytes_of(content: RecordDict) -> int:
-    """Return about how many bytes came: what nobody reads counts too."""
-    return sum(
-        _array_bytes(record) if isinstance(record, ArrayRecord) else len(repr(dict(record)))
-        for record in content.values()
-    )
-
-
-def _array_bytes(record: ArrayRecord) -> int:
-    return sum(len(array.data) for array in record.values())
-
-
 def _last_update(message: Message) -> str | None:
     """Return what became of this site's last update; None if the server does not tell."""
     told = message.content.config_records.get(LAST_UPDATE)
@@ -152,15 +142,23 @@ def _shut_out(message: Message, config: RunConfig, site: Site) -> RecordDict:
     return RecordDict({})
 
 
-def _probe_answer(error: FederationError, context: Context) -> str:
+def _probe_answer(error: FederationError, message: Message, context: Context) -> str:
     """Return what the server is told of a policy that is a path on this machine; "" of anything else.
 
     What is wrong with it would tell what lies there.
     """
-    named = [str(context.run_config.get(key, "")) for key in ("policy.pretrained", "policy.vlm")]
-    if isinstance(error, PolicyError) and any(name.startswith(("/", "~")) for name in named):
+    settings = (
+        context.run_config,
+        message.content.config_records.get(SETTINGS, {}),
+    )  # of the run, of a delivery
+    named = [str(told.get(key, "")) for told in settings for key in ("policy.pretrained", "policy.vlm")]
+    if isinstance(error, PolicyError) and any(name and _is_local(name) for name in named):
         return "the policy that the run names by a path cannot be used here; this site's log says why"
     return ""
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith(("/", "~")) or Path(name).exists()
 
 
 def _answer(
@@ -173,14 +171,13 @@ def _answer(
         site = read_site(context)
         folders = {**private_folders(site.sources), "scratch": site.scratch}
         logs.bind_context(node=site.name)
-        count_traffic(site.rules, site.scratch, received=_bytes_of(message.content))
         config = parse_run_config(context.run_config, "the run configuration")
         logs.bind_context(run=config.run.name or None)
         return Message(work(message, config, site), reply_to=message)
     except FederationError as error:
         _log.error("%s", error)
         code, told = error.code, one_line(str(error))
-        reason = _probe_answer(error, context) or hide_paths(str(error), folders)
+        reason = _probe_answer(error, message, context) or hide_paths(str(error), folders)
     except Exception as error:  # anything else would end the process with paths in its message
         _log.exception("failed")
         code = RejectionCode.NODE_FAILED

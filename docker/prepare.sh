@@ -58,6 +58,9 @@ if ((uid == 0)); then
 	configured=${configured:-$owner}
 	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites" "$certs/invited" "$certs/revoked"
 fi
+if [[ -z $configured ]] && docker info 2>/dev/null | grep -qi rootless; then
+	configured=0 group=${group:-0} # there the user who runs the engine, whose the keys are
+fi
 configured=${configured:-$uid}
 [[ -n $(value_in_file FEDERATION_UID) ]] || append_to_file "FEDERATION_UID=$configured"
 ((uid != 0)) || group=${group:-$configured}
@@ -75,6 +78,16 @@ if [[ -n ${GPU:-} || $(value_of COMPOSE_FILE) == *compose.gpu.yml* ]]; then
 Docker has no NVIDIA runtime: install NVIDIA's container toolkit, run sudo nvidia-ctk runtime configure \
 --runtime=docker and restart Docker, or leave out GPU=1 and docker/compose.gpu.yml"
 fi
+
+# What `make up` was asked for once is meant of every docker compose later: of a restart, of a site's doctor.
+keep_setting() {
+	[[ $(value_in_file "$1") == "$2" ]] || append_to_file "$1=$2"
+}
+if [[ -n ${GPU:-} && $(value_of COMPOSE_FILE) != *compose.gpu.yml* ]]; then
+	files=$(value_of COMPOSE_FILE)
+	keep_setting COMPOSE_FILE "${files:-docker-compose.yml}:docker/compose.gpu.yml"
+fi
+[[ -z ${CONFIG:-} ]] || keep_setting CONFIG "$CONFIG"
 
 # Where all sites are elsewhere, this machine has the evaluation's data alone.
 datasets=(SITE_A_DATA=./data/sample/site-a SITE_B_DATA=./data/sample/site-b EVALUATION_DATA=./data/sample/holdout)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 from click import ClickException, UsageError
 
-from federation.errors import FederationError, one_line
+from federation.errors import FederationError, one_line, printable
 
 __all__ = ["make_app", "run"]
 
@@ -42,5 +42,5 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return 2

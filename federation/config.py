@@ -17,7 +17,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from federation.config_rules import find_broken_rule
-from federation.errors import ConfigError
+from federation.errors import ConfigError, one_line
 from federation.settings import RunConfig
 
 __all__ = ["RunConfig", "flatten", "load_run_config", "parse_run_config"]
@@ -81,11 +81,11 @@ def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> R
         ConfigError: the file is missing, is not TOML, or holds something `parse_run_config` refuses.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; choose one of configs/*.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {one_line(error)}") from None
     flat: dict[str, Any] = {}
     for section, settings in tree.items():
         if not isinstance(settings, dict):

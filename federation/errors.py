@@ -12,6 +12,7 @@ __all__ = [
     "WireError",
     "first_cause",
     "one_line",
+    "printable",
 ]
 
 _MAX_CHARACTERS = 500
@@ -91,6 +92,11 @@ def first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def printable(text: str) -> str:
+    """Return `text` without what would move a terminal's cursor or repaint it; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def one_line(said: str | BaseException) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 __all__ = [
     "expand_home",
+    "files_below",
     "fingerprint",
     "flush",
     "folder_of_this_process",
@@ -156,12 +157,27 @@ def flush(path: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes and modification times of all files in `folder`."""
+    """SHA-256 over the names, sizes and modification times of all files in `folder` that are not hidden.
+
+    Links to folders are followed, as whoever reads a dataset follows them.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(files_below(folder)):
         facts = file.stat()
         digest.update(os.fsencode(f"{file.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
     return digest.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in `folder` that are not hidden, also those behind links to folders."""
+    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
+    for place, folders, names in os.walk(folder, followlinks=True):
+        facts = Path(place).stat()
+        is_new = (facts.st_dev, facts.st_ino) not in seen
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = [name for name in folders if is_new and not name.startswith(".")]
+        files = (Path(place, name) for name in names if is_new and not name.startswith("."))
+        yield from (file for file in files if file.is_file())
 
 
 def expand_home(source: str) -> str:

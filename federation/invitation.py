@@ -119,7 +119,9 @@ def read_invitation(file: Path) -> Invitation:
         invitation = Invitation.model_validate_json(content)
         check_site_name(invitation.site)
         parse_address(invitation.superlink)
-        spell_authority(invitation.authority)
+        # Nothing but the certificate whose digits people compare: OpenSSL trusts kinds of blocks beside it
+        # that are passed over here.
+        only = _read_authority(invitation.authority).public_bytes(Encoding.PEM).decode()
         _check_cameras(invitation.expects)
     except ValidationError as error:
         first = error.errors()[0]
@@ -127,7 +129,7 @@ def read_invitation(file: Path) -> Invitation:
         raise ConfigError(f"invitation {file}: {what}: {one_line(first['msg'])}; {_AGAIN}") from None
     except (CertificateError, ConfigError) as error:
         raise ConfigError(f"invitation {file}: {one_line(str(error))}; {_AGAIN}") from None
-    return invitation
+    return invitation.model_copy(update={"authority": only})
 
 
 def spell_authority(pem: str) -> str:
@@ -136,16 +138,21 @@ def spell_authority(pem: str) -> str:
     Raises:
         CertificateError: `pem` is not the certificate of an authority.
     """
+    content = _read_authority(pem).public_bytes(Encoding.DER)
+    digest = int.from_bytes(hashlib.sha256(content).digest())
+    digits = f"{digest % 10 ** (_GROUPS * _DIGITS):0{_GROUPS * _DIGITS}d}"
+    return " ".join(digits[i : i + _DIGITS] for i in range(0, len(digits), _DIGITS))
+
+
+def _read_authority(pem: str) -> x509.Certificate:
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode())
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, x509.ExtensionNotFound):
+    except Exception:  # a stranger's: cryptography raises half a dozen types
         is_authority = False
     if not is_authority:
         raise CertificateError("authority: must be one certificate of an authority, as PEM")
-    digest = int.from_bytes(hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest())
-    digits = f"{digest % 10 ** (_GROUPS * _DIGITS):0{_GROUPS * _DIGITS}d}"
-    return " ".join(digits[i : i + _DIGITS] for i in range(0, len(digits), _DIGITS))
+    return certificate
 
 
 def _check_cameras(expects: Expectations) -> None:

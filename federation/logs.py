@@ -14,6 +14,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from federation.errors import printable
+
 __all__ = ["bind_context", "configure", "get_logger"]
 
 _ROOT = "so100"
@@ -48,7 +50,7 @@ def configure(file: Path | None = None) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    text = logging.Formatter(_FORMAT, "%H:%M:%S")
+    text = _TextFormatter(_FORMAT, "%H:%M:%S")
     handlers: list[tuple[logging.Handler, logging.Formatter]] = [
         (logging.StreamHandler(sys.stderr), _JsonFormatter() if chosen == "json" else text)
     ]
@@ -61,6 +63,13 @@ def configure(file: Path | None = None) -> None:
     for warning in (wrong_format, wrong_level):
         if warning:
             logger.warning("%s", warning)
+
+
+class _TextFormatter(logging.Formatter):
+    """For people, at a terminal: what a dataset or a library says must not repaint it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _JsonFormatter(logging.Formatter):

@@ -18,7 +18,9 @@ __all__ = ["add_noise", "clip"]
 def clip(update: Iterable[Tensor], norm: float) -> None:
     """Scale `update` down in place, so that the L2 norm over all its tensors is at most `norm`."""
     tensors = list(update)
-    actual = math.hypot(*(torch.linalg.vector_norm(tensor).item() for tensor in tensors))
+    # In double precision: the squares of values below 1e-23 are zeros in fp32, and would pass unclipped.
+    norms = (torch.linalg.vector_norm(tensor, dtype=torch.float64).item() for tensor in tensors)
+    actual = math.hypot(*norms)
     if actual > norm:
         torch._foreach_mul_(tensors, norm / actual)
 

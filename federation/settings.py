@@ -142,7 +142,7 @@ class TrainingConfig:
     weight_decay: Real = setting(1e-10, "of AdamW", ge=0)
     grad_clip_norm: Real = setting(10.0, "norm to which a larger gradient is scaled down", gt=0)
     keep_optimizer: bool = setting(
-        True, "AdamW's moments stay at the site from round to round (0.8 GB for the full size)"
+        True, "AdamW's moments stay at the site from round to round (1.6 GB of its disk at full size)"
     )
     num_workers: Whole = setting(2, "data loading processes on a SuperNode", ge=0)
 
@@ -207,7 +207,8 @@ class PrivacyConfig:
     mode: Literal["none", "central", "local"] = setting(
         "none", "who adds the noise: nobody, the server, or each site"
     )
-    clip_norm: Real = setting(1.0, "C: no update counts for more", gt=0)
+    # With a smaller C the noise and what it hides would be numbers that fp32 cannot hold apart.
+    clip_norm: Real = setting(1.0, "C: no update counts for more", ge=1e-6)
     noise_multiplier: Real = setting(1.0, "z: standard deviation of the noise over C", gt=0)
     delta: Real = setting(1e-5, "of the epsilon that is recorded", gt=0, le=0.1)
 

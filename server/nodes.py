@@ -51,7 +51,7 @@ class NodeTable:
         self._known: dict[int, Node] = {}
         self._asked_since: dict[int, str] = {}  # node id -> since when it had been online when it was asked
         self._asked: dict[int, float] = {}  # node id -> when at first, of those that have not answered yet
-        self._waited_for: dict[int, float] = {}  # the same of those that were denied: no second grace
+        self._waited_for: dict[int, float] = {}  # the same of those that have: none has a second grace
         self._pending: set[int] = set()  # of these, those whose answer is not given up yet
         self._inquiries: list[Iterator[Reply | None]] = []
         self._rejected_in_row: dict[int, int] = {}
@@ -214,7 +214,7 @@ class NodeTable:
         if reply.missing:
             self._asked_since.pop(reply.node_id, None)
             return  # asked again at the next poll
-        asked = self._asked.pop(reply.node_id)
+        self._waited_for[reply.node_id] = self._asked.pop(reply.node_id)
         try:
             if reply.content is None:
                 raise FederationError(reply.error)
@@ -225,12 +225,10 @@ class NodeTable:
         except FederationError as error:
             self._known.pop(reply.node_id, None)
             self._shut_out[reply.node_id] = online.get(reply.node_id, "")
-            self._waited_for[reply.node_id] = asked
             self._deny(reply.node_id, reason := one_line(str(error)))
             if reply.content is not None:  # else the node itself gave the reason
                 self._send_reason(reply.node_id, f"until its SuperNode restarts: {reason}")
             return
-        self._waited_for.pop(node.node_id, None)
         self._known[node.node_id] = node
         _log.info("node %s joined: %d episodes, %d frames", node.name, node.episodes, node.frames)
         self._record.node_joined(node.name, node_facts(node))

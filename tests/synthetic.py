@@ -70,11 +70,16 @@ def record_dataset(
             picture = np.full((*size, 3), 90, np.uint8)
             centre = np.array(size) / 2 * (1 + 0.6 * pose[:2] / reach)
             picture[(abs(rows - centre[0]) < 8) & (abs(columns - centre[1]) < 8)] = colour
+            background = (picture == 90).astype(np.uint8)
+            pictures = {  # each camera has another background: one taken for another would be seen
+                f"observation.images.{camera}": picture + np.uint8(25 * number) * background
+                for number, camera in enumerate(cameras)
+            }
             dataset.add_frame(
                 {
                     "observation.state": pose,
                     "action": _pose(t + 1, frames, phases, reach),
-                    **{f"observation.images.{camera}": picture for camera in cameras},
+                    **pictures,
                     "task": "follow the square",
                 }
             )

@@ -23,7 +23,7 @@ from client.recordings.opened import Recording, copies_kept, open_recordings
 from client.recordings.sources import Source, sessions_of
 from federation.addresses import parse_address
 from federation.data.description import DatasetDescription
-from federation.errors import ConfigError, FederationError
+from federation.errors import ConfigError, FederationError, printable
 from federation.settings import PolicyConfig
 
 __all__ = ["examine_site"]
@@ -68,7 +68,7 @@ def examine_site(
     looks = _look_at_data(sources, wanted, policy is not None, full, scratch)
     own = check_owner_rules(rules, round_bytes) if rules else []
     for check in chain(looks, own, _look_at_machine(scratch, key, ca, address, gpu_bytes, app)):
-        print(f"{check.level:<8} {check.what:<11} {check.text}", flush=True)
+        print(f"{check.level:<8} {check.what:<11} {printable(check.text)}", flush=True)
         failed |= check.level == "error"
     print("this site is not ready: fix the errors above" if failed else "this site is ready")
     return not failed

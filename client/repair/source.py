@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from client.repair.parquet_rescue import rescue_file
 from federation.data.advice import is_torn
 from federation.data.faults import frame_times, video_of_episode
+from federation.data.info import video_path_of
 from federation.data.tables import read_tasks
 from federation.errors import DatasetError, one_line
 
@@ -92,6 +93,8 @@ def read_source(root: Path, scratch: Path) -> Source:
         info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8-sig"))
         version = str(info["codebase_version"])
         keys = [key for key, feature in info["features"].items() if feature.get("dtype") == "video"]
+        if version.startswith("v3.") and keys:
+            info["video_path"] = video_path_of(root, info)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = one_line(error)
         raise DatasetError(
@@ -183,7 +186,7 @@ def _find_episodes(
                 )
                 for key in keys
             }
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             source.lost[number] = f"meta/episodes has no {one_line(error)} for it"
             continue
         _add(root, source, number, length, footage, counts, row)

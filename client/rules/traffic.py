@@ -1,7 +1,8 @@
 """What a site received and sent in a day: `<scratch>/traffic.json`, for its owner and for `gigabytes-a-day`.
 
-Counted is all that a message brings, and the tensors of what is sent. The day is the owner's. Once a message
-does not fit any more, the file says so, and `so100-site join` keeps the site off until midnight.
+Counted is all that the SuperNode pulls (`client/supernode/received.py`), and the tensors of what is sent. The
+day is the owner's. Once a message does not fit any more, the file says so, and `so100-site join` keeps the
+site off until midnight.
 """
 
 import time

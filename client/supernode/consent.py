@@ -56,6 +56,7 @@ _MANIFEST = ".info/CONTENT"
 _MAX_BUNDLE_BYTES = 10 * 1024 * 1024  # Flower's own limit of a FAB
 _MAX_CONTENT_BYTES = 40 * 1024 * 1024  # this app unpacked: under half a megabyte
 _MAX_FILES = 1000
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks others whole, however large
 _NAMED_DIFFERENCES = 5
 _VERSION_CHARACTERS = 30
 _log = logs.get_logger("client.supernode.consent")
@@ -134,6 +135,8 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
                 name = entry.filename
                 if not _is_plain(name) or name in files:
                     raise ConsentError(f"the app bundle holds the name {name!r}: not a plain path, or twice")
+                if entry.compress_type not in _COMPRESSIONS:
+                    raise ConsentError(f"the app bundle holds {name!r} compressed as Flower never does")
                 with bundle.open(entry) as file:
                     # The sizes in the zip's headers are the sender's word; this counts for itself.
                     files[name] = file.read(left + 1)

@@ -1,7 +1,7 @@
 """Flower's SuperNode, made to outlast days and bad networks.
 
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name of Flower's
-program. It runs Flower's own with ten weaknesses of Flower 1.42 fixed:
+program. It runs Flower's own with eleven weaknesses of Flower 1.42 fixed:
 
 - a TLS handshake that times out or is broken off, as when SuperLink or the network is away, counted as a
   wrong certificate, and the SuperNode gave up for good;
@@ -15,6 +15,8 @@ program. It runs Flower's own with ten weaknesses of Flower 1.42 fixed:
   the server's knowing (`client/supernode/lost_messages.py`);
 - where the environment names a proxy, the programs at the site spoke to each other through it;
 - it slept for seconds between two messages of a round (`client/supernode/polling.py`);
+- it read an app's bundle before the site had looked into it (`client/supernode/received.py`, which counts
+  the owner's traffic too);
 - it gave its tasks, with the global weights and the site's settings in them, to any program of this machine
   that asked: the secret that SuperExec shows it was for SuperExecs that others start;
 - httpx ties every response to itself: its stream holds the response, which holds the stream. What came and
@@ -66,6 +68,7 @@ def main() -> None:
 
     from client.supernode.lost_apps import answer_for_lost_apps
     from client.supernode.lost_messages import report_losses
+    from client.supernode.received import check_bundles, count_received
 
     logs.configure()
     os.environ.update(bypass_loopback(os.environ))
@@ -85,6 +88,8 @@ def main() -> None:
     shorten_waits(start_client_internal)
     _require_secret(importlib.import_module("flwr.supernode.cli.flower_supernode"))
     report_losses(start_client_internal, FleetHttpClient)
+    count_received(start_client_internal)
+    check_bundles(start_client_internal)
     answer_for_lost_apps(InMemoryNodeState)
     gc.collect()
     gc.freeze()  # what is imported stays anyway; to look at it each time takes 0.2 s

@@ -27,7 +27,7 @@ from federation.data.joint_values import check_joint_values, value_warnings
 from federation.data.simulated import is_simulated
 from federation.data.statistics import FEATURES, Statistics, statistics_of_frames
 from federation.data.tables import check_episodes, read_episodes, read_frames, read_tasks
-from federation.errors import DatasetError
+from federation.errors import DatasetError, one_line
 from federation.settings import PolicyConfig
 
 __all__ = ["ARM_DIM", "DatasetDescription", "check_fits", "describe_dataset", "find_datasets"]
@@ -78,10 +78,14 @@ def describe_dataset(root: Path, cameras: CameraChoice | None = None) -> Dataset
     """
     try:
         return _describe(root, cameras)
-    except OSError as error:
+    except PermissionError as error:
         raise DatasetError(
             f"dataset {root}: cannot be read ({error.strerror}); give user {os.getuid()} the right to read "
             f"it: chmod -R a+rX {shlex.quote(str(root))}; in a site's container see SITE_UID in .env"
+        ) from None
+    except OSError as error:
+        raise DatasetError(
+            f"dataset {root}: cannot be read ({error.strerror}); see whether its disk is there and whole"
         ) from None
 
 
@@ -203,7 +207,8 @@ def _check_version(root: Path, info: Mapping[str, Any]) -> None:
     version = str(info.get("codebase_version", "none"))
     if not isinstance(info.get("codebase_version"), str) or not _VERSION.fullmatch(version.strip()):
         raise DatasetError(
-            f"dataset {root}: format version is {version}, must be v3.x; {conversion(root, version)}"
+            f"dataset {root}: format version is {one_line(version)}, must be v3.x; "
+            f"{conversion(root, version)}"
         )
 
 

@@ -74,7 +74,7 @@ def split_episodes(frames: Frames) -> dict[int, dict[str, NDArray[Any]]]:
 
 def video_of_episode(info: Mapping[str, Any], row: Mapping[str, Any], key: str) -> str:
     """Return the path of the video of the camera `key` in which the episode of `row` lies."""
-    chunk, number = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
+    chunk, number = (int(row[f"videos/{key}/{place}"]) for place in ("chunk_index", "file_index"))
     return str(info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number))
 
 

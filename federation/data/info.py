@@ -9,7 +9,7 @@ import re
 import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
 
@@ -19,7 +19,15 @@ from federation.data.advice import repair
 from federation.data.statistics import FEATURES
 from federation.errors import DatasetError, one_line
 
-__all__ = ["IMAGE_PREFIX", "check_info", "check_stats", "load_info", "read_info", "recorded_cameras"]
+__all__ = [
+    "IMAGE_PREFIX",
+    "check_info",
+    "check_stats",
+    "load_info",
+    "read_info",
+    "recorded_cameras",
+    "video_path_of",
+]
 
 IMAGE_PREFIX = "observation.images."
 
@@ -129,13 +137,21 @@ def check_info(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     checked["data_path"] = info.get("data_path")
     if not _is_path(checked["data_path"], _PLACE):
         checked["data_path"] = _DATA_PATH  # LeRobot finds the files of data/ without it
-    checked["video_path"] = info.get("video_path", _VIDEO_PATH)
-    if not _is_path(checked["video_path"], ("video_key", *_PLACE)):
-        if any(feature.get("dtype") == "video" for feature in info["features"].values()):
-            fix = f'set it to "{_VIDEO_PATH}"'
-            raise _wrong(root, "video_path", info["video_path"], "the path of a video", fix)
-        checked["video_path"] = _VIDEO_PATH
+    has_videos = any(feature.get("dtype") == "video" for feature in info["features"].values())
+    checked["video_path"] = video_path_of(root, info) if has_videos else _VIDEO_PATH
     return checked
+
+
+def video_path_of(root: Path, info: Mapping[str, Any]) -> str:
+    """Return where `info` says that videos lie, to be filled in with `format`, or else LeRobot's own place.
+
+    Raises:
+        DatasetError: it is no path below the dataset, or could not be filled in.
+    """
+    path = info.get("video_path", _VIDEO_PATH)
+    if not _is_path(path, ("video_key", *_PLACE)):
+        raise _wrong(root, "video_path", path, "the path of a video", f'set it to "{_VIDEO_PATH}"')
+    return str(path)
 
 
 def recorded_cameras(info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -190,10 +206,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_path(template: Any, fields: Sequence[str]) -> bool:
-    """Whether `template` is a text that can be filled in with `fields`, and harmlessly so."""
+    """Whether `template` is a path below the dataset that can be filled in with `fields`, harmlessly so."""
     try:
         parts = list(Formatter().parse(template))
     except (TypeError, ValueError):
+        return False
+    place = PurePosixPath(template)
+    if place.is_absolute() or ".." in place.parts or not template.isprintable():
         return False
     return all(
         name is None or (name in fields and not conversion and _FORMATS[name].fullmatch(spec or ""))

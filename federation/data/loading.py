@@ -1,5 +1,6 @@
 """Opening a LeRobot dataset for a policy, and the errors its frames can raise."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from federation.errors import DatasetError, first_cause, one_line
 
 __all__ = ["DECODE_ERRORS", "Frames", "open_dataset", "policy_inputs", "with_empty_cameras"]
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _EMPTY_PIXELS = 8  # SmolVLA scales every image; a small black one is enough
 _TOLERANCE_SECONDS = 1e-4  # LeRobot's own, between the time of a frame and that of its picture
 
@@ -135,10 +137,15 @@ def open_dataset(
         reader.arrow = arrow
         reader.load_and_activate()
     except Exception as error:  # parquet, JSON and version errors of three libraries
-        cause = one_line(first_cause(error))
+        cause = first_cause(error)
+        if isinstance(cause, OSError) and cause.errno in _OF_THE_DISK:
+            raise DatasetError(
+                f"dataset {root}: LeRobot's copy of its tables cannot be written to scratch "
+                f"({cause.strerror}); make room there"
+            ) from error
         raise DatasetError(
-            f"dataset {root}: LeRobot cannot open it ({cause}); meta/info.json must describe what data/ and "
-            "meta/ hold: correct it, or record the dataset again with LeRobot 0.6"
+            f"dataset {root}: LeRobot cannot open it ({one_line(cause)}); meta/info.json must describe what "
+            "data/ and meta/ hold: correct it, or record the dataset again with LeRobot 0.6"
         ) from error
     return Frames(reader)
 

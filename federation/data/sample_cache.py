@@ -8,8 +8,9 @@ to; the first draw goes through the same bytes, so that what is trained on does 
 be cached.
 
 A record carries a checksum, so a torn or damaged one is decoded again. The file is named after the data
-set's files (their sizes and times) and the layout of a sample: data that changed is never mixed with data
-that was. When the limit is reached or the disk fills up, the samples that have no record are decoded as ever.
+set's files (their sizes and times), the layout of a sample and what makes one: data that changed is never
+mixed with data that was. When the limit is reached or the disk fills up, the samples that have no record are
+decoded as ever.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from federation.logs import get_logger
 
 __all__ = ["SampleCache", "open_samples", "shrunk_size"]
 
+_FORMAT = 1  # counted up whenever samples come to be made otherwise of the same files
 _CHECKSUM = "crc32"  # the first of a record
 _TEXT_BYTES = 512  # of a task; a longer one is not cached
 _SPARE_BYTES = 2 * 10**9  # of the disk, left for weights and residuals
@@ -214,7 +217,7 @@ def open_samples(
     Raises:
         DatasetError: LeRobot cannot open the dataset.
     """
-    source = f"{fingerprint(root)}/{cameras}/{episodes}"
+    source = f"{_FORMAT}/{version('lerobot')}/{fingerprint(root)}/{cameras}/{episodes}"
     arrow = folder / "arrow" / hashlib.sha256(source.encode()).hexdigest()[:16]
     for other in set(arrow.parent.glob("*")) - {arrow}:  # of files, episodes or cameras that were others
         shutil.rmtree(other, ignore_errors=True)

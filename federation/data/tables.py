@@ -41,6 +41,8 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
             first = first or set(names)
             used = [name for name in names if not name.startswith("stats/")]
             rows.extend(pq.read_table(table, columns=used, partitioning=None).to_pylist())
+        except PermissionError:
+            raise  # is no damage
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise _cannot_read(root, table, error) from None
         if unknown := sorted(set(names) - first):
@@ -90,6 +92,8 @@ def read_tasks(root: Path) -> dict[int, str]:
         numbers = list(range(len(texts)))
         if "task_index" in table.column_names:
             numbers = table["task_index"].to_pylist()
+    except PermissionError:
+        raise
     except (pa.ArrowException, OSError, AttributeError, TypeError, ValueError) as error:
         reason = one_line(error)  # nothing else has the texts, so no repair either
         raise DatasetError(f"dataset {root}: {TASKS_FILE} cannot be read ({reason}); copy it again") from None
@@ -134,6 +138,8 @@ def read_frames(root: Path) -> dict[str, NDArray[Any]]:
     for file in sorted((root / "data").glob("*/*.parquet")):
         try:
             parts.append(_read_data(root, file))
+        except PermissionError:
+            raise
         except (pa.ArrowException, OSError, TypeError, ValueError) as error:
             raise _cannot_read(root, file, error) from None
     if not parts:

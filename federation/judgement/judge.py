@@ -67,12 +67,12 @@ def describe_fitting(
     """Describe a dataset whose tables and videos fit the policy; its samples are not looked at.
 
     Args:
-        names: what its site calls the policy's cameras.
+        names: what its site calls the policy's cameras; None: it is no site's.
 
     Raises:
         DatasetError: they do not fit, or cannot be read.
     """
-    description = describe_dataset(root, CameraChoice(policy.camera_names, names or {}, policy.empty_cameras))
+    description = describe_dataset(root, CameraChoice(policy.camera_names, names, policy.empty_cameras))
     check_fits(description, policy, str(root))
     return description
 

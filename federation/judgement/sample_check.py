@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from federation.data.advice import repair
+from federation.data.cameras import how_to_say
 from federation.data.description import DatasetDescription
 from federation.data.faults import video_of_episode
 from federation.data.info import read_info
@@ -125,7 +126,8 @@ def _choose_frames(
     features = [f"{OBS_IMAGES}.{own}" for own in cameras.values()]
     sources = ["data", *(f"videos/{key}" for key in features if info["features"][key]["dtype"] == "video")]
     for source in sources:
-        files = [(row[f"{source}/chunk_index"], row[f"{source}/file_index"]) for row in rows]
+        # Of data/ a dataset need not say which file: LeRobot reads them all.
+        files = [(row.get(f"{source}/chunk_index"), row.get(f"{source}/file_index")) for row in rows]
         for file in (files[0], files[-1]):
             inside = [row for row, own in zip(rows, files, strict=True) if own == file]
             chosen |= {
@@ -190,7 +192,8 @@ def _check_sample(
         if channels != 3:
             raise DatasetError(
                 f"dataset {root}: the camera {own} has {channels} channels a picture, must be 3: a depth "
-                f'camera cannot be {camera}; name one in colour, cameras="{camera}=NAME", or record one'
+                f"camera cannot be {camera}; name one in colour, {how_to_say(f'{camera}=NAME')}, or record "
+                "one"
             )
 
 
@@ -209,8 +212,7 @@ def _check_contrast(root: Path, drawn: Drawn, cameras: Mapping[str, str]) -> tup
         if len(blank) == len(drawn):
             raise DatasetError(
                 f"{text} show nothing: they are of one colour; uncover or replace the camera and record "
-                f'again, or, in a run with policy.empty_cameras, say cameras="{camera}=none" in the node '
-                "configuration"
+                f"again, or, in a run with policy.empty_cameras, say {how_to_say(f'{camera}=none')}"
             )
         if len(blank) > 1:
             drop = f"{repair(root, sorted({place[0] for place in blank}))} drops these episodes"

@@ -80,13 +80,10 @@ def look_at_samples(request: Sequence[tuple[DatasetUse, DatasetDescription]], sc
     If that process dies, the last verdict says so, which is of the dataset that it was looking at.
     """
     is_hub_asked = any(use.policy.size == "pretrained" for use, _ in request)
-    with _temporary_folder(scratch) as folder:
-        (folder / _REQUEST).write_bytes(pickle.dumps(request))
-        (folder / _VERDICTS).touch()
+    with _temporary_folder(scratch, pickle.dumps(request)) as folder:
         how = _run(folder, _environment(folder, is_hub_asked), _MAX_SECONDS * len(request))
-        lines = (folder / _VERDICTS).read_text(encoding="utf-8").splitlines()
+        verdicts = _read_verdicts((folder / _VERDICTS).read_text(encoding="utf-8"))
         printed = (folder / _PRINTED).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    verdicts = [read_verdict(json.loads(line)) for line in lines]
     if len(verdicts) < len(request):
         root = request[len(verdicts)][0].root
         _log.error("the look at samples of %s printed: %s", root, one_line(" / ".join(printed[-5:])))
@@ -94,15 +91,26 @@ def look_at_samples(request: Sequence[tuple[DatasetUse, DatasetDescription]], sc
     return verdicts
 
 
+def _read_verdicts(text: str) -> list[Verdict]:
+    """Return those of whole lines: a process that dies, or has no room to write, leaves part of one."""
+    return [read_verdict(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 @contextmanager
-def _temporary_folder(scratch: Path) -> Iterator[Path]:
+def _temporary_folder(scratch: Path, request: bytes) -> Iterator[Path]:
+    """Yield a new folder in `scratch` that holds `request` and no verdicts yet; remove it at the end."""
+    folder = None
     try:
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)  # decoded frames lie there
         for left in scratch.glob(f"{_PREFIX}*"):  # of processes that were killed, with whoever waited
             if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
+        (folder / _REQUEST).write_bytes(request)
+        (folder / _VERDICTS).touch()
     except OSError as error:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
         raise DatasetError(
             f"scratch {scratch}: cannot be written ({error.strerror}); make room there"
         ) from None

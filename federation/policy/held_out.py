@@ -121,12 +121,16 @@ def _fixed_draw(name: str, frame: int, chunk_size: int, action_dim: int) -> tupl
 
 @torch.no_grad()
 def predict_episode(
-    policy: SmolVLAPolicy, processors: Processors, recorded: Recorded, name: str
+    policy: SmolVLAPolicy, processors: Processors, recorded: Recorded, name: str, frames: Sequence[int]
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Return the recorded and the predicted actions, (T, 6) each, of the first episode of `recorded`.
+    """Return the recorded and the predicted actions, (T, 6) each, of one episode.
 
     As on an arm the policy looks once for several actions, here for half a chunk; but what it looks at is
     recorded, so one error does not lead to the next.
+
+    Args:
+        name: of the dataset; the draws depend on it.
+        frames: of the episode, T numbers for `recorded` in the order of time.
 
     Raises:
         DECODE_ERRORS: a frame that it looks at cannot be decoded.
@@ -136,16 +140,13 @@ def predict_episode(
     half = max(1, settings.chunk_size // 2)
     truth: list[list[float]] = []
     guesses: list[list[float]] = []
-    while True:
-        frame = len(truth)
+    for start in range(0, len(frames), half):
+        frame, taken = frames[start], min(half, len(frames) - start)
         item = with_empty_cameras(recorded[frame], settings)
         noise, _ = _fixed_draw(name, frame, settings.chunk_size, settings.max_action_dim)
         batch = default_collate([item])
         with autocast(device):
             chunk = policy.predict_action_chunk(preprocessor(_observation(batch)), noise[None].to(device))
-        left = int((~item["action_is_pad"]).sum())  # of the episode, up to a chunk
-        taken = min(half, left)
         truth += item[ACTION][:taken].tolist()
         guesses += postprocessor(chunk.float())[0, :taken].tolist()
-        if left <= half:
-            return truth, guesses
+    return truth, guesses

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from federation.data.cameras import CameraChoice
 from federation.data.description import DatasetDescription, describe_dataset
-from federation.data.loading import open_dataset
+from federation.data.loading import Frames, open_dataset
 from federation.data.statistics import Statistics
+from federation.data.tables import read_episodes
 from federation.errors import FederationError
+from federation.files import files_below
 from federation.policy.build import build_processors, load_trainable
 from federation.policy.held_out import measure_policy, predict_episode
 from federation.settings import EvaluationConfig
@@ -47,8 +49,8 @@ def measure(
     digest = hashlib.sha256(repr((quick, config.frame_stride, version("lerobot"))).encode())
     for name, root in sorted(datasets.items()):
         digest.update(repr((name, descriptions[name].usable_episodes)).encode())
-        files = [path for part in ("meta", "data", "videos") for path in (root / part).rglob("*")]
-        for path in sorted(path for path in files if path.is_file()):
+        files = [path for part in ("meta", "data", "videos") for path in files_below(root / part)]
+        for path in sorted(files):
             digest.update(f"\0{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 if path.suffix != ".mp4":
@@ -85,6 +87,7 @@ class Evaluator:
         self._policy, self._config, self._measured_on = policy, config, measured_on
         self._processors = build_processors(policy, statistics)
         self._datasets: dict[str, DecodedFrames] = {}
+        self._first_episode: dict[str, list[int]] = {}  # its frames, as `DecodedFrames` numbers them
         self._fps: dict[str, int] = {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         choice = CameraChoice(wanted, may_lack=len(wanted))
@@ -96,6 +99,7 @@ class Evaluator:
                 episodes = episodes[: config.quick_episodes]
             cameras, room = description.used_cameras, _MAX_KEPT_BYTES // len(datasets)
             frames = open_dataset(root, policy.config, episodes, cameras)
+            self._first_episode[name] = _frames_of(root, episodes[0], frames)
             self._datasets[name] = DecodedFrames(frames, policy.config, cameras, room)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -143,10 +147,18 @@ class Evaluator:
         load_trainable(self._policy, weights)
         self._policy.eval()
         name, recorded = next(iter(self._datasets.items()))
-        truth, guesses = predict_episode(self._policy, self._processors, recorded, name)
+        frames = self._first_episode[name]
+        truth, guesses = predict_episode(self._policy, self._processors, recorded, name, frames)
         return {"dataset": name, "fps": self._fps[name], "recorded": truth, "predicted": guesses}
 
     def _evaluate_dataset(self, name: str) -> dict[str, Any]:
         recorded, settings = self._datasets[name], self._config
         frames = range(0, len(recorded), settings.frame_stride)
         return measure_policy(self._policy, self._processors, recorded, name, frames, settings.batch_size)
+
+
+def _frames_of(root: Path, episode: int, frames: Frames) -> list[int]:
+    """Return where the frames of `episode` are among those that were opened, in the order of time."""
+    row = next(row for row in read_episodes(root) if row["episode_index"] == episode)
+    numbers = range(int(row["dataset_from_index"]), int(row["dataset_to_index"]))
+    return [frames.position(number) for number in numbers]

@@ -63,7 +63,8 @@ class RunTotals:
     rounds: int = 0  # how many were completed, those done again included
     rounds_aggregated: int = 0
     joins_denied: int = 0
-    denied_ids: set[str] = field(default_factory=set)  # Flower's ids of nodes that may not join
+    # Flower's ids of nodes that may not join -> the names that their keys are registered under, if any
+    denied_names: dict[str, str] = field(default_factory=dict)
     evaluations: int = 0
     reverts: int = 0  # rounds after which the weights went back to the best round
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -84,18 +85,22 @@ class RunTotals:
     def denied(self) -> int:
         """Return the nodes that were denied or suspended and have not joined again; one may be both."""
         suspended = {node.id or name for name, node in self.nodes.items() if node.suspended}
-        return len(self.denied_ids | suspended)
+        return len(self.denied_names.keys() | suspended)
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
+
+    def _on_run_reopened(self, event: dict[str, Any]) -> None:
+        # A new ServerApp goes on with it, and asks every node anew before it does.
+        self.started, self.status, self.round_in_progress = event["time"], "running", 0
+        self.denied_names.clear()
+        for node in self.nodes.values():
+            node.suspended, node.until_round = False, 0
 
     def _on_run_resumed(self, event: dict[str, Any]) -> None:
         self.started, self.status, self.round_in_progress = event["time"], "running", 0
         self.waiting_for = 0
         self.round = event["after_round"]
-        self.denied_ids.clear()  # the new ServerApp asks every node anew
-        for node in self.nodes.values():
-            node.suspended, node.until_round = False, 0
 
     def _on_waiting_for_nodes(self, event: dict[str, Any]) -> None:
         self.waiting_for = event["min_nodes"] - event["joined"]
@@ -117,14 +122,16 @@ class RunTotals:
         node = self.nodes.setdefault(event["node"], NodeTotals(event))
         node.facts, node.last_seen, node.absent_rounds = event, event["time"], 0
         node.suspended, node.until_round = False, 0
-        self.denied_ids.discard(node.id)
+        # It may have come back under a new key, whose id is another.
+        denied = self.denied_names.items()
+        self.denied_names = {id_: name for id_, name in denied if id_ != node.id and name != event["node"]}
 
     def _on_node_changed(self, event: dict[str, Any]) -> None:
         if node := self.nodes.get(event["node"]):
             node.facts = node.facts | {key: event[key] for key in ("episodes", "frames")}
 
     def _on_join_denied(self, event: dict[str, Any]) -> None:
-        self.denied_ids.add(event["node_id"])
+        self.denied_names[event["node_id"]] = event.get("node", "")
         self.joins_denied += 1
 
     def _on_node_suspended(self, event: dict[str, Any]) -> None:

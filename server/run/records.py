@@ -123,6 +123,7 @@ class RunRecord:
         if self._flower_run:
             self._metrics.setdefault("flower_runs", []).append(self._flower_run)
             self._save()  # the nodes may be long in coming; who follows the run looks for it here
+            self.event("run_reopened")  # and what watches it must not take it for failed
 
     def resume_after(self, round_: int | None, entry: RoundRecord | None) -> None:
         """Go on after `round_`, None for the very beginning: later rounds will be done again.

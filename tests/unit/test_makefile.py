@@ -150,21 +150,6 @@ def test_the_tests_coverage_lies_in_the_clone(clone: Path) -> None:
     assert first[-1] == "-q"
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        ("", "docker-compose.yml"),
-        ("COMPOSE_FILE=a.yml:b.yml", "a.yml:b.yml"),
-        ("COMPOSE_FILE=a.yml\nexport COMPOSE_FILE = 'my a.yml:b.yml' # mine\r\n", "my a.yml:b.yml"),
-    ],
-)
-def test_gpu_adds_to_the_compose_files_that_env_names(clone: Path, lines: str, expected: str) -> None:
-    (clone / ".env").write_text(lines, newline="")
-    build = ["compose", "--profile", "sites-here", "build"]
-    calls = [call for call in _calls(clone, "images", "GPU=1") if call[2:] == build]
-    assert [call[1] for call in calls] == [f"{expected}:docker/compose.gpu.yml"]
-
-
 @pytest.mark.parametrize("target", ["certs", "up"])
 @pytest.mark.parametrize(("line", "recorded"), [("export EVALUATION_DATA='my own'", False), ("A=b", True)])
 def test_sample_data_is_recorded_unless_env_names_data_of_ones_own(

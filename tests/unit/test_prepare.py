@@ -417,3 +417,37 @@ def test_gpus_with_nvidias_runtime_pass(checkout: Path, prepare: Prepare, progra
     body = {"docker": '[ "$1" = info ] && echo " Runtimes: nvidia runc"', "nvidia-ctk": "exit 0"}[program]
     _write_program(checkout / "bin" / program, body)
     assert prepare(GPU="1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", "docker-compose.yml"),
+        ("COMPOSE_FILE=a.yml:b.yml\n", "a.yml:b.yml"),
+        ("COMPOSE_FILE=a.yml\nexport COMPOSE_FILE = 'my a.yml:b.yml' # mine\r\n", "my a.yml:b.yml"),
+    ],
+)
+def test_what_up_is_asked_for_is_asked_of_every_later_compose(
+    checkout: Path, prepare: Prepare, lines: str, expected: str
+) -> None:
+    _write_program(checkout / "bin" / "nvidia-ctk", "exit 0")
+    (checkout / ".env").write_text(lines, newline="")
+    for _ in range(2):
+        assert prepare(GPU="1", CONFIG="configs/smolvla.toml").returncode == 0
+    added = _env(checkout)[len(lines.splitlines()) :]
+    assert [line for line in added if not line.startswith("FEDERATION_")] == [
+        f"COMPOSE_FILE={expected}:docker/compose.gpu.yml",
+        "CONFIG=configs/smolvla.toml",
+    ]
+    assert prepare().returncode == 0
+    assert _env(checkout)[len(lines.splitlines()) :] == added
+
+
+@root_only
+def test_under_a_rootless_engine_the_containers_run_as_its_user(checkout: Path, prepare: Prepare) -> None:
+    _give(checkout, USER)
+    rootless = '[ "$1" = info ] && echo " Security Options: seccomp rootless"'
+    _write_program(checkout / "bin" / "docker", rootless)
+    result = prepare(USER)
+    assert result.returncode == 0, result.stderr
+    assert {"FEDERATION_UID=0", "FEDERATION_GID=0"} <= set(_env(checkout))

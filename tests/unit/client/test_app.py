@@ -2,21 +2,20 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import app
 from client.recordings import held
-from client.rules.owner import NO_RULES, RuleError, read_rules
+from client.rules.owner import RuleError, read_rules
 from client.rules.traffic import count_traffic, read_traffic
 from client.site import read_site
 from federation.config import RunConfig
 from federation.data.joint_names import JOINTS
 from federation.errors import DatasetError, FederationError, PolicyError, RejectionCode
 from federation.judgement.judge import describe_fitting
-from federation.messages import CONFIG, REASON
+from federation.messages import CONFIG, REASON, SETTINGS
 
 
 def test_the_servers_name_of_a_run_is_no_line_of_the_sites_log() -> None:
@@ -58,6 +57,24 @@ def test_what_lies_at_a_path_that_the_run_names_is_not_told(tmp_path: Path, key:
         assert ("auths" in reply.error.reason) == (place != "/etc")
 
 
+@pytest.mark.parametrize("place", ["/etc", "models/mine"])
+def test_nor_is_it_of_the_path_that_a_delivery_names(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> RecordDict:
+        raise PolicyError(f"policy.pretrained = '{place}': fields `auths` are not valid")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    settings = {"name": "site-a", "dataset": str(tmp_path), "scratch": str(tmp_path / "scratch")}
+    told = RecordDict({SETTINGS: ConfigRecord({"policy.pretrained": place})})
+    context = SimpleNamespace(node_config=settings, run_config={})
+    reply = app._answer(Message(told, 1, "query.deliver"), context, fail)  # type: ignore[arg-type]
+    assert "this site's log says why" in reply.error.reason
+    assert "auths" not in reply.error.reason
+
+
 def test_with_the_days_gigabytes_used_up_no_kind_of_message_is_served(tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text("gigabytes-a-day = 0.001\n")
     rules = read_rules(tmp_path / "rules.toml")
@@ -67,16 +84,6 @@ def test_with_the_days_gigabytes_used_up_no_kind_of_message_is_served(tmp_path: 
     with pytest.raises(RuleError, match="gigabytes-a-day"):
         app._shut_out(Message(content, 1, "query.shut_out"), RunConfig(), site)  # type: ignore[arg-type]
     assert read_traffic(rules, tmp_path).used_up_at > 0
-
-
-def test_all_that_a_message_brings_counts_as_traffic(tmp_path: Path) -> None:
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    settings = {"name": "site-a", "dataset": str(tmp_path), "scratch": str(tmp_path)}
-    context = SimpleNamespace(node_config=settings, run_config={})
-    for kind in ("query.join", "query.shut_out", "train"):
-        unread = RecordDict({"more": ArrayRecord({"x": Array(np.zeros(100_000, np.uint8))})})
-        app._answer(Message(unread, 1, kind), context, lambda *_: RecordDict())  # type: ignore[arg-type]
-    assert 300_000 < read_traffic(NO_RULES, tmp_path).received < 310_000
 
 
 def test_the_join_logs_what_the_judgement_warns_of(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -22,7 +23,7 @@ from client.state.kept_reply import keep_reply, load_reply, scratch_for_one
 from federation.config import RunConfig, parse_run_config
 from federation.errors import FederationError
 from federation.messages import CONFIG, HEADER, METRICS, UPDATE, WEIGHTS
-from federation.wire.payload import Header
+from federation.wire.payload import Header, open_payload
 
 CONFIGURED = {"policy.size": "tiny"}
 NOISY = {"privacy.mode": "local"}
@@ -233,3 +234,24 @@ def test_steps_that_the_run_does_not_have_are_not_trained(site, trained, steps: 
     with pytest.raises(FederationError, match=r"the server asks for .* steps: must be from 1 to 200"):
         answer_train_request(_message(steps=steps), _config(), site)
     assert trained == []
+
+
+def _sent(site: Site, update: dict[str, torch.Tensor], **privacy: Any) -> dict[str, torch.Tensor]:
+    """What leaves the site of `update`, under noise of its own."""
+    config = _config(**NOISY, **{"wire.upload": "fp32"}, **privacy)
+    shapes = {name: tensor.shape for name, tensor in update.items()}
+    reply = round_module._pack(read_request(_message(), config), config, site, update, "base")
+    received = open_payload(reply[UPDATE], reply[HEADER], shapes, Header("fp32", "r", 3, "base"))
+    return dict(received.tensors())
+
+
+def test_local_noise_is_added_to_an_update_that_was_clipped_as_a_whole(site: Site) -> None:
+    update = {"a": torch.tensor([30.0]), "b": torch.tensor([[40.0]])}
+    sent = _sent(site, update, **{"privacy.clip_norm": 2.0, "privacy.noise_multiplier": 1e-6})
+    assert [sent["a"].item(), sent["b"].item()] == pytest.approx([1.2, 1.6], abs=1e-3)
+
+
+def test_the_noise_is_what_epsilon_is_computed_from(site: Site) -> None:
+    settings = {"privacy.clip_norm": 0.1, "privacy.noise_multiplier": 5.0}
+    sent = _sent(site, {"a": torch.zeros(20_000)}, **settings)
+    assert float(sent["a"].std()) == pytest.approx(0.5, rel=0.05)

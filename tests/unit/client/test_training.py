@@ -328,3 +328,14 @@ def test_a_damaged_optimizer_state_is_dropped(
     (file,) = (tmp_path / "optimizer").iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert not restore_optimizer_state(tmp_path, "run", 2, components.optimizer, components.parameters)
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight(
+    tiny_config, policy, weights, statistics, data
+) -> None:
+    components = _components(tiny_config, policy, weights, statistics, data)
+    batch = components.preprocessor(_without_count(next(components.batches)))
+    next(iter(components.parameters.values())).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"gradient norm (inf|nan)"):
+        run_training_step(components, batch)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in components.parameters.items())

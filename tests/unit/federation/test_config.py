@@ -115,6 +115,10 @@ def test_a_whole_number_is_accepted_where_a_fraction_is_expected() -> None:
             "aggregation.clip_norm = 1.0: aggregation.method = 'median' clips nothing; set it to 0",
         ),
         (
+            {"evaluation.rollback_ratio": 0.5},
+            "evaluation.rollback_ratio = 0.5: would undo rounds that are no worse; must be greater than 1",
+        ),
+        (
             {"aggregation.clip_norm": 1.0, "privacy.mode": "central"},
             "aggregation.clip_norm = 1.0: privacy.mode = 'central' clips to privacy.clip_norm; set it to 0",
         ),

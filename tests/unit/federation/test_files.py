@@ -8,6 +8,7 @@ import pytest
 
 from federation import files
 from federation.files import (
+    fingerprint,
     folder_of_this_process,
     read_json_object,
     remove_unfinished,
@@ -178,3 +179,19 @@ def test_the_folder_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path
         process.kill()
     next_one = folder_of_this_process(tmp_path / "app")
     assert set(tmp_path.iterdir()) == {mine, next_one}
+
+
+def test_what_lies_behind_a_link_is_in_the_fingerprint_and_what_is_hidden_is_not(tmp_path: Path) -> None:
+    data, disk = tmp_path / "dataset", tmp_path / "disk" / "data"
+    disk.mkdir(parents=True)
+    data.mkdir()
+    (disk / "file-000.parquet").write_text("before")
+    (data / "data").symlink_to(disk)
+    (disk / "up").symlink_to(tmp_path)  # no way round without an end
+    before = fingerprint(data)
+    (data / ".DS_Store").write_text("a look at it")
+    (data / ".git").mkdir()
+    (data / ".git" / "index").write_text("status")
+    assert fingerprint(data) == before
+    (disk / "file-000.parquet").write_text("other, and longer")
+    assert fingerprint(data) != before

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,27 @@ def _read(folder: Path, content: Any) -> Invitation:
 def test_it_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert _read(tmp_path, INVITATION.write()) == INVITATION
     assert _read(tmp_path, DATA | {"later": "a key of a newer release"}) == INVITATION
+
+
+def test_of_its_authority_nothing_is_taken_but_the_certificate_whose_digits_are_compared(
+    tmp_path: Path,
+) -> None:
+    block = CA.replace("BEGIN CERTIFICATE", "BEGIN TRUSTED CERTIFICATE").replace("END C", "END TRUSTED C")
+    for more in ("# a remark\n" + CA, CA + block, block + CA):
+        assert _read(tmp_path, DATA | {"authority": more}).authority == CA
+
+
+def test_an_authority_with_an_extension_twice_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: bytes) -> Any:
+        raise x509.DuplicateExtension(
+            "Duplicate 2.5.29.19 extension found", x509.ObjectIdentifier("2.5.29.19")
+        )
+
+    monkeypatch.setattr(x509, "load_pem_x509_certificates", load)
+    with pytest.raises(ConfigError, match="must be one certificate of an authority"):
+        _read(tmp_path, DATA)
 
 
 def test_what_it_expects_is_one_line_with_the_bytes_of_a_round() -> None:

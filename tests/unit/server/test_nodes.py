@@ -250,6 +250,22 @@ def test_a_node_that_was_cut_off_and_has_no_time_to_answer_still_takes_part(
     assert [node.frames for node in table.wait_for_nodes().values()] == [400]
 
 
+def test_a_node_that_answers_late_again_and_again_has_one_grace_only(
+    record, reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_JOIN_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(nodes, "_POLL_INTERVAL_SECONDS", 0.02)
+    answer = make_answer("a", reported)
+    grid = FakeGrid({10: [answer, None, answer, None], 11: make_answer("b", reported)})
+    table = _table(grid, record, min_nodes=1, timeout=60.0)
+    assert len(table.wait_for_nodes()) == 2
+    time.sleep(0.3)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits again"))
+    for moment in ("later", "later still", "at last"):
+        grid.online_since = {10: moment, 11: "t0"}
+        assert len(table.wait_for_nodes()) == 2
+
+
 def _suspended(record: RunRecord) -> list[dict]:
     lines = (record.folder / "events.jsonl").read_text().splitlines()
     return [e for e in map(json.loads, lines) if e["event"] == "node_suspended"]

@@ -418,3 +418,23 @@ def test_a_node_is_believed_no_time_that_the_reply_did_not_take(record, statisti
     assert (figures["download_seconds"], figures["upload_seconds"], figures["reply_seconds"]) == (0, 0, 2)
     assert figures["update_bytes"] == 8
     assert collector.typical_norm is None  # of one, nobody else's to compare with
+
+
+@pytest.mark.parametrize(
+    "held", [{"frames": 0}, {"frames": 10**10}, {"episodes": 0}, {"episodes": -1}, {"episodes": 10**12}]
+)
+def test_what_a_site_says_that_it_holds_is_read_within_limits(record, statistics, held) -> None:
+    grid = FakeGrid({10: make_reply(1.0, **held), 11: make_reply(5.0)})
+    entry, _ = run_one_round(grid, record, statistics, "a", "b")
+    assert list(entry.clients) == ["b"]
+    assert f"{next(iter(held))} = " in entry.rejected["a"].reason
+
+
+def test_a_site_of_fewer_steps_weighs_the_same_among_three(record, statistics) -> None:
+    asked = {"a": 100, "b": 100, "c": 25}
+    collector = _collector(record, statistics, *asked, asked=asked)
+    for (name, steps), value in zip(asked.items(), (1.0, 1.0, 2.0), strict=True):
+        collector.add(name, _replied(make_reply(value, num_examples=steps)))
+    assert collector.finalize() == 3
+    ((_, mean),) = collector.aggregator.aggregate()
+    torch.testing.assert_close(mean, torch.full((2,), 6 / 3 * 2.5 / 3))

@@ -22,11 +22,10 @@ from federation.errors import RejectionCode
 from federation.messages import CONFIG, HEADER, UPDATE, WEIGHTS
 from federation.settings import PrivacyConfig
 
-NOW = datetime.now()
-
 
 def _hours(begin: int, end: int) -> str:
-    return "-".join(f"{NOW + timedelta(hours=hours):%H:%M}" for hours in (begin, end))
+    now = datetime.now()
+    return "-".join(f"{now + timedelta(hours=hours):%H:%M}" for hours in (begin, end))
 
 
 @pytest.fixture
@@ -37,9 +36,9 @@ def rules_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "rules.toml"
 
 
-def _message(kind: str = "train", size: int = 1000) -> Message:
+def _message(kind: str = "train") -> Message:
     order = ConfigRecord({"run": "run", "round": 1, "undone": [], "proximal_mu": 0.0, "fingerprint": ""})
-    weights = ArrayRecord({"000000": Array(np.zeros(size, dtype=np.uint8))})
+    weights = ArrayRecord({"000000": Array(np.zeros(1000, dtype=np.uint8))})
     content = {CONFIG: order, HEADER: ConfigRecord({"sha256": ""}), WEIGHTS: weights}
     return Message(RecordDict(content), 1, kind)
 
@@ -76,12 +75,13 @@ def test_an_update_that_does_not_fit_into_the_day_stays(
     update = ArrayRecord({"000000": Array(np.zeros(60_000, dtype=np.uint8))})
     monkeypatch.setattr(app, "answer_train_request", lambda *_: RecordDict({UPDATE: update}))
     rules_file.write_text("gigabytes-a-day = 2e-4")
-    assert not _ask(tmp_path, app._train, _message(size=100_000)).has_error()  # 160 of 200 kB
-    reply = _ask(tmp_path, app._train, _message(size=20_000))
+    count_traffic(OwnerRules(), tmp_path / "scratch", received=100_000)
+    assert not _ask(tmp_path, app._train, _message()).has_error()  # 160 of 200 kB
+    reply = _ask(tmp_path, app._train, _message())
     assert "do not fit; this site is back tomorrow" in reply.error.reason
     assert json.loads((tmp_path / "scratch" / TRAFFIC_FILE).read_text())["used_up_at"] > 0
     rules_file.write_text("gigabytes-a-day = 1")
-    assert not _ask(tmp_path, app._train, _message(size=20_000)).has_error()
+    assert not _ask(tmp_path, app._train, _message()).has_error()
 
 
 def test_rules_that_cannot_be_read_deny_everything_and_show_no_path(tmp_path: Path, rules_file: Path) -> None:
@@ -128,3 +128,18 @@ def test_who_is_not_connected(tmp_path: Path) -> None:
     assert why_off(file, scratch) == "rule gigabytes-a-day = 1 is used up for today"
     (scratch / TRAFFIC_FILE).write_text("")
     assert "cannot be read" in why_off(file, scratch)
+
+
+def test_an_update_that_is_done_after_the_owners_hours_stays(
+    tmp_path: Path, rules_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules_file.write_text(f"hours = '{_hours(-1, 1)}'")
+
+    def train(*_: object) -> RecordDict:
+        monkeypatch.setattr(OwnerRules, "now", lambda _: datetime.now() + timedelta(hours=2))
+        return RecordDict({UPDATE: ArrayRecord()})
+
+    monkeypatch.setattr(app, "answer_train_request", train)
+    reply = _ask(tmp_path, app._train, _message())
+    assert reply.error.code == RejectionCode.OWNER_RULE
+    assert "rule hours" in reply.error.reason

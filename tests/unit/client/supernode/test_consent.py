@@ -48,6 +48,14 @@ def _edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
+def test_a_few_bytes_that_unpack_to_the_machines_memory_are_not_unpacked() -> None:
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", compression) as bundle:
+            bundle.writestr("client/app.py", bytes(10**6))
+        assert "compressed as Flower never does" in _refusal(buffer.getvalue(), ["any"])
+
+
 def _refusal(bundle: bytes, allowed: Sequence[str] = ()) -> str:
     with pytest.raises(ConsentError) as refused:
         give_consent(bundle, INSTALLED, allowed)

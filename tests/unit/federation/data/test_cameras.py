@@ -18,6 +18,15 @@ pytestmark = pytest.mark.slow
 WANTED = ("top", "wrist")
 
 
+def test_of_a_dataset_that_no_site_speaks_for_the_run_says_what_its_cameras_are() -> None:
+    kinds = ((("phone", "wrist"), "lacks the camera top"), (("up", "above", "wrist"), "could each be"))
+    for recorded, what in kinds:
+        with pytest.raises(DatasetError, match=what) as caught:
+            match_cameras(("top", "wrist"), recorded, None, may_lack=0, dataset="holdout")
+        assert "in policy.cameras of the run configuration" in str(caught.value)
+        assert "--camera-names" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("recorded", "names", "expected"),
     [

@@ -71,6 +71,19 @@ def test_what_is_no_json_object_is_refused_in_one_line(tmp_path: Path, content: 
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/home/ann/diary.mp4", "../../other/{video_key}.mp4", "a\x1b[2J{video_key}", "{video_key:>99}"],
+)
+def test_a_video_that_is_not_below_the_dataset_is_refused(path: str) -> None:
+    camera = {"observation.images.top": {"dtype": "video", "shape": [8, 8, 3]}}
+    info = INFO | {"video_path": path, "features": INFO["features"] | camera}  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=r"video_path in meta/info.json is") as caught:
+        check_info(ROOT, info)
+    assert str(caught.value).isprintable()
+    assert 'set it to "videos/{video_key}/' in str(caught.value)
+
+
 def test_the_command_in_the_message_removes_a_byte_order_mark(data: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(data / "site-a", tmp_path / "my site"))
     file = root / "meta/info.json"

@@ -177,3 +177,19 @@ def test_filling_passes_over_a_damaged_video_and_stops_when_told(policy, root) -
     again = _open(root, policy)
     assert 0 < again.fill(lambda: True) < len(again)
     assert not again.is_full
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({"cameras": {"top": "top", "wrist": "wrist"}}, {"cameras": {"top": "wrist", "wrist": "top"}}),
+        ({"episodes": [0, 1]}, {"episodes": [0, 2]}),
+    ],
+    ids=["cameras", "episodes"],
+)
+def test_nothing_of_another_choice_comes_from_the_cache(policy, root: Path, first: dict, other: dict) -> None:
+    kept = open_samples(root, policy.config, root.parent / "s", GB, **first)
+    kept.fill(lambda: True)
+    fresh = open_samples(root, policy.config, root.parent / "fresh", 0, **other)[60]
+    assert not _same(kept[60], fresh)
+    assert _same(open_samples(root, policy.config, root.parent / "s", GB, **other)[60], fresh)

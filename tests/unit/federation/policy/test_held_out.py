@@ -27,14 +27,17 @@ class _Counted:
         return policy_inputs(self.frames[frame], self.config)
 
 
-@pytest.mark.parametrize(("chunk", "looks"), [(50, [0, 25]), (10, list(range(0, 40, 5))), (80, [0])])
+@pytest.mark.parametrize(
+    ("chunk", "looks"), [(50, [0, 25]), (10, list(range(0, 40, 5))), (80, [0]), (1, list(range(40)))]
+)
 def test_a_whole_episode_is_predicted_half_a_chunk_at_a_time(
     chunk: int, looks: list[int], policy: Any, statistics: Any, data: Path
 ) -> None:
     policy.config.chunk_size = policy.config.n_action_steps = chunk
     policy.model.config.chunk_size = chunk
     recorded = _Counted(data / "holdout", policy)
-    truth, guesses = predict_episode(policy, build_processors(policy, statistics), recorded, "holdout")
+    processors, frames = build_processors(policy, statistics), range(40)
+    truth, guesses = predict_episode(policy, processors, recorded, "holdout", frames)
     assert np.shape(truth) == np.shape(guesses) == (40, 6)  # its first episode has 40 frames
     expected = [recorded.frames[frame]["action"][0].tolist() for frame in range(40)]
     np.testing.assert_allclose(truth, expected)
@@ -43,7 +46,9 @@ def test_a_whole_episode_is_predicted_half_a_chunk_at_a_time(
 
 def test_the_same_weights_predict_the_same(policy: Any, statistics: Any, data: Path) -> None:
     processors, recorded = build_processors(policy, statistics), _Counted(data / "holdout", policy)
-    first, second = (predict_episode(policy, processors, recorded, "holdout") for _ in range(2))
+    first, second = (
+        predict_episode(policy, processors, recorded, "holdout", range(40, 80)) for _ in range(2)
+    )
     assert first == second
 
 

@@ -341,8 +341,13 @@ def test_nodes_that_are_shut_out_count_until_they_join_again(record: RunRecord, 
     assert shut_out() == (0, 0)
     record.event("join_denied", node_id="6", reason="other versions")
     record.event("node_suspended", node="site-a", reason="3 updates in a row refused")
-    record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
+    record.event("run_reopened")
     assert shut_out() == (0, 0)  # the new ServerApp asks all of them anew
+    record.event("join_denied", node="site-d", node_id="7", reason="other versions")
+    record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
+    assert shut_out() == (1, 0)
+    record.node_joined("site-d", FACTS | {"node_id": "8"})  # under a new key
+    assert shut_out() == (0, 0)
 
 
 def test_what_privacy_has_cost_is_shown_by_node_and_none_is_without_bound(tmp_path: Path) -> None:
@@ -394,6 +399,11 @@ def test_the_phases_of_a_round_are_its_critical_path_and_add_up_to_its_duration(
 def test_a_resumed_run_is_running_again(record: RunRecord, tmp_path: Path) -> None:
     record.event("run_failed", reason="killed")
     assert _scrape(tmp_path)['federation_run_state{state="failed"}'] == 1
+    record.event("run_reopened")  # and waits for nodes
+    record.event("waiting_for_nodes", joined=0, min_nodes=2, denied={})
+    values = _scrape(tmp_path)
+    assert values['federation_run_state{state="running"}'] == 1
+    assert values["federation_waiting_for_nodes"] == 2
     record.event("run_resumed", after_round=2, rounds_done_again=[], changed={})
     assert _scrape(tmp_path)['federation_run_state{state="running"}'] == 1
 

@@ -312,6 +312,13 @@ def test_a_reader_of_the_lock_is_not_in_the_way_of_a_run(tmp_path: Path) -> None
         assert _read(RunRecord(tmp_path, "run-1", RunConfig()))["status"] == "running"
 
 
+def test_a_reopened_run_says_so_before_the_nodes_come(tmp_path: Path) -> None:
+    _interrupted(tmp_path)
+    record = RunRecord(tmp_path, "run-1", parse_run_config({"run.resume": True}, "tests"), "flower-2")
+    lines = (record.folder / "events.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["event"] == "run_reopened"
+
+
 def test_the_record_names_flowers_runs_before_the_nodes_come(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, "run-1", RunConfig(), "17")
     record.close("finished")
@@ -319,3 +326,21 @@ def test_the_record_names_flowers_runs_before_the_nodes_come(tmp_path: Path) -> 
     record = RunRecord(tmp_path, "run-1", RunConfig(run=RunSection(resume=True)), "18")
     metrics = _read(record)
     assert (metrics["flower_runs"], metrics["status"]) == (["17", "18"], "running")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy.joint_units", "range"),
+        ("policy.fps", 15),
+        ("policy.cameras", "top"),
+        ("aggregation.strategy", "fedavgm"),
+        ("evaluation.ema_decay", 0.5),
+    ],
+)
+def test_a_continuation_cannot_change_what_its_weights_are_made_of(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    _interrupted(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{key} = {value!r}: the run began with"):
+        RunRecord(tmp_path, "run-1", parse_run_config({"run.resume": True, key: value}, "tests"))
