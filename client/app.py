@@ -147,11 +147,8 @@ def _probe_answer(error: FederationError, message: Message, context: Context) ->
 
     What is wrong with it would tell what lies there.
     """
-    settings = (
-        context.run_config,
-        message.content.config_records.get(SETTINGS, {}),
-    )  # of the run, of a delivery
-    named = [str(told.get(key, "")) for told in settings for key in ("policy.pretrained", "policy.vlm")]
+    settings = {**context.run_config, **message.content.config_records.get(SETTINGS, {})}  # a delivery's last
+    named = [str(settings.get(key, "")) for key in ("policy.pretrained", "policy.vlm")]
     if isinstance(error, PolicyError) and any(name and _is_local(name) for name in named):
         return "the policy that the run names by a path cannot be used here; this site's log says why"
     return ""

@@ -50,16 +50,16 @@ class FederationConfig:
     fraction_fit: Real = setting(1.0, "share of the online nodes sampled each round", gt=0, le=1)
     min_nodes: Whole = setting(2, "nodes that must be online before a round starts", ge=1)
     min_updates: Whole = setting(1, "with fewer good updates a round does not change the weights", ge=1)
-    round_deadline_seconds: Real = setting(1800.0, "that a round may take at most", gt=0)
+    round_deadline_seconds: Real = setting(1800.0, "longest time that a round may take", gt=0)
     quorum: Real = setting(
         0.75, "share of nodes after whose replies the others have limited time", gt=0, le=1
     )
-    straggler_factor: Real = setting(4.0, "that time, as a multiple of the median reply time", ge=1)
+    straggler_factor: Real = setting(4.0, "their time limit, in median reply times", ge=1)
     partial_work: bool = setting(
         False,
         "a slow site takes as many `local_steps` as fit into the middle one's time, and weighs the same",
     )
-    join_timeout_seconds: Real = setting(300.0, "then the log says who lacks; the run goes on waiting", gt=0)
+    join_timeout_seconds: Real = setting(300.0, "then the log names missing sites; the run waits on", gt=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -180,8 +180,7 @@ class AggregationConfig:
     max_norm_ratio: Real = setting(
         10.0,
         "from three updates on, norms beyond this many times the median are rejected, and with any number "
-        "those that no training at this learning rate makes. 0, or `privacy.mode` `central`, which clips "
-        "them: none is",
+        "those that no training at this learning rate makes; with 0 or `privacy.mode` `central` none are",
         ge=0,
     )
     clip_norm: Real = setting(0.0, "`mean`: larger updates are scaled down to it; 0: never", ge=0)
@@ -246,7 +245,7 @@ class EvaluationConfig:
     )
     patience: Whole = setting(0, "end after so many evaluations in a row without gain; 0: never", ge=0)
     min_gain: Real = setting(
-        0.01, "what counts as gain: this part of the loss that was the last to gain", ge=0, le=0.5
+        0.01, "least relative improvement, over the last loss that was one, that counts", ge=0, le=0.5
     )
     sim_frequency: Whole = setting(0, "every how many rounds it drives the simulated arm; 0: never", ge=0)
     sim_episodes: Whole = setting(20, "simulated picks of one such evaluation", ge=1)

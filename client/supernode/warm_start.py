@@ -1,6 +1,6 @@
 """Flower's SuperExec at a site, whose ClientApps are forks of a process that has imported torch and LeRobot.
 
-Flower starts a process for each message, and imports were most of a short round: seven of nine seconds.
+Flower starts a process for each message, and imports were most of a short round (docs/results.md).
 `client/supernode/bin`, first on the PATH of a SuperNode, holds this module under the name `flower-superexec`.
 It runs Flower's own program and replaces the one call that starts a process, `subprocess.Popen`, which Flower
 neither waits for nor asks for an exit code. The standard library's fork server imports

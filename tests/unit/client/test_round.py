@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors import SafetensorError
 
 from client import round as round_module
 from client.recordings.sources import Source
@@ -117,11 +118,14 @@ def test_what_does_not_decide_the_answer_may_change(site, trained) -> None:
     assert trained == [3]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
 def test_a_reply_of_its_own_noise_that_cannot_be_kept_does_not_leave(
-    site, trained, monkeypatch: pytest.MonkeyPatch
+    site, trained, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(round_module, "keep_reply", full)
     assert answer_train_request(_message(), _config(), site)[UPDATE] == _reply()[UPDATE]

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flwr.app import Error
+from flwr.app import Error, MetricRecord, RecordDict
 
 from federation.config import RunConfig
 from federation.errors import FederationError
-from federation.messages import CONFIG, HEADER, LAST_UPDATE
+from federation.messages import CONFIG, HEADER, LAST_UPDATE, METRICS, UPDATE
 from federation.release_ledger import LEDGER_FILE, read_ledger
 from federation.settings import EvaluationConfig, FederationConfig, PrivacyConfig, WireConfig
+from federation.wire.payload import Header, pack_tensors
 from server.grid import exchange
 from server.model import GlobalModel
 from server.rounds import run_round
@@ -20,6 +21,7 @@ from server.run.round_record import Rejection, RoundRecord
 from tests.fake_grid import FakeGrid
 from tests.unit.server.replies import (
     FAST,
+    METRIC_VALUES,
     NAN,
     make_nodes,
     make_reply,
@@ -138,7 +140,13 @@ def test_nobody_is_hurried_by_updates_that_were_trained_when_they_were_asked_for
 ) -> None:
     monkeypatch.setattr(exchange, "_MIN_WAIT_SECONDS", 0.0)
     answers = {node: make_reply(train_seconds=trained) for node in (10, 11, 12)}
-    entry, _ = run_one_round(FakeGrid(answers | {13: None}), record, statistics, "a", "b", "c", "d")
+    settings = RunConfig(
+        federation=FederationConfig(round_deadline_seconds=1.0 if waits else 60.0),
+        wire=WireConfig(download="fp32", upload="fp32"),
+        training=FAST,
+    )
+    grid, model = FakeGrid(answers | {13: None}), GlobalModel({"w": torch.zeros(2)}, statistics, "f")
+    entry = run_round(grid, model, make_nodes("a", "b", "c", "d"), 1, settings, record)  # type: ignore
     assert (sorted(entry.clients), entry.missing) == (["a", "b", "c"], ["d"])
     events = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
     reason = next(event["reason"] for event in events if event["event"] == "reply_timed_out")
@@ -215,3 +223,14 @@ def test_what_a_round_leaves_open_is_watched(record, statistics) -> None:
     run_round(grid, model, make_nodes("a", "b"), 1, settings, record, late=late)  # type: ignore[arg-type]
     ((left,),) = (opened.values() for opened in watched)
     assert left.node_id == 11
+
+
+def test_an_update_larger_than_the_answer_to_a_question_may_be_is_taken(record, statistics) -> None:
+    size = 2_000_000  # 8 MB
+    base = pack_tensors([("w", torch.zeros(size))], Header("fp32", "run", 1, ""))[2].sha256
+    arrays, header, _ = pack_tensors([("w", torch.ones(size))], Header("fp32", "run", 1, base))
+    reply = RecordDict({UPDATE: arrays, HEADER: header, METRICS: MetricRecord(METRIC_VALUES)})  # type: ignore
+    settings = RunConfig(wire=WireConfig(download="fp32", upload="fp32"), training=FAST)
+    model = GlobalModel({"w": torch.zeros(size)}, statistics, "f")
+    entry = run_round(FakeGrid({10: reply}), model, make_nodes("a"), 1, settings, record)  # type: ignore
+    assert (list(entry.clients), entry.rejected) == (["a"], {})

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from client.state import round_state
 from client.state.feedback import add_residual, keep_residual
@@ -83,14 +84,17 @@ def test_a_round_done_again_takes_the_same_residual_once_more(tmp_path: Path) ->
     assert len(list((tmp_path / "feedback").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
 def test_on_a_full_disk_no_residual_is_kept_and_none_counts_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_residual(tmp_path, "run", 1, {"w": torch.ones(3)})
 
     def full(tensors: dict, file: Path) -> None:
         file.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(round_state, "save_file", full)
     keep_residual(tmp_path, "run", 2, {"w": torch.ones(3)})

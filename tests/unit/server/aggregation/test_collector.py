@@ -256,3 +256,19 @@ def test_adam_takes_steps_of_about_its_learning_rate() -> None:
     apply_update(aggregator, weights, make_server_optimizer(config, weights))
     assert weights["a"].mean().item() == pytest.approx(0.01, rel=0.01)
     assert weights["b"].item() == pytest.approx(-0.01, rel=0.01)
+
+
+def test_fedadam_is_the_papers_with_the_configured_momentum() -> None:
+    config = AggregationConfig(strategy="fedadam", server_learning_rate=0.01, server_momentum=0.5)
+    weights, expected, m, v = ({name: torch.zeros(shape) for name, shape in SHAPES.items()} for _ in range(4))
+    optimizer = make_server_optimizer(config, weights)
+    for t, update in enumerate(_updates(3), start=1):
+        update = {name: 1e-3 * tensor for name, tensor in update.items()}  # of tau's size
+        aggregator = WeightedMean(SHAPES)
+        aggregator.add(_payload(update), 1)
+        apply_update(aggregator, weights, optimizer)
+        for name, u in update.items():
+            m[name], v[name] = 0.5 * m[name] + 0.5 * u, 0.99 * v[name] + 0.01 * u**2
+            step = (m[name] / (1 - 0.5**t)) / ((v[name] / (1 - 0.99**t)).sqrt() + 1e-3)
+            expected[name] += 0.01 * step
+            torch.testing.assert_close(weights[name], expected[name])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from federation import files
@@ -252,7 +253,7 @@ def test_a_full_disk_costs_the_round_in_hand_and_says_so(
 
         def torn(tensors: object, path: Path, metadata: object) -> None:
             path.write_bytes(b"half a checkpoint")
-            full()
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
         monkeypatch.setattr(module, "save_file", torn)
     elif moment == "flush":
