@@ -20,7 +20,10 @@ pytestmark = pytest.mark.slow
 
 
 class _Nodes:
+    told: list[tuple[Any, ...]]  # what else is asked of it, of the newest one
+
     def __init__(self, statistics: Any) -> None:
+        _Nodes.told = []
         self._node = SimpleNamespace(name="site-a", statistics=statistics)
 
     def wait_for_nodes(self, *_: object) -> dict[int, Any]:
@@ -29,8 +32,8 @@ class _Nodes:
     def joined(self) -> set[str]:
         return set()
 
-    def __getattr__(self, _: str) -> Any:
-        return lambda *_: None
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.told.append((name, *arguments))
 
 
 def _round(_: object, model: Any, __: object, round_: int, *___: object) -> RoundRecord:
@@ -72,6 +75,7 @@ def test_a_run_resumed_with_another_way_to_evaluate_measures_its_best_round_anew
     changes = {"run.resume": True, "run.num_rounds": 3, "evaluation.frame_stride": 7}
     second = start(18, **changes)
     assert second["flower_runs"] == ["17", "18"]
+    assert _Nodes.told == [("count_rejections", 3, {}, {}), ("note_holdings", {})]
     assert second["baseline"]["frames"] != first["baseline"]["frames"]
     kept = [entry["evaluation"] for entry in second["rounds"] if "evaluation" in entry]
     assert {evaluation["measured_on"] for evaluation in kept} == {second["baseline"]["measured_on"]}

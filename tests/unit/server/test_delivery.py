@@ -243,6 +243,7 @@ def test_a_site_that_was_off_gets_it_as_it_joins_the_next_run_once(run: Path, tm
     grid.registered[11] = name
     former.deliver({"site-a", "site-b", "site-c"})
     assert _asked(grid) == ["site-a", "site-b"]
+    assert [message.metadata.ttl for message in grid.sent.values()][-1] == 120.0  # a run waits meanwhile
     (run / DELIVERIES_FILE).unlink()
     former.deliver({"site-a", "site-b", "site-c"})
     assert _asked(grid) == ["site-a", "site-b"]  # one that failed is not tried again in each round

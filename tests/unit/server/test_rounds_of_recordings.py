@@ -13,7 +13,7 @@ from client.recordings import held
 from client.recordings.sources import Source, parse_sources, write_list
 from client.round import answer_train_request
 from client.site import Site
-from federation.config import RunConfig
+from federation.config import RunConfig, flatten, parse_run_config
 from federation.judgement.judge import describe_fitting
 from federation.policy.build import build_policy, frozen_fingerprint, trainable_parameters
 from server.aggregation.collector import make_server_optimizer
@@ -72,3 +72,16 @@ def test_a_recording_that_is_added_is_trained_on_from_the_next_round_and_the_see
         assert told == [(3, 120), (5, 160)]
         assert model.statistics is statistics
     assert all(torch.equal(models[0][name], tensor) for name, tensor in models[1].items())
+
+
+def test_with_partial_work_a_site_trains_the_steps_that_it_is_asked_for(
+    sources: list[Source], tiny_config: RunConfig, statistics, cache: Path, tmp_path: Path
+) -> None:
+    changes = {"federation.partial_work": True, "training.local_steps": 8}
+    config = parse_run_config(flatten(tiny_config) | changes, "tests")
+    _, entries = _rounds(tmp_path, config, statistics, cache, [sources[:1]] * 2)
+    # Nobody's speed is known: a quarter of the steps.
+    asked = 8 // 4 * config.training.batch_size
+    assert [entry.clients["site-a"]["num_examples"] for entry in entries] == [asked, asked]
+    assert (tmp_path / "scratch" / "feedback_by_step").is_dir()
+    assert not (tmp_path / "scratch" / "feedback").exists()
