@@ -192,13 +192,13 @@ def test_an_evaluation_ends_with_a_server_that_is_killed(tmp_path: Path) -> None
         "import time\n"
         "from server import cli\n"
         "from server.evaluation import closed_loop\n"
-        "closed_loop.simulate = lambda *_: time.sleep(600)\n"
+        "closed_loop.simulate = lambda *_: (print('drives', flush=True), time.sleep(600))\n"
         "cli.main(['simulate', '--policy', '.', '--out', 'result.json', '--end-with-stdin'])"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=reader)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=reader, stdout=subprocess.PIPE)
     os.close(reader)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.5)
+    assert process.stdout
+    assert process.stdout.readline() == b"drives\n"
     os.close(writer)
     assert process.wait(240) == 1
 
