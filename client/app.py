@@ -155,7 +155,10 @@ def _probe_answer(error: FederationError, message: Message, context: Context) ->
 
 
 def _is_local(name: str) -> bool:
-    return name.startswith(("/", "~")) or Path(name).exists()
+    try:
+        return name.startswith(("/", "~")) or Path(name).exists()
+    except OSError:  # too long for one
+        return False
 
 
 def _answer(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from client.repair.parquet_rescue import rescue_file
 from federation.data.advice import is_torn
 from federation.data.faults import frame_times, video_of_episode
-from federation.data.info import video_path_of
+from federation.data.info import check_names, video_path_of
 from federation.data.tables import read_tasks
 from federation.errors import DatasetError, one_line
 
@@ -93,6 +93,7 @@ def read_source(root: Path, scratch: Path) -> Source:
         info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8-sig"))
         version = str(info["codebase_version"])
         keys = [key for key, feature in info["features"].items() if feature.get("dtype") == "video"]
+        check_names(root, info["features"])
         if version.startswith("v3.") and keys:
             info["video_path"] = video_path_of(root, info)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -22,6 +22,7 @@ from federation.errors import DatasetError, one_line
 __all__ = [
     "IMAGE_PREFIX",
     "check_info",
+    "check_names",
     "check_stats",
     "load_info",
     "read_info",
@@ -166,6 +167,7 @@ def recorded_cameras(info: Mapping[str, Any]) -> tuple[str, ...]:
 def _check_features(root: Path, features: Any) -> None:
     if not isinstance(features, dict):
         raise _wrong(root, "features", features, "an object with the columns of data/", "copy it again")
+    check_names(root, features)
     for key, feature in features.items():
         if not isinstance(feature, dict):
             raise _wrong(root, f"features.{key}", feature, "an object with dtype and shape", "copy it again")
@@ -186,6 +188,13 @@ def _check_features(root: Path, features: Any) -> None:
             if features[key].get("shape") != [1]:
                 shape = features[key].get("shape")
                 raise _wrong(root, f"features.{key}.shape", shape, "[1]", "set it to [1]")
+
+
+def check_names(root: Path, features: Mapping[str, Any]) -> None:
+    """Raise a `DatasetError` if the name of a column would lead out of the dataset; LeRobot writes none."""
+    for key in features:
+        if "/" in key:
+            raise _wrong(root, "features", key, "names without a slash", "copy it again")
 
 
 def _check_feature(root: Path, features: Mapping[str, Any], key: str, types: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def test_what_lies_at_a_path_that_the_run_names_is_not_told(tmp_path: Path, key:
         assert ("auths" in reply.error.reason) == (place != "/etc")
 
 
-@pytest.mark.parametrize("place", ["/etc", "models/mine"])
+@pytest.mark.parametrize("place", ["/etc", "models/mine", "~/" + "long" * 2000])
 def test_nor_is_it_of_the_path_that_a_delivery_names(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

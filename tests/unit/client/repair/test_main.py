@@ -318,6 +318,17 @@ def test_where_nothing_is_whole_nothing_is_written(copy: Path, new: Path) -> Non
     assert [path.name for path in new.parent.iterdir()] == ["site-a"]
 
 
+@pytest.mark.parametrize(
+    "path", ["../elsewhere/{video_key}.mp4", "/home/{video_key}.mp4", "{video_key:>9999999999}"]
+)
+def test_no_video_is_taken_from_outside_the_dataset(copy: Path, new: Path, path: str) -> None:
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    write_json(copy / "meta" / "info.json", info | {"video_path": path})
+    with pytest.raises(DatasetError, match=r"video_path in meta/info\.json is .*; set it to"):
+        repair_dataset(copy, new)
+    assert not new.exists()
+
+
 def test_nothing_is_replaced(original: Path, new: Path) -> None:
     new.mkdir()
     with pytest.raises(DatasetError, match="new exists: remove it"):

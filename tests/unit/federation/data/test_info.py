@@ -71,6 +71,13 @@ def test_what_is_no_json_object_is_refused_in_one_line(tmp_path: Path, content: 
     assert str(caught.value).isprintable()
 
 
+def test_no_column_leads_out_of_the_dataset() -> None:
+    video = {"dtype": "video", "shape": [8, 8, 3]}
+    features = INFO["features"] | {"observation.images.../../x": video}  # type: ignore[operator]
+    with pytest.raises(DatasetError, match="must be names without a slash"):
+        check_info(ROOT, INFO | {"features": features})
+
+
 @pytest.mark.parametrize(
     "path",
     ["/home/ann/diary.mp4", "../../other/{video_key}.mp4", "a\x1b[2J{video_key}", "{video_key:>99}"],
