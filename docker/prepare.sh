@@ -58,7 +58,7 @@ if ((uid == 0)); then
 	configured=${configured:-$owner}
 	chown -R "$configured:${group:-$configured}" "$certs/superlink" "$certs/sites" "$certs/invited" "$certs/revoked"
 fi
-if [[ -z $configured ]] && docker info 2>/dev/null | grep -qi rootless; then
+if [[ -z $configured ]] && docker info 2>/dev/null | grep -qE '^ *rootless(: true)?$'; then
 	configured=0 group=${group:-0} # there the user who runs the engine, whose the keys are
 fi
 configured=${configured:-$uid}

@@ -444,10 +444,20 @@ def test_what_up_is_asked_for_is_asked_of_every_later_compose(
 
 
 @root_only
-def test_under_a_rootless_engine_the_containers_run_as_its_user(checkout: Path, prepare: Prepare) -> None:
+@pytest.mark.parametrize(
+    ("says", "user"),
+    [
+        ("Security Options:\n  seccomp\n  rootless\n  cgroupns", 0),
+        ("    rootless: true", 0),  # Podman under Docker's name
+        ("    rootless: false", USER),
+        ("Security Options:\n  seccomp", USER),
+    ],
+)
+def test_under_a_rootless_engine_the_containers_run_as_its_user(
+    checkout: Path, prepare: Prepare, says: str, user: int
+) -> None:
     _give(checkout, USER)
-    rootless = '[ "$1" = info ] && echo " Security Options: seccomp rootless"'
-    _write_program(checkout / "bin" / "docker", rootless)
+    _write_program(checkout / "bin" / "docker", f"[ \"$1\" = info ] && printf '%s\\n' '{says}'")
     result = prepare(USER)
     assert result.returncode == 0, result.stderr
-    assert {"FEDERATION_UID=0", "FEDERATION_GID=0"} <= set(_env(checkout))
+    assert {f"FEDERATION_UID={user}", f"FEDERATION_GID={user}"} <= set(_env(checkout))
