@@ -11,7 +11,6 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from client import app
-from client.rules.traffic import TRAFFIC_FILE
 from client.state.contact import read_contact
 from client.state.delivered_policy import note_delivered_policy, read_delivered_policy, read_training
 from federation import logs
@@ -133,9 +132,6 @@ def test_each_site_comes_to_the_very_file_that_the_server_exported(
     assert read_metrics(folder)["delivered"].keys() == {"site-a", "site-b"}
     contact = read_contact(tmp_path / "site-a" / "scratch")
     assert contact["update"] == "rejected in round 1: NaN in it"
-    received = json.loads((tmp_path / "site-a" / "scratch" / TRAFFIC_FILE).read_text())["received"]
-    # Beside the weights come statistics and settings.
-    assert 0 < received - read_deliveries(folder)["site-a"]["bytes"] < 20_000
     deliver_quietly(grid, folder)  # type: ignore[arg-type]
     assert len(grid.sent) == 2
 
