@@ -1,5 +1,6 @@
 """A site elsewhere, over TLS: its key is made there, and seen nowhere else; its owner sees what it does."""
 
+import re
 import shutil
 import signal
 from contextlib import ExitStack
@@ -102,7 +103,8 @@ def test_a_site_joins_with_its_own_key_trains_and_never_comes_again_once_that_is
         assert "SuperNode  running since" in status
         assert "accepted: it sent the policy; last heard" in status
         assert "round      1, step 3 of 3" in status
-        assert "0.6 MB received, 0.1 MB sent" in status
+        (received,) = re.findall(r"([\d.]+) MB received, 0.1 MB sent", status)
+        assert 1.4 < float(received) < 1.8  # 0.9 of them the app
         assert "update     accepted in round 1" in status
         assert f"policy     round 1 of one, in {site.policy}" in status
         shutil.rmtree(site.policy)
