@@ -145,7 +145,7 @@ class Cluster:
         """Wait until the `run` service has ended; return the name of its run."""
         return run_name(self.end_of_run_service())
 
-    def end_of_run_service(self, timeout: float = 420) -> str:
+    def end_of_run_service(self, timeout: float = 900) -> str:
         """Wait until the `run` service has ended; return what it said."""
         docker("wait", self.compose("ps", "--all", "--quiet", "run").strip(), timeout=timeout)
         return self.compose("logs", "--no-log-prefix", "run")
