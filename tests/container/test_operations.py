@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from certs.issue import rotate
+from federation.release_ledger import Release, append_release
 from tests.container.cluster import SITES, Cluster
 
 pytestmark = pytest.mark.container
@@ -48,6 +49,11 @@ def test_a_backup_is_restored_into_empty_volumes(cluster: Cluster, finished_run:
     for volume, service in _VOLUMES.items():
         unpack = ("--entrypoint", "tar", service, "-C", f"/{volume}", "-x")
         cluster.unpack(tmp_path / f"{volume}.tar", *_ONCE, *unpack)
+    ledger, kept = tmp_path / "site-a-ledger.jsonl", ("supernode-a", "/scratch/privacy_ledger.jsonl")
+    append_release(ledger, Release("earlier", 1, ("site-a",), 1.0))
+    cluster.unpack(ledger, *_ONCE, "--entrypoint", "tee", *kept)
+    cluster.pack(tmp_path / "again.jsonl", *_ONCE, "--entrypoint", "cat", *kept)
+    assert (tmp_path / "again.jsonl").read_bytes() == ledger.read_bytes()
     cluster.compose("up", "--detach", "--no-build")
     assert cluster.read(finished_run, "federated_metrics.json") == metrics
     assert "has finished; docker compose run --rm run --new" in cluster.end_of_run_service()
