@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from federation.config import parse_run_config
+from federation.config import RunConfig, parse_run_config
 from server.evaluation.held_out import DivergedError
-from server.round_evaluation import evaluate_and_save
+from server.round_evaluation import RevertedError, evaluate_and_save, stop_after_reverts
 from server.run.records import RunRecord
 from server.run.round_record import RoundRecord
 from tests.unit.server.run.test_checkpoints import _model, _store
@@ -21,6 +21,16 @@ class _Evaluator:
         if self._loss is None:
             raise DivergedError("holdout: policy loss is nan")
         return {"policy_loss": self._loss, "action_mse": 1.0, "seconds": 0.1, "datasets": {}}
+
+
+def test_a_run_that_is_reverted_again_and_again_fails_with_what_to_do(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, "run-1", RunConfig())
+    for round_ in (1, 2):
+        record.round_finished(RoundRecord(round_, reverted_to=0))
+        stop_after_reverts(record)
+    record.round_finished(RoundRecord(3, reverted_to=0))
+    with pytest.raises(RevertedError, match=r"3 evaluations in a row .* lower training.learning_rate"):
+        stop_after_reverts(record)
 
 
 @pytest.fixture
