@@ -36,18 +36,16 @@ def count_received(flower: Any) -> None:
         pull_object: Callable[..., bytes],
         **others: Any,
     ) -> int | None:
-        received = 0
+        received: list[int] = []  # bytes; not a sum, for Flower pulls objects in several threads
 
         def get_fab_and_count(*arguments: Any) -> Any:
-            nonlocal received
             bundle = get_fab(*arguments)
-            received += len(bundle.content)
+            received.append(len(bundle.content))
             return bundle
 
         def pull_object_and_count(*arguments: Any) -> bytes:
-            nonlocal received
             content = pull_object(*arguments)
-            received += len(content)
+            received.append(len(content))
             return content
 
         try:
@@ -59,7 +57,7 @@ def count_received(flower: Any) -> None:
             )
         finally:
             if received:
-                _count(Path(str(node_config.get("scratch", ""))), received)
+                _count(Path(str(node_config.get("scratch", ""))), sum(received))
         return run_id
 
     flower._pull_and_store_message = pull_and_count

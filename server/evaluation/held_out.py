@@ -87,7 +87,7 @@ class Evaluator:
         self._policy, self._config, self._measured_on = policy, config, measured_on
         self._processors = build_processors(policy, statistics)
         self._datasets: dict[str, DecodedFrames] = {}
-        self._first_episode: dict[str, list[int]] = {}  # its frames, as `DecodedFrames` numbers them
+        self._shown: list[int] = []  # of the first dataset the first episode's frames, for `predict`
         self._fps: dict[str, int] = {}
         wanted = [feature.removeprefix(f"{OBS_IMAGES}.") for feature in policy.config.image_features]
         choice = CameraChoice(wanted, may_lack=len(wanted))
@@ -99,7 +99,7 @@ class Evaluator:
                 episodes = episodes[: config.quick_episodes]
             cameras, room = description.used_cameras, _MAX_KEPT_BYTES // len(datasets)
             frames = open_dataset(root, policy.config, episodes, cameras)
-            self._first_episode[name] = _frames_of(root, episodes[0], frames)
+            self._shown = self._shown or _frames_of(root, episodes[0], frames)
             self._datasets[name] = DecodedFrames(frames, policy.config, cameras, room)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -147,8 +147,7 @@ class Evaluator:
         load_trainable(self._policy, weights)
         self._policy.eval()
         name, recorded = next(iter(self._datasets.items()))
-        frames = self._first_episode[name]
-        truth, guesses = predict_episode(self._policy, self._processors, recorded, name, frames)
+        truth, guesses = predict_episode(self._policy, self._processors, recorded, name, self._shown)
         return {"dataset": name, "fps": self._fps[name], "recorded": truth, "predicted": guesses}
 
     def _evaluate_dataset(self, name: str) -> dict[str, Any]:
