@@ -82,7 +82,7 @@ def clone(tmp_path: Path) -> Path:
     note = (
         f"#!{INTERPRETER}\nimport json, os, sys\n"
         f"with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
-        "    call = [os.getcwd(), os.environ.get('COMPOSE_FILE', ''), *sys.argv[1:]]\n"
+        "    call = [os.getcwd(), *sys.argv[1:]]\n"
         "    print(json.dumps(call), file=calls)\n"
     )
     for name in ("python", "coverage"):
@@ -95,11 +95,11 @@ def clone(tmp_path: Path) -> Path:
 
 
 def _calls(clone: Path, *arguments: str) -> list[list[str]]:
-    """Folder, COMPOSE_FILE and arguments of each program that make starts."""
+    """Folder and arguments of each program that make starts."""
     file = clone.parents[1] / "calls"
     file.unlink(missing_ok=True)
     path = f"{clone.parents[1] / 'bin'}:{os.environ['PATH']}"
-    result = _make(clone, *arguments, without=("COMPOSE_FILE",), PATH=path)
+    result = _make(clone, *arguments, PATH=path)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -130,7 +130,7 @@ OWN = "my data/arm 1"
 def test_a_path_with_a_blank_arrives_whole(clone: Path, target: list[str], expected: list[str]) -> None:
     calls = _calls(clone, *target)
     assert all(call[0] == str(clone) for call in calls)
-    arguments = next(call[2:] for call in calls if expected[0] in call)
+    arguments = next(call[1:] for call in calls if expected[0] in call)
     assert all(argument in arguments for argument in expected)
 
 
@@ -146,7 +146,7 @@ def test_only_the_samples_own_folder_is_recorded_anew(clone: Path) -> None:
 
 def test_the_tests_coverage_lies_in_the_clone(clone: Path) -> None:
     first = _calls(clone, "test", "PYTEST_ARGS=-q")[0]
-    assert first[2:5] == ["run", "-m", "pytest"]
+    assert first[1:4] == ["run", "-m", "pytest"]
     assert first[-1] == "-q"
 
 
